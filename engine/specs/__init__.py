@@ -1,0 +1,22 @@
+"""What is to be done, as plain data. No torch, no Qt: window, command line and worker all speak these."""
+
+from engine.errors import InvalidSpec
+from engine.specs.fields import Spec, knob, problems
+from engine.specs.jobs import JOB_KINDS, ExportSpec, FetchSpec, StackEntry, TrainSpec
+from engine.specs.talk import (ANSWER_KINDS, TALK_KINDS, DataReport, DescribeData, EstimatePlan, OpenChat, PlanReport, RenderedRow,
+                               RenderRow, Say, SetStrengths)
+
+KINDS: dict[str, type[Spec]] = {**JOB_KINDS, **TALK_KINDS, **ANSWER_KINDS}
+
+
+def from_dict(data: dict) -> Spec:
+    """Revive any spec from JSON by its ``kind``. Raises `InvalidSpec`."""
+    cls = KINDS.get(data.get("kind", "")) if isinstance(data, dict) else None
+    if cls is None:
+        raise InvalidSpec("This is not a job that the studio knows.", do=f"“kind” must be one of {', '.join(KINDS)}.")
+    return cls.from_dict(data)
+
+
+__all__ = ["ANSWER_KINDS", "JOB_KINDS", "KINDS", "TALK_KINDS", "DataReport", "DescribeData", "EstimatePlan", "ExportSpec", "FetchSpec",
+           "OpenChat", "PlanReport", "RenderRow", "RenderedRow", "Say", "SetStrengths", "Spec", "StackEntry", "TrainSpec",
+           "from_dict", "knob", "problems"]

@@ -1,0 +1,94 @@
+"""What can be put in the queue: each job is one documented dataclass, the same for window, CLI and worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from engine.specs.fields import Spec, knob
+
+
+@dataclass
+class StackEntry(Spec):
+    """One adapter in a stack. The order of a list of entries is the order in which they apply."""
+
+    kind: ClassVar[str] = "stack-entry"
+
+    adapter: str = knob(label="Adapter", help="Folder of the adapter, in PEFT's format.")
+    strength: float = knob(1.0, label="Strength", term="weight", low=-10, high=10,
+                           help="1 is exactly as it was taught, 0 is off.")
+    enabled: bool = knob(True, label="On", help="An adapter that is off stays in the stack but is not heard.")
+
+
+@dataclass
+class FetchSpec(Spec):
+    """Bring a base model into the library: the starter model, or a model of the Hugging Face Hub."""
+
+    kind: ClassVar[str] = "fetch"
+
+    out: str = knob(label="Folder", help="Where the model folder is made.")
+    model: str = knob("starter", label="Model", help="“starter”, or a name on the Hugging Face Hub such as org/name.")
+
+
+@dataclass
+class TrainSpec(Spec):
+    """Teach one adapter on one base from one data file."""
+
+    kind: ClassVar[str] = "train"
+
+    base: str = knob(label="Model", help="Folder of the base model (config, tokenizer, safetensors).")
+    data: str = knob(label="Examples", help="File with the examples.")
+    out: str = knob(label="Adapter folder", help="Where the finished adapter is put; its last part is the adapter's name.")
+    method: str = knob("LORA", label="Method", term="peft_type", help="How the skill is stored.")
+    method_config: dict = field(default_factory=dict, metadata={
+        "label": "Method settings", "help": "Fields of the method's own config, by PEFT's names (r, lora_alpha, target_modules …).",
+        "advanced": True})
+    passes: float = knob(3.0, label="Passes over your examples", term="epochs", low=0.01, high=1000,
+                         help="How often every example is seen. More learns harder; too many learns by heart.")
+    max_steps: int = knob(0, label="Stop after", unit="steps", low=0, advanced=True, help="Upper limit of steps; 0 means no limit.")
+    learning_rate: float = knob(0.0, label="Learning speed", term="learning_rate", low=0, high=1, advanced=True,
+                                help="How big each correction is; 0 chooses by rule for method and capacity.")
+    rows_per_step: int = knob(8, label="Examples per step", term="batch size", low=1, high=4096, advanced=True,
+                              help="How many examples are averaged before each correction.")
+    max_length: int = knob(1024, label="Longest example", unit="tokens", low=16, high=1_000_000, advanced=True,
+                           help="Longer examples are left out and reported, never cut silently.")
+    system: str = knob("", label="Standing instruction", term="system prompt", help="Put before every example; may stay empty.", advanced=True)
+    holdout: float = knob(0.1, label="Held back for testing", term="eval split", low=0, high=0.5,
+                          help="Share of the examples that is never learned, only used to test (at least 8, at most 200 rows).")
+    early_stop: bool = knob(True, label="Stop when it gets no better", help="Keeps the best state by the error on unseen examples.")
+    warmup: float = knob(0.05, label="Gentle start", term="warmup_ratio", low=0, high=0.5, advanced=True,
+                         help="Share of the steps in which the learning speed rises from zero.")
+    weight_decay: float = knob(0.0, label="Weight decay", term="weight_decay", low=0, high=1, advanced=True, help="Pulls the adapter towards zero.")
+    precision: str = knob("auto", label="Number format", term="dtype", choices=("auto", "float32", "bfloat16"), advanced=True,
+                          help="“auto” measures which is faster here and accurate enough.")
+    seed: int = knob(0, label="Seed", low=0, high=2**31 - 1, advanced=True, help="Same seed, same data, same machine: the identical file.")
+    checkpoint_seconds: float = knob(60.0, label="Save at least every", unit="s", low=0, advanced=True,
+                                     help="A checkpoint is written after this time or a tenth of the run, whichever comes first.")
+    prompts: list[str] = knob(factory=list, label="Pinned questions", help="Answered again at every checkpoint, to hear the change.")
+
+
+@dataclass
+class ExportSpec(Spec):
+    """Bake a stack into its base and write a complete model folder; then reload it and prove it."""
+
+    kind: ClassVar[str] = "export"
+
+    base: str = knob(label="Model", help="Folder of the base model.")
+    out: str = knob(label="Folder", help="Where the finished model is put.")
+    stack: list[StackEntry] = knob(factory=list, label="Stack", help="Adapters with strengths, in order.")
+    dtype: str = knob("same", label="Number format", choices=("same", "float32", "bfloat16", "float16"), advanced=True,
+                      help="“same” keeps the base's format.")
+    verify: bool = knob(True, label="Verify", help="Reload the file, compare it with the live stack, write a receipt.")
+    prompts: list[str] = knob(factory=list, label="Questions", help="Sample answers that go on the receipt.")
+
+    def problems(self) -> dict[str, str]:
+        found = super().problems()
+        for entry in self.stack:
+            for name, sentence in entry.problems().items():
+                found[f"stack.{name}"] = sentence
+        if not [e for e in self.stack if e.enabled and e.strength]:
+            found.setdefault("stack", "The stack has no adapter that is on: the result would be the base itself.")
+        return found
+
+
+JOB_KINDS: dict[str, type[Spec]] = {cls.kind: cls for cls in (FetchSpec, TrainSpec, ExportSpec)}

@@ -1,0 +1,125 @@
+"""Short requests to a warm worker, answered over its pipes while the person waits.
+
+A request is a `Spec`; it is answered by a stream of `engine.events` and one final result:
+the dataclass named in `answer`. Nothing here is worth a row in the queue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from engine.specs.fields import Spec, knob
+from engine.specs.jobs import StackEntry, TrainSpec
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+@dataclass
+class DataReport(Spec):
+    """What a data file holds. `examples` are the first few rows as chat messages."""
+
+    kind: ClassVar[str] = "data-report"
+    path: str = ""
+    sentence: str = ""                     # "120 question and answer pairs, from the columns question and answer."
+    rows: int = 0
+    held_out: int = 0
+    shape: str = ""                        # name of the recognised shape, e.g. "question/answer"
+    columns: list[str] = knob(factory=list, label="Columns", help="Names as they stand in the file.")
+    roles: dict = knob(factory=dict, label="Roles", help="Column name → role (question, answer, system, messages, text).")
+    examples: list = knob(factory=list, label="Examples", help="Rows as lists of {role, content}.")
+    notes: list[str] = knob(factory=list, label="Notes", help="What was left out and why, in sentences.")
+
+
+@dataclass
+class RenderedRow(Spec):
+    """One row exactly as the model sees it. `spans` is a list of [text, learned]."""
+
+    kind: ClassVar[str] = "rendered-row"
+    spans: list = knob(factory=list, label="Text", help="Pieces of text; learned ones are true.")
+    tokens: int = 0
+    learned_tokens: int = 0
+    limit: int = 0
+
+
+@dataclass
+class PlanReport(Spec):
+    """The price of a plan on this machine, measured by a short probe."""
+
+    kind: ClassVar[str] = "plan-report"
+    rows: int = 0
+    steps: int = 0
+    tokens: int = 0                        # of all passes together
+    seconds: float = 0.0
+    seconds_error: float = 0.0             # plus or minus
+    memory_mb: float = 0.0
+    free_memory_mb: float = 0.0
+    disk_mb: float = 0.0
+    trainable: int = 0                     # adapter parameters
+    sentence: str = ""
+
+
+# --- requests ----------------------------------------------------------------------------------
+
+@dataclass
+class DescribeData(Spec):
+    """Answered by `DataReport`."""
+
+    kind: ClassVar[str] = "describe-data"
+    path: str = knob(label="File", help="The data file.")
+    holdout: float = 0.1
+
+
+@dataclass
+class RenderRow(Spec):
+    """Answered by `RenderedRow`: computed by the very function that makes the training labels."""
+
+    kind: ClassVar[str] = "render-row"
+    base: str = knob(label="Model", help="Folder of the base model.")
+    data: str = knob(label="File", help="The data file.")
+    row: int = 0
+    max_length: int = 1024
+    system: str = ""
+
+
+@dataclass
+class EstimatePlan(Spec):
+    """Answered by `PlanReport`."""
+
+    kind: ClassVar[str] = "estimate-plan"
+    plan: TrainSpec = knob(label="Plan", help="The plan whose price is asked.")
+
+
+@dataclass
+class OpenChat(Spec):
+    """Load a base (kept warm) and put this stack on it. Answered by nothing but completion."""
+
+    kind: ClassVar[str] = "open-chat"
+    base: str = knob(label="Model", help="Folder of the base model.")
+    stack: list[StackEntry] = knob(factory=list, label="Stack", help="Adapters with strengths, in order.")
+
+
+@dataclass
+class SetStrengths(Spec):
+    """Heard at the next token, even while an answer is being spoken. One number an entry of the open stack."""
+
+    kind: ClassVar[str] = "set-strengths"
+    strengths: list[float] = knob(factory=list, label="Strengths", help="By position in the open stack; 0 is off.")
+
+
+@dataclass
+class Say(Spec):
+    """Stream an answer as `engine.events.Token`, then one `engine.events.Answered` a column."""
+
+    kind: ClassVar[str] = "say"
+    messages: list = knob(factory=list, label="Messages", help="Chat so far as {role, content}; the last is the user's.")
+    columns: list[str] = knob(factory=lambda: ["stack"], label="Columns", help="Who answers: “base”, “stack” or both, in turn.")
+    max_new_tokens: int = knob(200, label="Longest answer", unit="tokens", low=1, high=100_000, help="The answer stops here at the latest.")
+    temperature: float = knob(0.0, label="Imagination", term="temperature", low=0, high=5, help="0 always takes the likeliest word.")
+    top_p: float = knob(0.95, label="Choice", term="top_p", low=0.01, high=1, help="Only the likeliest words up to this share are considered.")
+    seed: int = knob(0, label="Seed", low=0, help="Same seed, same answer.")
+
+
+TALK_KINDS: dict[str, type[Spec]] = {
+    cls.kind: cls for cls in (DescribeData, RenderRow, EstimatePlan, OpenChat, SetStrengths, Say)}
+ANSWER_KINDS: dict[str, type[Spec]] = {cls.kind: cls for cls in (DataReport, RenderedRow, PlanReport)}
