@@ -1,10 +1,10 @@
 """What is to be done, as plain data. No torch, no Qt: window, command line and worker all speak these."""
 
 from engine.errors import InvalidSpec
-from engine.specs.fields import Spec, knob, problems
+from engine.specs.fields import Spec, describe_fields, knob, problems
 from engine.specs.jobs import JOB_KINDS, ExportSpec, FetchSpec, StackEntry, TrainSpec
-from engine.specs.talk import (ANSWER_KINDS, TALK_KINDS, DataReport, DescribeData, EstimatePlan, OpenChat, PlanReport, RenderedRow,
-                               RenderRow, Say, SetStrengths)
+from engine.specs.talk import (ANSWER_KINDS, TALK_KINDS, DataReport, DescribeData, DescribeMethods, EstimatePlan, MethodsReport, OpenChat,
+                               PlanReport, RenderedRow, RenderRow, Say, SetStrengths)
 
 KINDS: dict[str, type[Spec]] = {**JOB_KINDS, **TALK_KINDS, **ANSWER_KINDS}
 
@@ -17,6 +17,6 @@ def from_dict(data: dict) -> Spec:
     return cls.from_dict(data)
 
 
-__all__ = ["ANSWER_KINDS", "JOB_KINDS", "KINDS", "TALK_KINDS", "DataReport", "DescribeData", "EstimatePlan", "ExportSpec", "FetchSpec",
-           "OpenChat", "PlanReport", "RenderRow", "RenderedRow", "Say", "SetStrengths", "Spec", "StackEntry", "TrainSpec",
+__all__ = ["ANSWER_KINDS", "JOB_KINDS", "KINDS", "TALK_KINDS", "DataReport", "DescribeData", "DescribeMethods", "EstimatePlan", "ExportSpec",
+           "FetchSpec", "MethodsReport", "OpenChat", "PlanReport", "RenderRow", "RenderedRow", "Say", "SetStrengths", "Spec", "StackEntry", "TrainSpec", "describe_fields",
            "from_dict", "knob", "problems"]

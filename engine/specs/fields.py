@@ -110,3 +110,27 @@ def _revive(annotation: Any, value: Any) -> Any:
     if typing.get_origin(annotation) is list and args and isinstance(value, list):
         return [_revive(args[0], item) for item in value]
     return value
+
+
+def describe_fields(cls: type) -> list[dict]:
+    """The fields of a spec or config class as plain JSON, for forms, command line and docs (torch-free on the other side of a pipe)."""
+    hints = typing.get_type_hints(cls)
+    described = []
+    for f in dataclasses.fields(cls):
+        default = f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else None
+        if isinstance(default, Spec):
+            continue
+        described.append({
+            "name": f.name, "label": f.metadata.get("label", f.name), "help": f.metadata.get("help", ""), "term": f.metadata.get("term", ""),
+            "unit": f.metadata.get("unit", ""), "low": f.metadata.get("low"), "high": f.metadata.get("high"),
+            "choices": list(f.metadata["choices"]) if f.metadata.get("choices") else None, "advanced": bool(f.metadata.get("advanced")),
+            "type": _type_name(hints[f.name]), "default": default if isinstance(default, (str, int, float, bool, list, dict)) else None,
+            "required": f.default is MISSING and f.default_factory is MISSING})
+    return described
+
+
+def _type_name(annotation: Any) -> str:
+    arms = [arm for arm in typing.get_args(annotation) if arm is not type(None)]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType) and arms:
+        return _type_name(arms[0])
+    return (typing.get_origin(annotation) or annotation).__name__ if annotation is not Any else "any"

@@ -59,6 +59,14 @@ class PlanReport(Spec):
     sentence: str = ""
 
 
+@dataclass
+class MethodsReport(Spec):
+    """Every method with its settings: {peft_type, title, help, fields}; fields as `engine.specs.fields.describe_fields` gives them."""
+
+    kind: ClassVar[str] = "methods-report"
+    methods: list = knob(factory=list, label="Methods", help="One description a method.")
+
+
 # --- requests ----------------------------------------------------------------------------------
 
 @dataclass
@@ -88,6 +96,13 @@ class EstimatePlan(Spec):
 
     kind: ClassVar[str] = "estimate-plan"
     plan: TrainSpec = knob(label="Plan", help="The plan whose price is asked.")
+
+
+@dataclass
+class DescribeMethods(Spec):
+    """Answered by `MethodsReport`: what the form of *Advanced* is generated from."""
+
+    kind: ClassVar[str] = "describe-methods"
 
 
 @dataclass
@@ -121,5 +136,5 @@ class Say(Spec):
 
 
 TALK_KINDS: dict[str, type[Spec]] = {
-    cls.kind: cls for cls in (DescribeData, RenderRow, EstimatePlan, OpenChat, SetStrengths, Say)}
-ANSWER_KINDS: dict[str, type[Spec]] = {cls.kind: cls for cls in (DataReport, RenderedRow, PlanReport)}
+    cls.kind: cls for cls in (DescribeData, RenderRow, EstimatePlan, DescribeMethods, OpenChat, SetStrengths, Say)}
+ANSWER_KINDS: dict[str, type[Spec]] = {cls.kind: cls for cls in (DataReport, RenderedRow, PlanReport, MethodsReport)}
