@@ -1,3 +1,30 @@
-"""The engine: PEFT's Models API, training, mixing, merging and exporting. Knows no screen; importing it is instant."""
+"""The engine: PEFT's Models API, training, mixing, merging and exporting. Knows no screen; importing it is instant.
+
+The public names resolve on first use (PEP 562), so that `import engine` costs nothing and needs no torch.
+"""
+
+from importlib import import_module
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "engine.methods.base": ("PeftConfig",),
+    "engine.methods.lora": ("LoraConfig",),
+    "engine.methods.registry": ("register_method",),
+    "engine.model.peft_model": ("PeftModel", "PeftModelForCausalLM", "get_peft_model"),
+    "engine.model.targets": ("NoMatchingPeftModuleError",),
+    "engine.checkpoint.state": ("get_peft_model_state_dict", "set_peft_model_state_dict"),
+    "engine.checkpoint.report": ("LoadReport",),
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'engine' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,124 @@
+"""Reading adapters in PEFT's format. Headers are checked before a byte is believed; no pickle is ever opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as load_bytes
+from torch import Tensor
+
+from engine.errors import BadAdapter, StudioError, WrongBase
+from engine.methods.base import Method, PeftConfig, TargetedConfig, TensorSpec
+from engine.methods.registry import method as method_of
+from engine.checkpoint.keys import file_key, sort_by_site
+from engine.checkpoint.report import LoadReport
+from engine.store.headers import read_header
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def locate(model_id: Path | str, subfolder: str | None = None, **hub: object) -> Path:
+    """The folder of an adapter: a local path, or a name on the Hugging Face Hub (config and safetensors are fetched).
+
+    Raises:
+        BadAdapter: neither is there.
+    """
+    folder = Path(model_id)
+    if not folder.is_dir() and str(model_id).count("/") == 1 and not str(model_id).startswith((".", "/")):
+        folder = _fetch(str(model_id), subfolder, **hub)
+    if subfolder:
+        inside = (folder / subfolder).resolve()
+        if not inside.is_relative_to(folder.resolve()):
+            raise BadAdapter(f"The sub-folder {subfolder} lies outside of {folder.name}.", do="Choose another one.")
+        folder = inside
+    if not (folder / "adapter_config.json").is_file():
+        raise BadAdapter(f"Can't find 'adapter_config.json' at '{model_id}'.", "There is no adapter in that place.", "Choose another folder.")
+    return folder
+
+
+def _fetch(repo: str, subfolder: str | None, **hub: object) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    from engine.errors import Unreachable
+
+    wanted = [f"{subfolder}/{name}" if subfolder else name for name in ("adapter_config.json", WEIGHTS)]
+    try:
+        return Path(snapshot_download(repo, allow_patterns=wanted, **{k: v for k, v in hub.items() if v is not None}))
+    except RepositoryNotFoundError as problem:
+        raise BadAdapter(f"There is no adapter “{repo}” on the Hub, or it is private.", do="Check the name, or log in.") from problem
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
+        raise Unreachable(f"The adapter “{repo}” cannot be fetched.", "The Hugging Face Hub cannot be reached.",
+                          "Check the connection, or choose a folder on this computer.", details=str(problem)) from problem
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of an adapter folder in private memory (the file may be replaced afterwards). Raises `BadAdapter`."""
+    path = folder / WEIGHTS
+    if not path.exists():
+        pickle = (folder / "adapter_model.bin").exists()
+        raise BadAdapter(f"Can't find weights for {folder.name}.",
+                         "It has only adapter_model.bin, a format that could run a program when opened." if pickle else f"{WEIGHTS} is missing.",
+                         "Get the adapter again, in safetensors format.")
+    read_header(path, BadAdapter)
+    return load_bytes(path.read_bytes())
+
+
+def read_config(folder: Path) -> tuple[TargetedConfig, list[str]]:
+    """An adapter's config and the names of settings that this version does not know. Raises `BadAdapter`."""
+    from engine.store.library import read_json
+
+    config = PeftConfig.from_pretrained(folder)
+    return config, type(config).unknown_keys(read_json(folder / "adapter_config.json", BadAdapter))
+
+
+def match(tensors: dict[str, Tensor], method: Method, expected: dict[str, dict[str, TensorSpec]],
+          unknown_settings: list[str]) -> tuple[dict[str, dict[str, Tensor]], LoadReport]:
+    """Bring a file's tensors together with what the planned layers expect.
+
+    Args:
+        expected: module path → tensor name → spec.
+
+    Returns:
+        (module path → tensor name → tensor, report).
+
+    Raises:
+        WrongBase: not one tensor fits a layer, or shapes differ.
+        BadAdapter: a tensor holds values that are not numbers.
+    """
+    sites, origin, foreign = sort_by_site(tensors, method.prefix)
+    given: dict[str, dict[str, Tensor]] = {}
+    loaded, missing, wrong = [], [], []
+    for path, specs in expected.items():
+        for name, spec in specs.items():
+            tensor = sites.get(path, {}).pop(name, None)
+            if tensor is None:
+                missing.append(file_key(path, name))
+            elif tuple(tensor.shape) != tuple(spec.shape):
+                wrong.append(f"{path}.{name}: {tuple(tensor.shape)} in the file, {tuple(spec.shape)} in the model")
+            else:
+                given.setdefault(path, {})[name] = tensor
+                loaded.append(origin[path, name])
+    if wrong:
+        raise WrongBase("The adapter does not fit this model.", f"{len(wrong)} of its tensors have other sizes.",
+                        "It was made for another model (or another size of it): choose that one.", details="\n".join(wrong))
+    if not loaded:
+        raise WrongBase("Nothing of the adapter fits this model.", "Not one of its tensors belongs to a layer of the model.",
+                        "Choose the model that it was made for.", details="\n".join(list(tensors)[:50]))
+    unsound = [origin[path, name] for path, part in given.items() for name, t in part.items()
+               if t.is_floating_point() and not torch.isfinite(t).all()]
+    if unsound:
+        raise BadAdapter("The adapter holds values that are not numbers.", f"{len(unsound)} of its tensors are broken.",
+                         "Train it again with a lower learning speed, or get it again.", details="\n".join(unsound[:50]))
+    unexpected = foreign + [origin[path, name] for path, rest in sites.items() for name in rest]
+    renamed = {key: file_key(path, name) for (path, name), key in origin.items() if key != file_key(path, name)}
+    return given, LoadReport(loaded, missing, unexpected, renamed, unknown_settings)
+
+
+def expected_tensors(method: Method, config: TargetedConfig, targets: list) -> dict[str, dict[str, TensorSpec]]:
+    """What each planned layer expects of the file: module path → tensor name → spec."""
+    return {t.path: method.tensors(config, t.site) for t in targets}
+
+
+__all__ = ["StudioError", "expected_tensors", "locate", "match", "method_of", "read_config", "read_tensors"]

@@ -1,0 +1,36 @@
+"""Writing adapters in PEFT's format: ``adapter_config.json`` and ``adapter_model.safetensors``, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.checkpoint.keys import file_key
+from engine.store.atomic import replacing, write_json
+
+if TYPE_CHECKING:
+    from engine.model.peft_model import PeftModel
+
+
+def adapter_tensors(model: "PeftModel", name: str) -> dict[str, Tensor]:
+    """An adapter's tensors under their names in the file; detached, contiguous, on the CPU, in the layers' order.
+
+    Raises `ValueError` if the model has no such adapter.
+    """
+    if name not in model.peft_config:
+        raise ValueError(f"There is no adapter named {name!r}; there are {sorted(model.peft_config)}.")
+    return {file_key(path, key): tensor.detach().cpu().contiguous()
+            for path, layer in model.adapted.items() if name in layer.tenants for key, tensor in layer.tensors(name).items()}
+
+
+def save_adapter(model: "PeftModel", name: str, folder: Path | str) -> None:
+    """Write one adapter straight into ``folder`` (made if needed). Each file replaces its predecessor atomically, weights first."""
+    folder = Path(folder)
+    tensors = adapter_tensors(model, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "adapter_model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_json(folder / "adapter_config.json", {**model.peft_config[name].to_dict(), "inference_mode": True})

@@ -1,0 +1,40 @@
+"""PEFT's functions on adapter state dicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint.load import match
+from engine.checkpoint.report import LoadReport
+from engine.checkpoint.save import adapter_tensors
+from engine.methods.registry import method as method_of
+
+if TYPE_CHECKING:
+    from engine.model.peft_model import PeftModel
+
+
+def get_peft_model_state_dict(model: "PeftModel", adapter_name: str = "default") -> dict[str, Tensor]:
+    """An adapter's tensors under their names in the file (PEFT function of the same name)."""
+    return adapter_tensors(model, adapter_name)
+
+
+@torch.no_grad()
+def set_peft_model_state_dict(model: "PeftModel", state: dict[str, Tensor], adapter_name: str = "default") -> LoadReport:
+    """Copy tensors into an existing adapter, in place and all or none (PEFT function of the same name).
+
+    Raises:
+        WrongBase: nothing fits, or shapes differ; the adapter is unchanged.
+    """
+    config = model.peft_config[adapter_name]
+    method = method_of(config.peft_type)
+    layers = {path: layer for path, layer in model.adapted.items() if adapter_name in layer.tenants}
+    given, report = match(state, method, {path: method.tensors(config, layer.site) for path, layer in layers.items()}, [])
+    for path, tensors in given.items():
+        live = layers[path].tensors(adapter_name)
+        for key, tensor in tensors.items():
+            live[key].copy_(tensor)
+    model.stack.changed()                  # stacked copies are stale
+    return report

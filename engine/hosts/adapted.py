@@ -1,0 +1,276 @@
+"""A layer with adapters: one pristine base weight and the live stack of adapters round it.
+
+The base is never changed. Each adapter's tensors stand beside it under PEFT's own names, so that the module tree reads
+``….q_proj.lora_A.<adapter>.weight`` and a key in a file is the key in memory less the adapter's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.hosts.host import Host
+from engine.hosts.stack import Layout, LiveStack
+from engine.methods.base import Method, Site, Tensors
+
+
+class Slot(nn.Module):
+    """Holds one adapter's tensors of one kind (``lora_A`` → ``weight``, ``bias``), so that names nest as in PEFT."""
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """One adapter at one layer: its method and settings. Its tensors live in the layer's module tree."""
+
+    method: Method
+    config: Any
+
+
+Path = Callable[[Tensor, Tensor], Tensor]        # (x, y) → y with one adapter, or one fused group, added
+
+
+class Adapted(nn.Module):
+    """Wraps ``base_layer``; behaves like it wherever nothing is in the stack."""
+
+    def __init__(self, base_layer: nn.Module, host: Host, site: Site, stack: LiveStack):
+        super().__init__()
+        self.base_layer = base_layer
+        self.site = site
+        self.tenants: dict[str, Tenant] = {}
+        self._host, self._stack = host, stack
+        self._pristine: nn.Parameter | None = None            # W0 while a merged weight stands in its place
+        self._pristine_bias: nn.Parameter | None = None
+        self._paths: list[Path] = []
+        self._stamp: tuple = ()
+        self.train(base_layer.training)
+
+    # --- adapters ---
+
+    def add(self, name: str, tenant: Tenant, tensors: Tensors) -> None:
+        """Let an adapter in. ``tensors`` by their names in PEFT's files; those of trainable specs become parameters."""
+        self.tenants[name] = tenant
+        for key, tensor in tensors.items():
+            kind, _, leaf = key.partition(".")
+            parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+            if leaf:
+                shelf = self._shelf(kind, nn.ModuleDict)
+                if name not in shelf:
+                    shelf[name] = Slot()
+                shelf[name].register_parameter(leaf, parameter)
+            else:
+                self._shelf(kind, nn.ParameterDict)[name] = parameter
+
+    def _shelf(self, kind: str, container: type) -> Any:
+        if kind not in self._modules:
+            self.add_module(kind, container())
+        return self._modules[kind]
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter; empty shelves go with it."""
+        self.tenants.pop(name, None)
+        for kind in [k for k in self._modules if k != "base_layer"]:
+            shelf = self._modules[kind]
+            if name in shelf:
+                del shelf[name]
+            if not len(shelf):
+                delattr(self, kind)
+        self._stamp = ()
+
+    def tensors(self, name: str) -> Tensors:
+        """An adapter's tensors by their names in PEFT's files; the live parameters, not copies."""
+        found: Tensors = {}
+        for kind, shelf in self._modules.items():
+            if kind != "base_layer" and name in shelf:
+                if isinstance(shelf[name], Slot):
+                    found.update({f"{kind}.{leaf}": p for leaf, p in shelf[name].named_parameters()})
+                else:
+                    found[kind] = shelf[name]
+        return found
+
+    # --- running ---
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = self.base_layer(x, *args, **kwargs)
+        stamp = (self._stack.version, torch.is_grad_enabled(), self.training, y.dtype)
+        if stamp != self._stamp:
+            self._paths = self._prepare(y.dtype, frozen=not stamp[1])
+            self._stamp = stamp
+        for path in self._paths:
+            y = path(x, y)
+        return y
+
+    def _prepare(self, dtype: torch.dtype, frozen: bool) -> list[Path]:
+        """Decide once how to run the present stack: neighbouring low-rank adapters without dropout or training fuse into one."""
+        paths: list[Path] = []
+        group: list[str] = []
+        for name in self._stack.heard():
+            if name not in self.tenants:
+                continue
+            tenant = self.tenants[name]
+            tensors = self.tensors(name)
+            drops = self.training and tenant.method.dropout(tenant.config) > 0
+            low_rank = tenant.method.factors(tensors, tenant.config, self.site) is not None
+            if low_rank and not drops and (frozen and not any(t.requires_grad for t in tensors.values())):
+                group.append(name)
+                continue
+            if group:
+                paths.append(self._fused(group, dtype))
+                group = []
+            paths.append(self._live_low_rank(name) if low_rank else self._live_dense(name))
+        if group:
+            paths.append(self._fused(group, dtype))
+        return paths
+
+    def _fused(self, names: list[str], dtype: torch.dtype) -> Path:
+        """Frozen low-rank adapters as one stacked A and one stacked B; the strengths are read from the stack at each call."""
+        parts = [self.tenants[n].method.factors(self.tensors(n), self.tenants[n].config, self.site) for n in names]
+        layout: Layout = tuple((n, f.A.shape[0], f.scale) for n, f in zip(names, parts))
+        host, layer, stack = self._host, self.base_layer, self._stack
+        A = (parts[0].A if len(parts) == 1 else torch.cat([f.A.to(dtype) for f in parts])).to(dtype).detach()
+        B = (parts[0].B if len(parts) == 1 else torch.cat([f.B.to(dtype) for f in parts], dim=1)).to(dtype).detach()
+        biases = [(n, f.bias.detach() * f.scale) for n, f in zip(names, parts) if f.bias is not None]
+        flat = self.site.kind == "linear"
+
+        if flat and len(names) == 1 and not biases:           # the everyday case, as few operations as there can be
+            name, scale, A_t, B_t = names[0], parts[0].scale, A.t(), B.t()
+
+            def single(x: Tensor, y: Tensor) -> Tensor:
+                h = x.to(dtype).reshape(-1, x.shape[-1]) @ A_t
+                return torch.addmm(y.reshape(-1, y.shape[-1]), h, B_t, alpha=stack.strength(name) * scale).view(y.shape)
+
+            return single
+
+        def fused(x: Tensor, y: Tensor) -> Tensor:
+            h = host.project(layer, x if self.site.kind == "embedding" else x.to(dtype), A)
+            y = y + host.expand(layer, host.per_rank(h, stack.scales(layout, dtype, y.device)), B)
+            for name, bias in biases:
+                y = host.bias(y, (bias * stack.strength(name)).to(dtype))
+            return y
+
+        return fused
+
+    def _live_low_rank(self, name: str) -> Path:
+        """One low-rank adapter with gradients: computed in the activations' dtype, master tensors stay as they are."""
+        tenant, host, layer, stack = self.tenants[name], self._host, self.base_layer, self._stack
+        tensors, share = self.tensors(name), tenant.method.dropout(tenant.config)
+
+        def live(x: Tensor, y: Tensor) -> Tensor:
+            f = tenant.method.factors(tensors, tenant.config, self.site)
+            if self.site.kind == "embedding":
+                h = host.project(layer, x, f.A.to(y.dtype))
+            else:
+                h = host.project(layer, F.dropout(x, share, self.training).to(y.dtype), f.A.to(y.dtype))
+            factor = stack.strength(name) * f.scale
+            y = y + host.expand(layer, h * factor, f.B.to(y.dtype))
+            return y if f.bias is None else host.bias(y, (f.bias * factor).to(y.dtype))
+
+        return live
+
+    def _live_dense(self, name: str) -> Path:
+        """A delta without factors: the layer's own forward with ΔW in place of its weight."""
+        tenant, host, layer, stack = self.tenants[name], self._host, self.base_layer, self._stack
+        tensors, share = self.tensors(name), tenant.method.dropout(tenant.config)
+
+        def live(x: Tensor, y: Tensor) -> Tensor:
+            delta = tenant.method.delta(tensors, tenant.config, self.site).to(y.dtype) * stack.strength(name)
+            inputs = x if self.site.kind == "embedding" else F.dropout(x, share, self.training).to(y.dtype)
+            y = y + host.run(layer, inputs, delta)
+            bias = tenant.method.bias_delta(tensors, tenant.config, self.site)
+            return y if bias is None else host.bias(y, (bias * stack.strength(name)).to(y.dtype))
+
+        return live
+
+    # --- merging: composed from W0, never subtracted ---
+
+    @torch.no_grad()
+    def compose(self, W0: Tensor | None = None, names: Iterable[str] | None = None) -> Tensor:
+        """The weight with the stack baked in, in the layer's own layout and W0's dtype; summed in float32 or better.
+
+        Args:
+            W0: the pristine weight, if the layer itself holds none (streaming merges on the meta device).
+            names: only these adapters of the stack; all by default.
+        """
+        W0 = self.pristine_weight if W0 is None else W0
+        exact = torch.promote_types(W0.dtype, torch.float32)
+        matrix = self._host.canonical(W0).to(exact, copy=True)
+        for name in self._stack.names if names is None else names:
+            if name in self.tenants and (strength := self._stack.strength(name)) != 0:
+                tenant = self.tenants[name]
+                tensors = {k: t.detach().to(W0.device, exact) for k, t in self.tensors(name).items()}
+                matrix += strength * tenant.method.delta(tensors, tenant.config, self.site)
+        return self._host.native(matrix, W0).to(W0.dtype).contiguous()
+
+    @torch.no_grad()
+    def compose_bias(self, b0: Tensor | None = None, names: Iterable[str] | None = None) -> Tensor | None:
+        """The bias ``(out,)`` with the stack baked in, or None if the layer has none."""
+        b0 = self.pristine_bias if b0 is None else b0
+        if b0 is None:
+            return None
+        exact = torch.promote_types(b0.dtype, torch.float32)
+        bias = b0.to(exact, copy=True)
+        for name in self._stack.names if names is None else names:
+            if name in self.tenants and (strength := self._stack.strength(name)) != 0:
+                tenant = self.tenants[name]
+                tensors = {k: t.detach().to(b0.device, exact) for k, t in self.tensors(name).items()}
+                if (delta := tenant.method.bias_delta(tensors, tenant.config, self.site)) is not None:
+                    bias += strength * delta
+        return bias.to(b0.dtype)
+
+    def merge(self, names: Iterable[str]) -> None:
+        """Let a composed weight stand in for W0, which is kept; `unmerge` puts the very same object back."""
+        names = [name for name in names if name in self.tenants]
+        if not names:
+            return
+        weight, bias = self.compose(names=names), self.compose_bias(names=names)
+        if self._pristine is None:
+            self._pristine, self._pristine_bias = self.base_layer.weight, getattr(self.base_layer, "bias", None)
+        self.base_layer.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            self.base_layer.bias = nn.Parameter(bias, requires_grad=False)
+
+    def unmerge(self) -> None:
+        """Restore W0, bit for bit: it is the same tensor that was there before."""
+        if self._pristine is not None:
+            self.base_layer.weight = self._pristine
+            if self._pristine_bias is not None:
+                self.base_layer.bias = self._pristine_bias
+            self._pristine = self._pristine_bias = None
+
+    @property
+    def pristine_weight(self) -> Tensor:
+        """W0, whatever is merged."""
+        return self.base_layer.weight if self._pristine is None else self._pristine
+
+    @property
+    def pristine_bias(self) -> Tensor | None:
+        return getattr(self.base_layer, "bias", None) if self._pristine_bias is None else self._pristine_bias
+
+    # --- looking like the layer it wraps ---
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's present weight, for code that looks at a layer's dtype, device or shape."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base_layer.bias
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "Adapted":
+        super()._apply(fn, recurse)
+        for kept in ("_pristine", "_pristine_bias"):
+            if (parameter := getattr(self, kept)) is not None:
+                setattr(self, kept, nn.Parameter(fn(parameter.data), requires_grad=False))
+        self._stamp = ()                   # stacked copies may lie on another device now
+        return self

@@ -1,0 +1,32 @@
+"""Embeddings: a token's row is a column of the canonical matrix ``(dim, vocabulary)``."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.hosts.host import Host
+from engine.methods.base import Site
+
+
+class EmbeddingHost(Host):
+    layers = (nn.Embedding,)
+
+    def site(self, path: str, layer: nn.Module) -> Site:
+        return Site(path, "embedding", layer.embedding_dim, layer.num_embeddings)
+
+    def canonical(self, weight: Tensor) -> Tensor:
+        return weight.T
+
+    def native(self, matrix: Tensor, like: Tensor) -> Tensor:
+        return matrix.T.contiguous()
+
+    def project(self, layer: nn.Module, x: Tensor, A: Tensor) -> Tensor:
+        h = F.embedding(x, A.T)
+        return h * layer.embed_scale.to(h.dtype) if hasattr(layer, "embed_scale") else h     # Gemma's scaled embedding
+
+    def expand(self, layer: nn.Module, h: Tensor, B: Tensor) -> Tensor:
+        return F.linear(h, B)
+
+    def run(self, layer: nn.Module, x: Tensor, matrix: Tensor) -> Tensor:
+        return self.project(layer, x, matrix)

@@ -1,0 +1,66 @@
+"""How an adapter sits on a kind of layer: the only place that knows a layer's weight layout and forward.
+
+One file a kind of layer; `host_of` finds the right one. A host has no state.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cache
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from engine.methods.base import Site
+
+
+class Host(ABC):
+    """Reads, writes and runs the weight of one kind of layer. "Canonical" is the matrix that `Site` describes."""
+
+    layers: ClassVar[tuple[type[nn.Module], ...]]
+
+    @abstractmethod
+    def site(self, path: str, layer: nn.Module) -> Site:
+        """Describe the layer's weight."""
+
+    @abstractmethod
+    def canonical(self, weight: Tensor) -> Tensor:
+        """Native layout → canonical ``(out, columns)``; a view where possible."""
+
+    @abstractmethod
+    def native(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """Canonical → native layout of ``like`` (shape only; dtype is kept)."""
+
+    @abstractmethod
+    def project(self, layer: nn.Module, x: Tensor, A: Tensor) -> Tensor:
+        """The inner half of a low-rank path: input ``x`` through A ``(rank, columns)`` → rank channels, where the output has its channels."""
+
+    @abstractmethod
+    def expand(self, layer: nn.Module, h: Tensor, B: Tensor) -> Tensor:
+        """The outer half: rank channels through B ``(out, rank)`` → output channels."""
+
+    @abstractmethod
+    def run(self, layer: nn.Module, x: Tensor, matrix: Tensor) -> Tensor:
+        """The layer's forward, without bias, with the canonical ``matrix`` instead of its weight (for deltas without factors)."""
+
+    def per_rank(self, h: Tensor, scales: Tensor) -> Tensor:
+        """Multiply each rank channel of ``h`` by its entry of ``scales`` ``(rank,)``."""
+        return h * scales
+
+    def bias(self, y: Tensor, bias: Tensor) -> Tensor:
+        """Add ``bias`` ``(out,)`` along the output's channel dimension."""
+        return y + bias
+
+
+@cache
+def _hosts() -> tuple[Host, ...]:
+    from engine.hosts.conv import ConvHost
+    from engine.hosts.embedding import EmbeddingHost
+    from engine.hosts.linear import LinearHost, TransposedLinearHost
+
+    return LinearHost(), TransposedLinearHost(), ConvHost(), EmbeddingHost()
+
+
+def host_of(layer: nn.Module) -> Host | None:
+    """The host for this layer, or None if no adapter can sit on it."""
+    return next((host for host in _hosts() if isinstance(layer, host.layers)), None)

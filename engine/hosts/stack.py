@@ -1,0 +1,79 @@
+"""The live stack: which adapters are heard, in which order, how strongly. One object, shared by every layer of a model.
+
+A slider writes one number here; no layer is visited. Layers notice a change of structure by `version`, a change of
+strength by `tick`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+Layout = tuple[tuple[str, int, float], ...]      # (adapter, rank, scale) of neighbouring low-rank adapters in one layer
+
+
+class LiveStack:
+    """Ordered (adapter, strength) pairs; the sets *enabled* and *merged* beside them are independent of it."""
+
+    def __init__(self) -> None:
+        self._strengths: dict[str, float] = {}
+        self._scales: dict[tuple, tuple[int, Tensor]] = {}
+        self.version = 0                   # grows when order, membership, enabledness or merging changes
+        self.tick = 0                      # grows when any strength changes
+        self.enabled = True
+        self.merged: tuple[str, ...] = ()
+
+    @property
+    def entries(self) -> list[tuple[str, float]]:
+        """(adapter, strength) in order."""
+        return list(self._strengths.items())
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._strengths)
+
+    def arrange(self, entries: Mapping[str, float] | Iterable[str]) -> None:
+        """Replace the stack: names in order, with strengths if a mapping (1.0 otherwise)."""
+        strengths = dict(entries) if isinstance(entries, Mapping) else {name: 1.0 for name in entries}
+        self._strengths = {name: float(value) for name, value in strengths.items()}
+        self.changed()
+
+    def set_strength(self, name: str, strength: float) -> None:
+        """Write one number; the next forward hears it. Raises `KeyError` if ``name`` is not in the stack."""
+        if name not in self._strengths:
+            raise KeyError(f"The adapter {name!r} is not in the stack; it holds {self.names}.")
+        if name in self.merged:
+            raise ValueError(f"The adapter {name!r} is merged; unmerge before changing its strength.")
+        crossed_zero = (self._strengths[name] == 0) != (strength == 0)
+        self._strengths[name] = float(strength)
+        self.tick += 1
+        if crossed_zero:                   # at zero an adapter is not run at all, so the layers' programs change
+            self.version += 1
+
+    def strength(self, name: str) -> float:
+        return self._strengths[name]
+
+    def changed(self) -> None:
+        """Tell all layers that more than a strength is different."""
+        self.version += 1
+        self.tick += 1
+        self._scales.clear()
+
+    def heard(self) -> list[str]:
+        """Adapters that run on top of the base: in the stack, not at zero, not merged into the weights, not disabled."""
+        if not self.enabled:
+            return []
+        return [name for name, strength in self._strengths.items() if strength != 0 and name not in self.merged]
+
+    def scales(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """strength · scale repeated over each adapter's ranks, ``(sum of ranks,)``; computed once a tick for all layers alike."""
+        key = (layout, dtype, device)
+        tick, scales = self._scales.get(key, (-1, None))
+        if tick != self.tick:
+            tick = self.tick
+            values = [self._strengths[name] * scale for name, rank, scale in layout for _ in range(rank)]
+            scales = torch.tensor(values, dtype=dtype, device=device)
+            self._scales[key] = (tick, scales)
+        return scales

@@ -1,0 +1,208 @@
+"""What a method of adaptation says of itself; everything else about adapters is written once, elsewhere.
+
+A method file holds its config dataclass (PEFT's names and defaults) and its law. It never sees a layer class, a model
+or another method: it sees a `Site` (a weight described canonically) and a dict of tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from engine.errors import BadAdapter
+from engine.specs.fields import knob
+from engine.store.atomic import write_json
+from engine.store.library import read_json
+
+FORMAT_VERSION = "0.21.2"                  # the PEFT release whose file format is written
+
+
+# --- configs -----------------------------------------------------------------------------------
+
+@dataclass
+class PeftConfig:
+    """Base of all configs (PEFT class ``PeftConfig``); serialises to PEFT's ``adapter_config.json``."""
+
+    peft_type: ClassVar[str] = ""
+    runtime_only: ClassVar[frozenset[str]] = frozenset()      # fields that are never written
+
+    task_type: str | None = None
+    auto_mapping: dict | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    inference_mode: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values, sorted by name; sets become sorted lists (stable files)."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.runtime_only}
+        data = {name: sorted(value) if isinstance(value, (set, frozenset)) else value for name, value in data.items()}
+        return dict(sorted({**data, "peft_type": self.peft_type, "peft_version": FORMAT_VERSION}.items()))
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write ``adapter_config.json`` into ``folder``, marked for inference as PEFT does."""
+        write_json(Path(folder) / "adapter_config.json", {**self.to_dict(), "inference_mode": True})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "PeftConfig":
+        """Build from JSON values; keys of other PEFT releases are dropped (`unknown_keys` names them)."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in data.items() if k in names})
+
+    @classmethod
+    def unknown_keys(cls, data: dict[str, Any]) -> list[str]:
+        return sorted(set(data) - {f.name for f in dataclasses.fields(cls)} - {"peft_type", "peft_version"})
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "PeftConfig":
+        """Read ``adapter_config.json``. On `PeftConfig` itself the right subclass is chosen by ``peft_type``.
+
+        Raises:
+            BadAdapter: no such file, unreadable, or of a method that is not known here.
+        """
+        from engine.methods.registry import config_class
+
+        data = read_json(Path(folder) / "adapter_config.json", BadAdapter)
+        chosen = config_class(data.get("peft_type")) if cls.peft_type == "" else cls
+        try:
+            return chosen.from_dict(data)
+        except (TypeError, ValueError) as problem:
+            raise BadAdapter(f"The adapter {Path(folder).name} has impossible settings.", str(problem), "Get it again.") from problem
+
+
+@dataclass
+class TargetedConfig(PeftConfig):
+    """Config of a method that sits on chosen layers; the fields decide which (see `engine.model.targets`)."""
+
+    target_modules: list[str] | str | None = knob(
+        None, label="Layers", term="target_modules", advanced=True,
+        help="Which layers learn: names or endings, a regular expression, or “all-linear”.")
+    exclude_modules: list[str] | str | None = knob(None, label="Layers left out", term="exclude_modules", advanced=True,
+                                                   help="Layers that never learn, by name or regular expression.")
+    layers_to_transform: list[int] | int | None = knob(None, label="Only these depths", term="layers_to_transform", advanced=True,
+                                                       help="Numbers of the blocks that learn; empty means all.")
+    layers_pattern: list[str] | str | None = knob(None, label="Name of the block list", term="layers_pattern", advanced=True,
+                                                  help="Name of the list of blocks, where it is unusual.")
+    modules_to_save: list[str] | None = knob(None, label="Layers learned whole", term="modules_to_save", advanced=True,
+                                             help="Layers that are copied and trained completely (large files).")
+
+    def __post_init__(self) -> None:
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple, set, frozenset)):
+                setattr(self, name, sorted(set(value)))
+        if isinstance(self.target_modules, str) and self.target_modules.lower() != "all-linear":
+            for name in ("layers_to_transform", "layers_pattern"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
+
+
+def by_pattern(path: str, patterns: dict[str, Any], default: Any) -> Any:
+    """The value of the first pattern that matches the module path or its end (PEFT's ``rank_pattern`` rule)."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return default
+
+
+# --- sites and tensors -------------------------------------------------------------------------
+
+SiteKind = Literal["linear", "conv", "embedding"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One weight, described once for all methods.
+
+    The canonical weight is the matrix ``(out, columns)`` with ``y = W x``: a convolution's kernel is flattened to
+    ``columns = in / groups · k₁ · k₂ …``, an embedding is ``(dim, vocabulary)``, GPT-2's Conv1D is already transposed.
+    """
+
+    path: str                              # module path in the user's model
+    kind: SiteKind
+    out: int
+    columns: int
+    kernel: tuple[int, ...] = ()           # spatial sizes of a convolution
+    groups: int = 1
+    has_bias: bool = False
+
+
+Init = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of an adapter at a site. Its name in the table is PEFT's name in the file, e.g. ``"lora_A.weight"``."""
+
+    shape: tuple[int, ...]
+    init: Init                             # fills a float32 tensor in place
+    trainable: bool = True
+
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """``ΔW = scale · B · A`` with A ``(rank, columns)`` and B ``(out, rank)``; ``bias`` ``(out,)`` is scaled as well."""
+
+    A: Tensor
+    B: Tensor
+    scale: float
+    bias: Tensor | None = None
+
+
+# --- the law of a method -----------------------------------------------------------------------
+
+class Method(ABC):
+    """One method of adaptation. Stateless: everything it knows comes in as arguments.
+
+    ``kind`` is ``"delta"`` here: ``W ← W + strength · ΔW(p)``, so that several methods add up in any order. (Further kinds
+    are declared in the same way and composed by `engine.hosts.adapted`, in the stack's order.)
+    """
+
+    title: ClassVar[str]                   # plain words for a card
+    help: ClassVar[str]                    # good for … / cannot …
+    kind: ClassVar[str] = "delta"
+    config: ClassVar[type[TargetedConfig]]
+    prefix: ClassVar[str]                  # what all its tensor names begin with
+
+    @abstractmethod
+    def refuses(self, cfg: Any, site: Site) -> str:
+        """Why this method cannot sit on this site, in a sentence; empty if it can."""
+
+    @abstractmethod
+    def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
+        """The tensors of an adapter at this site, by their names in PEFT's files."""
+
+    @abstractmethod
+    def delta(self, p: Tensors, cfg: Any, site: Site) -> Tensor:
+        """ΔW at strength 1, canonical ``(out, columns)``, differentiable, in the dtype of ``p``."""
+
+    def bias_delta(self, p: Tensors, cfg: Any, site: Site) -> Tensor | None:
+        """What is added to the layer's bias ``(out,)`` at strength 1, or None."""
+        return None
+
+    def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors | None:
+        """The low-rank form of ΔW where there is one: then the adapter fuses with its neighbours and runs in two thin products."""
+        return None
+
+    def dropout(self, cfg: Any) -> float:
+        """Share of the adapter's inputs that training drops."""
+        return 0.0
+
+
+def kaiming_uniform(tensor: Tensor) -> None:
+    """The init of `torch.nn.Linear` (a = √5); consumes the global random stream exactly as PEFT does."""
+    torch.nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))

@@ -1,0 +1,133 @@
+"""LoRA: ``ΔW = s · B · A``, s = alpha / r, or alpha / √r with rank stabilisation.
+
+Hu et al. 2021 (arXiv 2106.09685); rsLoRA: Kalajdzievski 2023 (arXiv 2312.03732). PEFT class ``LoraConfig``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, by_pattern, kaiming_uniform
+from engine.specs.fields import knob
+
+
+@dataclass
+class LoraConfig(TargetedConfig):
+    """Settings of LoRA, by PEFT's names and defaults. Fields whose effect is not built yet are refused, never ignored."""
+
+    peft_type: ClassVar[str] = "LORA"
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"runtime_config"})
+
+    r: int = knob(8, label="Capacity", term="r", low=1, high=1024,
+                  help="How much the skill can hold: 8 is plenty for a style, 16–64 for facts. Larger files, slower.")
+    lora_alpha: float = knob(8, label="Loudness", term="lora_alpha", low=0, high=4096, advanced=True,
+                             help="Scales the whole adapter; usually once or twice the capacity.")
+    lora_dropout: float = knob(0.0, label="Forgetfulness", term="lora_dropout", low=0, high=0.9, advanced=True,
+                               help="Share of inputs dropped while training; a little helps with very few examples.")
+    use_rslora: bool = knob(False, label="Even loudness", term="use_rslora", advanced=True,
+                            help="Divides by the root of the capacity, which suits large capacities.")
+    lora_bias: bool = knob(False, label="Learn a bias", term="lora_bias", advanced=True, help="Also adds a learned constant; layers need a bias.")
+    init_lora_weights: bool | str = knob(True, label="Start", term="init_lora_weights", advanced=True,
+                                         help="How the adapter starts: standard (true) or “gaussian”; both start without effect.")
+    rank_pattern: dict = knob(factory=dict, label="Capacity by layer", term="rank_pattern", advanced=True,
+                              help="Layer name or pattern → capacity, where it differs.")
+    alpha_pattern: dict = knob(factory=dict, label="Loudness by layer", term="alpha_pattern", advanced=True,
+                               help="Layer name or pattern → loudness, where it differs.")
+    fan_in_fan_out: bool = False           # kept for the file format; the host knows the layout by itself
+    bias: str = "none"
+    megatron_config: dict | None = None
+    megatron_core: str | None = "megatron.core"
+    trainable_token_indices: Any = None
+    loftq_config: Any = None
+    eva_config: Any = None
+    corda_config: Any = None
+    lora_ga_config: Any = None
+    use_dora: bool = False
+    velora_config: Any = None
+    alora_invocation_tokens: list[int] | None = None
+    use_qalora: bool = False
+    qalora_group_size: int = 16
+    monteclora_config: Any = None
+    layer_replication: list | None = None
+    runtime_config: Any = None
+    target_parameters: list[str] | None = None
+    use_bdlora: Any = None
+    arrow_config: Any = None
+    kasa_config: Any = None
+    ensure_weight_tying: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rank_pattern, self.alpha_pattern = dict(self.rank_pattern or {}), dict(self.alpha_pattern or {})
+        self.loftq_config = self.loftq_config or {}
+        if not isinstance(self.r, int) or self.r <= 0:
+            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
+        if self.init_lora_weights not in (True, False, "gaussian"):
+            raise ValueError(f"Unknown initialization init_lora_weights={self.init_lora_weights!r}; known are True, False and 'gaussian'.")
+        if unsupported := [name for name in _NOT_YET if getattr(self, name)] + ["bias"] * (self.bias != "none"):
+            raise ValueError(f"LoRA with {', '.join(unsupported)} cannot be used by this version.")
+
+
+_NOT_YET = ("modules_to_save", "trainable_token_indices", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "use_dora",
+            "velora_config", "alora_invocation_tokens", "use_qalora", "monteclora_config", "layer_replication", "target_parameters",
+            "use_bdlora", "arrow_config", "kasa_config", "megatron_config")
+
+
+class Lora(Method):
+    title = "LoRA"
+    help = "Small files, quick to teach, can be mixed and baked in. Right for almost everything."
+    config = LoraConfig
+    prefix = "lora_"
+
+    def rank(self, cfg: LoraConfig, site: Site) -> int:
+        return by_pattern(site.path, cfg.rank_pattern, cfg.r)
+
+    def scale(self, cfg: LoraConfig, site: Site) -> float:
+        rank = self.rank(cfg, site)
+        return by_pattern(site.path, cfg.alpha_pattern, cfg.lora_alpha) / (math.sqrt(rank) if cfg.use_rslora else rank)
+
+    def refuses(self, cfg: LoraConfig, site: Site) -> str:
+        if site.groups > 1:
+            return "LoRA mixes all channels, which a grouped convolution cannot."
+        if cfg.lora_bias and not site.has_bias:
+            return "`lora_bias` needs a layer that has a bias."
+        return ""
+
+    def tensors(self, cfg: LoraConfig, site: Site) -> dict[str, TensorSpec]:
+        rank = self.rank(cfg, site)
+        if site.kind == "embedding":       # here B starts random and A at zero
+            zero_a = cfg.init_lora_weights is not False
+            return {"lora_embedding_A": TensorSpec((rank, site.columns), torch.nn.init.zeros_ if zero_a else torch.nn.init.normal_),
+                    "lora_embedding_B": TensorSpec((site.out, rank), torch.nn.init.normal_)}
+        channels, ones = site.columns // math.prod(site.kernel), (1,) * len(site.kernel)
+        start = kaiming_uniform if cfg.init_lora_weights != "gaussian" else lambda t: torch.nn.init.normal_(t, std=1 / rank)
+        zero_b = kaiming_uniform if cfg.init_lora_weights is False else torch.nn.init.zeros_
+        table = {"lora_A.weight": TensorSpec((rank, channels, *site.kernel), start),
+                 "lora_B.weight": TensorSpec((site.out, rank, *ones), zero_b)}
+        if cfg.lora_bias:
+            table["lora_B.bias"] = TensorSpec((site.out,), torch.nn.init.zeros_)
+        return table
+
+    def factors(self, p: Tensors, cfg: LoraConfig, site: Site) -> Factors:
+        if site.kind == "embedding":
+            return Factors(p["lora_embedding_A"], p["lora_embedding_B"], self.scale(cfg, site))
+        return Factors(p["lora_A.weight"].flatten(1), p["lora_B.weight"].flatten(1), self.scale(cfg, site), p.get("lora_B.bias"))
+
+    def delta(self, p: Tensors, cfg: LoraConfig, site: Site) -> Tensor:
+        f = self.factors(p, cfg, site)
+        return f.scale * (f.B @ f.A)
+
+    def bias_delta(self, p: Tensors, cfg: LoraConfig, site: Site) -> Tensor | None:
+        bias = p.get("lora_B.bias")
+        return None if bias is None else bias * self.scale(cfg, site)
+
+    def dropout(self, cfg: LoraConfig) -> float:
+        return cfg.lora_dropout
+
+
+METHOD = Lora()

@@ -1,0 +1,47 @@
+"""The table of methods. A new method is one file and one `register_method` call, here or in somebody else's package."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from engine.errors import BadAdapter
+from engine.methods.base import Method, PeftConfig
+from engine.specs import MethodsReport
+from engine.specs.fields import describe_fields
+
+_BUILT_IN = {"LORA": "engine.methods.lora"}
+_METHODS: dict[str, Method] = {}
+
+
+def register_method(method: Method) -> Method:
+    """Make a method known under its config's ``peft_type``. Raises `ValueError` if another one has that name."""
+    name = method.config.peft_type
+    if not name or type(_METHODS.get(name, method)) is not type(method):
+        raise ValueError(f"A method named {name!r} is registered already.")
+    _METHODS[name] = method
+    return method
+
+
+def method(peft_type: str | None) -> Method:
+    """The method of that name. Raises `BadAdapter` for one that is not known."""
+    name = getattr(peft_type, "value", peft_type)
+    if name not in _METHODS and name in _BUILT_IN:
+        register_method(import_module(_BUILT_IN[name]).METHOD)
+    if name not in _METHODS:
+        raise BadAdapter(f"This adapter is of the kind “{name}”, which this version cannot use." if name else
+                         "The adapter does not say of which kind it is.", do=f"Known kinds: {', '.join(names())}.")
+    return _METHODS[name]
+
+
+def names() -> list[str]:
+    return sorted({*_BUILT_IN, *_METHODS})
+
+
+def config_class(peft_type: str | None) -> type[PeftConfig]:
+    return method(peft_type).config
+
+
+def describe() -> MethodsReport:
+    """All methods with their settings as plain data: what forms, command line and docs are generated from."""
+    return MethodsReport(methods=[{"peft_type": name, "title": method(name).title, "help": method(name).help,
+                                   "fields": [f for f in describe_fields(method(name).config) if f["help"]]} for name in names()])

@@ -1,0 +1,117 @@
+"""Putting an adapter into a model: everything is prepared first, then swapped in; if anything fails, nothing has changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.hosts.adapted import Adapted, Tenant
+from engine.hosts.stack import LiveStack
+from engine.methods.base import Site, TargetedConfig, Tensors
+from engine.methods.registry import method as method_of
+from engine.model.targets import Plan, plan
+
+
+@dataclass
+class Injection:
+    """A model's adapted layers by module path, and the live stack they share."""
+
+    layers: dict[str, Adapted] = field(default_factory=dict)
+    stack: LiveStack = field(default_factory=LiveStack)
+
+
+def check_name(name: str) -> None:
+    """Adapter names become module names. Raises `ValueError` for what cannot be one."""
+    if not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"An adapter cannot be named {name!r}: the name must not be empty, hold a dot or be a reserved word.")
+
+
+def inject(model: nn.Module, injection: Injection, name: str, config: TargetedConfig, *, trainable: bool,
+           given: dict[str, Tensors] | None = None, dtype: torch.dtype | None = torch.float32) -> Plan:
+    """Add one adapter to ``model`` in place, in one walk over its modules, whatever is there already.
+
+    Args:
+        injection: what is in the model so far; extended on success only.
+        given: tensors by module path and name (from a file). What is not given is initialised, in the order of the modules,
+            from the global random stream, as PEFT does.
+        dtype: of initialised tensors; given ones keep theirs unless they are to be trained. None: the base weight's.
+
+    Raises:
+        NoMatchingPeftModuleError, UnsupportedLayer: see `engine.model.targets.plan`; the model is untouched.
+        ValueError: the name is taken or impossible.
+    """
+    check_name(name)
+    if any(name in layer.tenants for layer in injection.layers.values()):
+        raise ValueError(f"Adapter with name {name!r} already exists.")
+    law = method_of(config.peft_type)
+    result = plan(model, law, config)
+    tenant = Tenant(law, config)
+    ready: list[tuple[str, Adapted, nn.Module | None, Tensors]] = []
+    for target in result.targets:
+        known = isinstance(target.layer, Adapted)
+        layer = target.layer if known else Adapted(target.layer, target.host, target.site, injection.stack)
+        tensors = _tensors(law.tensors(config, target.site), (given or {}).get(target.path, {}), layer.pristine_weight, trainable, dtype)
+        ready.append((target.path, layer, None if known else target.layer, tensors))
+    for path, layer, replaced, tensors in ready:               # nothing below can fail
+        layer.add(name, tenant, tensors)
+        if replaced is not None:
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, layer)
+            injection.layers[path] = layer
+    injection.stack.changed()
+    return result
+
+
+def _tensors(specs: dict[str, Any], given: Tensors, weight: Tensor, trainable: bool, dtype: torch.dtype | None) -> Tensors:
+    device = torch.device("cpu") if weight.device.type == "meta" else weight.device
+    made: Tensors = {}
+    for key, spec in specs.items():
+        if key in given:
+            tensor = given[key].to(device)
+            if trainable and tensor.is_floating_point():
+                tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        else:
+            tensor = torch.empty(spec.shape, dtype=torch.float32)
+            with torch.no_grad():
+                spec.init(tensor)
+            tensor = tensor.to(device, dtype or weight.dtype)
+        made[key] = nn.Parameter(tensor, requires_grad=trainable and spec.trainable)
+    return made
+
+
+def eject(model: nn.Module, injection: Injection) -> None:
+    """Put every base layer back in its place and forget all adapters; the base is as it was before the first injection."""
+    for path, layer in injection.layers.items():
+        layer.unmerge()
+        _restore(model, path, layer)
+    injection.layers.clear()
+    injection.stack.arrange({})
+    injection.stack.merged = ()
+
+
+def bake(model: nn.Module, injection: Injection, names: list[str]) -> None:
+    """Leave plain layers with the composed weights behind and forget all adapters."""
+    for path, layer in injection.layers.items():
+        layer.unmerge()
+        layer.merge(names)
+        _restore(model, path, layer)
+    injection.layers.clear()
+    injection.stack.arrange({})
+    injection.stack.merged = ()
+
+
+def _restore(model: nn.Module, path: str, layer: Adapted) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer.base_layer)
+
+
+def layer_shapes(layer: Adapted, config: TargetedConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an adapter's tensors at a layer."""
+    return {k: s.shape for k, s in method_of(config.peft_type).tensors(config, layer.site).items()}
+
+
+def site_of(layer: Adapted) -> Site:
+    return layer.site

@@ -1,0 +1,330 @@
+"""PeftModel: a base model with adapters, by PEFT's API, on one live stack.
+
+Four things are independent of one another: which adapters are *active* (the stack, in order, with strengths), which are
+*trainable*, which are *merged*, and whether adapters are *enabled* at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint.load import expected_tensors, locate, match, read_config, read_tensors
+from engine.checkpoint.report import LoadReport
+from engine.checkpoint.save import save_adapter
+from engine.hosts.adapted import Adapted
+from engine.hosts.stack import LiveStack
+from engine.methods.base import PeftConfig, TargetedConfig
+from engine.methods.registry import method as method_of
+from engine.model.inject import Injection, bake, check_name, eject, inject
+from engine.model.targets import plan
+
+
+class Tuned(nn.Module):
+    """Between `PeftModel` and the user's model, so that parameter names read ``base_model.model.…`` as in PEFT."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+class PeftModel(nn.Module):
+    """A base model with named adapters (PEFT class of the same name).
+
+    Args:
+        model: the base; its layers are wrapped in place and its parameters frozen.
+        peft_config: settings of the first adapter.
+        adapter_name: its name; the first adapter is active and trainable (unless ``inference_mode`` is set).
+        autocast_adapter_dtype: new adapters are float32 whatever the base is; otherwise they take the base weight's dtype.
+
+    Attributes:
+        peft_config: adapter name → config. base_model: the wrapped model, ``base_model.model`` is the user's.
+        stack: the live stack of active adapters. adapted: module path → wrapped layer.
+    """
+
+    def __init__(self, model: nn.Module, peft_config: TargetedConfig, adapter_name: str = "default", *,
+                 autocast_adapter_dtype: bool = True):
+        super().__init__()
+        self.peft_config: dict[str, PeftConfig] = {}
+        self._injection = Injection()
+        self._frozen_before = {id(p) for p in model.parameters() if not p.requires_grad}
+        self.base_model = Tuned(model)
+        self._admit(adapter_name, peft_config, trainable=not peft_config.inference_mode, autocast=autocast_adapter_dtype)
+        model.requires_grad_(False)
+        self.set_requires_grad(adapter_name, not peft_config.inference_mode)
+        self.stack.arrange([adapter_name])
+
+    # --- looking ---
+
+    @property
+    def stack(self) -> LiveStack:
+        return self._injection.stack
+
+    @property
+    def adapted(self) -> dict[str, Adapted]:
+        return self._injection.layers
+
+    @property
+    def active_adapters(self) -> list[str]:
+        return self.stack.names
+
+    @property
+    def active_adapter(self) -> str | list[str]:
+        return self.stack.names[0] if len(self.stack.names) == 1 else self.stack.names
+
+    @property
+    def active_peft_config(self) -> PeftConfig:
+        return self.peft_config[self.stack.names[0]]
+
+    @property
+    def merged_adapters(self) -> list[str]:
+        return list(self.stack.merged)
+
+    def get_base_model(self) -> nn.Module:
+        """The user's model, with its layers wrapped."""
+        return self.base_model.model
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """(trainable, all) parameter counts."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+
+    def print_trainable_parameters(self) -> None:
+        trainable, total = self.get_nb_trainable_parameters()
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
+
+    # --- running ---
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.base_model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        return self.get_base_model().generate(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":       # not built yet: do not recurse
+                raise
+            return getattr(self.base_model, name)
+
+    # --- adapters ---
+
+    def _admit(self, name: str, config: TargetedConfig, *, trainable: bool, autocast: bool = True, given: dict | None = None) -> None:
+        if name in self.peft_config:
+            raise ValueError(f"Adapter with name {name!r} already exists.")
+        if config.base_model_name_or_path is None:
+            config.base_model_name_or_path = getattr(self.get_base_model(), "name_or_path", None) or None
+        inject(self.get_base_model(), self._injection, name, config, trainable=trainable, given=given, dtype=torch.float32 if autocast else None)
+        self.peft_config[name] = config
+
+    def add_adapter(self, adapter_name: str, peft_config: TargetedConfig, autocast_adapter_dtype: bool = True) -> None:
+        """Add an untrained adapter; it is neither active nor trained until `set_adapter`. Atomic."""
+        self._admit(adapter_name, peft_config, trainable=False, autocast=autocast_adapter_dtype)
+
+    def load_adapter(self, model_id: Path | str, adapter_name: str, is_trainable: bool = False, *, subfolder: str | None = None,
+                     **hub: Any) -> LoadReport:
+        """Read an adapter from a folder or the Hub and add it, not yet active. Atomic; see `LoadReport`.
+
+        Raises:
+            BadAdapter: damaged, hostile or unknown. WrongBase: it does not fit this model. ValueError: the name is taken.
+        """
+        check_name(adapter_name)
+        folder = locate(model_id, subfolder, **hub)
+        config, unknown = read_config(folder)
+        config.inference_mode = not is_trainable
+        law = method_of(config.peft_type)
+        targets = plan(self.get_base_model(), law, config).targets
+        given, report = match(read_tensors(folder), law, expected_tensors(law, config, targets), unknown)
+        self._admit(adapter_name, config, trainable=is_trainable, given=given)
+        return report
+
+    @classmethod
+    def from_pretrained(cls, model: nn.Module, model_id: Path | str, adapter_name: str = "default", is_trainable: bool = False, *,
+                        subfolder: str | None = None, **hub: Any) -> "PeftModel":
+        """A base with one saved adapter, active. ``model`` is changed only if the adapter fits. Raises as `load_adapter`."""
+        folder = locate(model_id, subfolder, **hub)
+        config, unknown = read_config(folder)
+        config.inference_mode = not is_trainable
+        law = method_of(config.peft_type)
+        given, report = match(read_tensors(folder), law, expected_tensors(law, config, plan(model, law, config).targets), unknown)
+        chosen = cls if cls is not PeftModel else task_class(config.task_type)
+        self = chosen.__new__(chosen)
+        nn.Module.__init__(self)
+        self.peft_config, self._injection = {}, Injection()
+        self._frozen_before = {id(p) for p in model.parameters() if not p.requires_grad}
+        self.base_model = Tuned(model)
+        self._admit(adapter_name, config, trainable=is_trainable, given=given)
+        model.requires_grad_(False)
+        self.set_requires_grad(adapter_name, is_trainable)
+        self.stack.arrange([adapter_name])
+        self.load_report = report
+        return self.eval() if not is_trainable else self
+
+    def set_adapter(self, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False) -> None:
+        """Choose the stack: one name, several in order, or names with strengths. Merged weights are unmerged first.
+
+        An adapter that was made for training becomes trainable while it is active and frozen when it is not, as in PEFT;
+        one that was loaded for inference never becomes trainable here (`set_requires_grad` does that).
+        """
+        entries = {adapter_name: 1.0} if isinstance(adapter_name, str) else (
+            dict(adapter_name) if isinstance(adapter_name, Mapping) else dict.fromkeys(adapter_name, 1.0))
+        if unknown := [name for name in entries if name not in self.peft_config]:
+            raise ValueError(f"Adapter {unknown[0]} not found; there are {sorted(self.peft_config)}.")
+        self.unmerge_adapter()
+        self.stack.arrange(entries)
+        for name, config in self.peft_config.items():
+            self.set_requires_grad(name, name in entries and not inference_mode and not config.inference_mode)
+
+    def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
+        """Say which adapters train; nothing else changes."""
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            law, config = method_of(self.peft_config[name].peft_type), self.peft_config[name]
+            for layer in self.adapted.values():
+                if name in layer.tenants:
+                    specs = law.tensors(config, layer.site)
+                    for key, tensor in layer.tensors(name).items():
+                        tensor.requires_grad_(requires_grad and specs[key].trainable)
+        self.stack.changed()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter. The rest of the stack stays as it is; without any adapter the model is the base."""
+        if adapter_name not in self.peft_config:
+            raise ValueError(f"Adapter {adapter_name} does not exist")
+        if adapter_name in self.stack.merged:
+            raise ValueError(f"The adapter {adapter_name} is merged; unmerge it first.")
+        for path, layer in list(self.adapted.items()):
+            if adapter_name in layer.tenants:
+                layer.remove(adapter_name)
+        del self.peft_config[adapter_name]
+        self.stack.arrange({n: s for n, s in self.stack.entries if n != adapter_name})
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """The plain base inside the block; afterwards everything, also what was merged, is as before."""
+        merged, enabled = list(self.stack.merged), self.stack.enabled
+        self.unmerge_adapter()
+        self.stack.enabled = False
+        self.stack.changed()
+        try:
+            yield
+        finally:
+            self.stack.enabled = enabled
+            self.stack.changed()
+            if merged:
+                self.merge_adapter(merged)
+
+    # --- merging ---
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Bake the active adapters (or those named) into the weights for speed. W0 is kept; `unmerge_adapter` is bit-exact.
+
+        Raises:
+            ValueError: ``safe_merge`` and a merged weight would hold values that are not numbers; nothing is merged then.
+        """
+        names = self._to_merge(adapter_names, safe_merge)
+        for layer in self.adapted.values():
+            layer.unmerge()
+            layer.merge(names)
+        self.stack.merged = tuple(names)
+        self.stack.changed()
+
+    def unmerge_adapter(self) -> None:
+        """Put the untouched base weights back."""
+        if self.stack.merged:
+            for layer in self.adapted.values():
+                layer.unmerge()
+            self.stack.merged = ()
+            self.stack.changed()
+
+    def merge_and_unload(self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None) -> nn.Module:
+        """The plain model with the active adapters (or those named) baked in. This `PeftModel` is empty afterwards."""
+        names = self._to_merge(adapter_names, safe_merge)
+        model = self.get_base_model()
+        bake(model, self._injection, names)
+        self.peft_config.clear()
+        _tell_if_untied(model)
+        return model
+
+    def unload(self) -> nn.Module:
+        """The plain base, as it was before the first adapter. This `PeftModel` is empty afterwards."""
+        model = self.get_base_model()
+        eject(model, self._injection)
+        self.peft_config.clear()
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) not in self._frozen_before)
+        return model
+
+    def _to_merge(self, names: list[str] | None, safe: bool) -> list[str]:
+        if isinstance(names, str):
+            raise TypeError("adapter_names should be a list of strings")
+        names = self.stack.names if names is None else list(names)
+        if unknown := [n for n in names if n not in self.peft_config]:
+            raise ValueError(f"Adapter {unknown[0]} not found; there are {sorted(self.peft_config)}.")
+        missing = {n: 1.0 for n in names if n not in self.stack.names}
+        if missing:
+            self.stack.arrange({**dict(self.stack.entries), **missing})
+        if safe:
+            for path, layer in self.adapted.items():
+                if not torch.isfinite(layer.compose(names=names)).all():
+                    raise ValueError(f"NaNs detected in the merged weights of {path}. The adapter seems to be broken")
+        return names
+
+    # --- files ---
+
+    def save_pretrained(self, save_directory: Path | str, selected_adapters: list[str] | None = None, **_: Any) -> None:
+        """Write adapters in PEFT's format: “default” into the folder itself, any other into a sub-folder of its name."""
+        for name in selected_adapters if selected_adapters is not None else list(self.peft_config):
+            if name not in self.peft_config:
+                raise ValueError(f"There is no adapter named {name!r}; there are {sorted(self.peft_config)}.")
+            save_adapter(self, name, Path(save_directory) if name == "default" else Path(save_directory) / name)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return self.get_base_model().prepare_inputs_for_generation(*args, **kwargs)
+
+
+class PeftModelForCausalLM(PeftModel):
+    """A causal language model with adapters (PEFT class of the same name)."""
+
+
+def task_class(task_type: str | None) -> type[PeftModel]:
+    """The class for a ``task_type``. Raises `ValueError` for one that is unknown."""
+    if task_type in (None, ""):
+        return PeftModel
+    classes = {"CAUSAL_LM": PeftModelForCausalLM}
+    name = getattr(task_type, "value", task_type)
+    if name not in classes:
+        raise ValueError(f"Invalid task type: '{name}'. Must be one of the following task types: {', '.join(classes)}.")
+    return classes[name]
+
+
+def get_peft_model(model: nn.Module, peft_config: TargetedConfig, adapter_name: str = "default", *,
+                   autocast_adapter_dtype: bool = True) -> PeftModel:
+    """Wrap ``model`` with one new adapter, by the config's ``task_type`` (PEFT function of the same name)."""
+    peft_config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
+    return task_class(peft_config.task_type)(model, peft_config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+
+
+def _tell_if_untied(model: nn.Module) -> None:
+    """After a merge into one of two tied layers they are no longer the same; the config must say so, or a reload would tie them again."""
+    config = getattr(model, "config", None)
+    if not getattr(config, "tie_word_embeddings", False) or not hasattr(model, "get_output_embeddings"):
+        return
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embedding.weight:
+        config.tie_word_embeddings = False
