@@ -1,0 +1,102 @@
+"""A base model folder becomes a running model: local files only, safetensors only, no code from the folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import BadModel
+from engine.store.library import ModelInfo, read_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("same", "float32", "bfloat16", "float16")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def load_model(path: Path | str, *, dtype: str = "same", device: str = "cpu") -> "PreTrainedModel":
+    """The causal language model in folder ``path``, in eval mode on ``device``.
+
+    Args:
+        dtype: ``"same"`` keeps the file's number format; else float32, bfloat16 or float16.
+
+    Raises:
+        BadModel: no weights, damaged files, tensors missing, an unknown architecture, or one that needs its own program code.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {DTYPES}, not {dtype!r}")
+    info = check_folder(path)
+    wanted = "auto" if dtype == "same" else getattr(torch, dtype)
+    with _quiet_transformers():
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                info.path, dtype=wanted, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:          # transformers raises anything from KeyError to RuntimeError for a folder that does not fit together
+            raise BadModel(f"The model {info.name} could not be loaded.", "Its description and its weights do not fit together, "
+                           f"or its kind ({info.model_type or 'unknown'}) is not a language model that answers in text.",
+                           "Get the model again, or choose another one.", details=f"{type(error).__name__}: {error}", path=str(info.path)) from error
+    if lost := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
+        raise BadModel(f"The model {info.name} is not whole.", f"{len(lost)} of its tensors are missing or have the wrong shape.",
+                       "Get the model again.", details="\n".join(lost[:50]), path=str(info.path))
+    return model.to(device).eval()
+
+
+def load_tokenizer(path: Path | str) -> "PreTrainedTokenizerBase":
+    """The tokenizer in folder ``path``; it always has a padding token. Raises `BadModel`."""
+    from transformers import AutoTokenizer
+
+    path = Path(path)
+    if not any((path / name).exists() for name in TOKENIZER_FILES):
+        raise BadModel(f"The model {path.name} has no tokenizer.", "The file that cuts text into tokens is missing.", "Get the model again, whole.",
+                       path=str(path))
+    with _quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except Exception as error:
+            raise BadModel(f"The tokenizer of {path.name} could not be loaded.", "Its files are damaged or of an unknown kind.",
+                           "Get the model again.", details=f"{type(error).__name__}: {error}", path=str(path)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_folder(path: Path | str) -> ModelInfo:
+    """`engine.store.library.read_model`, and a refusal of folders that want to run their own program code. Raises `BadModel`."""
+    info = read_model(path)
+    own_code = info.config.get("auto_map") or (json.loads((info.path / "tokenizer_config.json").read_text(encoding="utf-8")).get("auto_map")
+                                               if (info.path / "tokenizer_config.json").exists() else None)
+    if own_code and not _known_architecture(info.model_type):
+        raise BadModel(f"The model {info.name} cannot be used here.", "It would have to run program code out of its own folder.",
+                       "Choose a model of a common kind (Llama, Qwen, Gemma, Mistral, SmolLM …).", path=str(info.path))
+    return info
+
+
+def _known_architecture(model_type: str) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+class _quiet_transformers:
+    """No progress bars and no warnings on stderr while loading; restored afterwards."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._bars, self._level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+
+    def __exit__(self, *exc) -> None:
+        from transformers.utils import logging
+
+        if self._bars:
+            logging.enable_progress_bar()
+        logging.set_verbosity(self._level)
