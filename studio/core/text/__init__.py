@@ -1,0 +1,51 @@
+"""Every sentence a person reads stands in a module of this package as a named `Phrase` or `Counted`.
+
+    undo = Phrase("Undo")                          # text.frame.undo() -> "Undo"
+    moved = Phrase("{name}, position {place}")     # text.frame.moved(name="Chef", place=2)
+    adapters = Counted("{n} adapter", "{n} adapters")   # text.frame.adapters(3) -> "3 adapters"
+
+A missing or misnamed value raises `KeyError`, so a wrong call cannot reach a person unseen. The English sentence is the key
+of its translation (``resources/translations/<language>.json``); where there is none, English is shown. No Qt here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+TRANSLATIONS = Path(__file__).resolve().parents[3] / "resources" / "translations"
+_table: dict[str, str] = {}
+
+
+def languages() -> list[str]:
+    """Codes of the languages that can be chosen, English first."""
+    return ["en", *sorted(file.stem for file in TRANSLATIONS.glob("*.json"))]
+
+
+def use(language: str) -> None:
+    """Speak this language from now on; panels that stand already keep their words until they are built anew."""
+    file = TRANSLATIONS / f"{language}.json"
+    _table.clear()
+    if language != "en" and file.exists():
+        _table.update(json.loads(file.read_text(encoding="utf-8")))
+
+
+class Phrase:
+    """One sentence; ``{names}`` in it are filled by keyword."""
+
+    def __init__(self, english: str):
+        self.english = english
+
+    def __call__(self, **values: object) -> str:
+        return _table.get(self.english, self.english).format_map(values)
+
+
+class Counted:
+    """A sentence about ``n`` things, in the singular and the plural. ``shown`` replaces the bare digits of n."""
+
+    def __init__(self, one: str, many: str):
+        self.one, self.many = one, many
+
+    def __call__(self, n: float, shown: str = "", **values: object) -> str:
+        english = self.one if n == 1 else self.many
+        return _table.get(english, english).format_map({"n": shown or n, **values})
