@@ -1,0 +1,121 @@
+"""The verbs of short talk. Questions are answered in order in the main thread; strengths and stops act at once."""
+
+from __future__ import annotations
+
+import threading
+from typing import Callable
+
+from engine import specs
+from engine.errors import Busy, Cancelled, InvalidSpec, StudioError, explain
+from engine.worker.protocol import Line
+from engine.worker.run import resolve
+
+ANSWERS: dict[str, str | Callable] = {
+    "describe-data": "engine.data.describe.describe",
+    "render-row": "engine.data.render.render_row",
+    "estimate-plan": "engine.train.estimate.estimate",
+}
+SESSION: str | Callable = "engine.generate.session.ChatSession"
+AT_ONCE = ("set-strengths", "stop")
+
+
+class Talk:
+    """Holds the open chat. `accept` and `at_once` run in the reader thread, `answer` in the main thread."""
+
+    def __init__(self, line: Line):
+        self._line = line
+        self._lock = threading.Lock()
+        self._session = None
+        self._opening = 0                  # chats that are asked for but not open yet
+        self._strengths: list[float] | None = None     # said while a chat was being opened
+        self._stopped: set[int] = set()
+        self._asked: set[int] = set()      # requests without a last word
+
+    # --- reader thread ---
+
+    def accept(self, message: dict) -> None:
+        """Check a question before it is put in line. Raises `InvalidSpec`."""
+        message["spec"] = _spec(message)
+        with self._lock:
+            if message["id"] in self._asked:
+                raise InvalidSpec("A request's number was used twice.")
+            self._asked.add(message["id"])
+            if message["do"] == "open-chat":
+                self._opening += 1
+                self._strengths = None     # they belonged to the chat before
+
+    def at_once(self, message: dict) -> None:
+        """Strengths are heard at the next token; a stop ends an answer there."""
+        if message["do"] == "stop":
+            with self._lock:
+                if message["id"] in self._asked:
+                    self._stopped.add(message["id"])
+            return
+        strengths = _spec(message).strengths
+        with self._lock:
+            if self._opening:
+                self._strengths = strengths
+            elif self._session is None:
+                raise Busy("No chat is open.", do="Choose a model first.")
+            else:
+                self._set(strengths)
+        self._line.write({"id": message["id"], "done": {}})
+
+    def stop_all(self) -> None:
+        """The parent is gone: end what is being said."""
+        with self._lock:
+            self._stopped |= self._asked
+
+    # --- main thread ---
+
+    def answer(self, message: dict) -> None:
+        """Answer one question, whatever happens."""
+        id, spec = message["id"], message["spec"]
+        try:
+            if id in self._stopped:
+                raise Cancelled()
+            done = self._open(spec) if spec.kind == "open-chat" else self._say(id, spec) if spec.kind == "say" else self._ask(spec)
+            self._line.write({"id": id, "done": {} if done is None else done.to_dict()})
+        except Exception as error:
+            self._line.fail(id, explain(error))
+        finally:
+            with self._lock:
+                self._asked.discard(id)
+                self._stopped.discard(id)
+                if spec.kind == "open-chat":
+                    self._opening -= 1
+
+    def _ask(self, spec: specs.Spec) -> specs.Spec | None:
+        return resolve(ANSWERS[spec.kind])(spec.plan.check() if isinstance(spec, specs.EstimatePlan) else spec)
+
+    def _open(self, spec: specs.OpenChat) -> None:
+        if self._session is None:
+            self._session = resolve(SESSION)()
+        self._session.open(spec)
+        with self._lock:
+            if self._strengths is not None and self._opening == 1:
+                self._set(self._strengths)
+
+    def _set(self, strengths: list[float]) -> None:
+        try:
+            self._session.set_strengths(strengths)
+        except StudioError:
+            raise
+        except Exception as error:         # a library's error must not end the reader thread
+            raise explain(error) from error
+
+    def _say(self, id: int, spec: specs.Say) -> None:
+        if self._session is None:
+            raise Busy("No chat is open.", do="Choose a model first.")
+        for event in self._session.say(spec, stopped=lambda: id in self._stopped):
+            self._line.write({"id": id, "event": event.to_dict()})
+
+
+def _spec(message: dict) -> specs.Spec:
+    kind = message["do"]
+    if kind not in specs.TALK_KINDS:
+        raise InvalidSpec(f"The worker does not know “{kind}”.", do=f"It knows run, stop, {', '.join(specs.TALK_KINDS)}.")
+    data = message.get("spec")
+    if not isinstance(data, dict):
+        raise InvalidSpec("The request has no spec.")
+    return specs.TALK_KINDS[kind].from_dict(data).check()
