@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterator
 import torch
 from jinja2 import TemplateError
 
+from engine.data.render import chat_text, prepare_tokenizer
 from engine.errors import BadData, Diverged
 from engine.generate.text import Detokenizer
 
@@ -31,7 +32,7 @@ class Speech:
         prompt: token numbers of the whole prompt, not empty.
         temperature: 0 is greedy. top_p: share of probability that may be drawn from. seed: same seed, same answer; always drawn on
             the CPU, so that it does not depend on the device.
-        stopped: asked before every token.
+        stopped: asked before every token. before_token: called before every token, on this thread; the place to change strengths.
 
     Attributes:
         text: all that was said. ids: its token numbers, without the end token. reason: ``"end"`` (the model ended its turn),
@@ -44,10 +45,10 @@ class Speech:
     """
 
     def __init__(self, model, tokenizer, prompt: list[int], *, max_new_tokens: int = 200, temperature: float = 0.0, top_p: float = 1.0,
-                 seed: int = 0, stopped: Callable[[], bool] = never):
+                 seed: int = 0, stopped: Callable[[], bool] = never, before_token: Callable[[], object] = never):
         self.model, self.tokenizer, self.prompt = model, tokenizer, list(prompt)
         self.temperature, self.top_p, self.stopped = temperature, top_p, stopped
-        self.limit = max_new_tokens
+        self.limit, self.before_token = max_new_tokens, before_token
         self.text, self.ids, self.reason = "", [], "length"
         self._draw = torch.Generator().manual_seed(seed)
         self._cache: Any = None
@@ -60,6 +61,7 @@ class Speech:
         ends, words = end_tokens(self.model, self.tokenizer), Detokenizer(self.tokenizer)
         unread = self.prompt
         for _ in range(min(self.limit, room)):
+            self.before_token()
             logits = self._read(unread)
             if logits is None:
                 self.reason = "stop"
@@ -132,11 +134,9 @@ def listening(model) -> Iterator[None]:
 
 
 def prompt_ids(tokenizer, messages: list[dict]) -> list[int]:
-    """The chat as the model reads it, opened for its answer: the tokenizer's own template, else the bare texts, one below another."""
-    if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer("".join(f"{m['content']}\n" for m in messages))["input_ids"])
+    """The chat as the model reads it, opened for its answer: by the same template and rules as in training."""
+    text = chat_text(prepare_tokenizer(tokenizer), messages, cue=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def end_tokens(model, tokenizer) -> set[int]:

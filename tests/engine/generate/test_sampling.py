@@ -125,7 +125,10 @@ def test_numbers_that_are_none_get_a_sentence():
         answer(broken, TOKENIZER, CHAT)
 
 
-def test_without_a_chat_template_the_texts_are_read_plainly():
-    plain = make_tokenizer()
-    plain.chat_template = None
-    assert plain.decode(prompt_ids(plain, CHAT)) == "What do you sell?\n"
+def test_the_prompt_is_what_training_shows_the_model():
+    from engine.data.render import render
+
+    for tokenizer in (make_tokenizer(), make_tokenizer()):
+        rendered = render([*CHAT, {"role": "assistant", "content": "Bread."}], tokenizer)
+        prompt = prompt_ids(tokenizer, CHAT)
+        assert rendered.ids[:len(prompt)] == prompt and rendered.labels[len(prompt) - 1] == -100 != rendered.labels[len(prompt)]
