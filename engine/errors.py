@@ -148,7 +148,7 @@ def explain(error: BaseException) -> StudioError:
     if isinstance(error, StudioError):
         return error
     details = "".join(traceback.format_exception(type(error), error, error.__traceback__))[-8000:]
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         return DiskFull("The disk is full.", "There was no room left to write the next file.",
                         "Free some space (or choose another folder in Settings) and continue.", details=details)
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):

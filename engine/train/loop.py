@@ -1,0 +1,304 @@
+"""The training loop, to be read in one sitting: `train` sets the stage, `Training.run` is the play.
+
+Between two steps (and two micro-batches) it listens for pause, cancel and sample. Everything that decides about numbers is a function of
+(spec, data, step), or is in the checkpoint; so a run that was killed and goes on ends in the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Iterator
+
+import psutil
+import torch
+
+from engine.errors import Diverged, OutOfMemory, explain
+from engine.events import Evaluated, Event, Finished, Note, Progress, Sample, Saved, Step, Stopped
+from engine.generate.sampling import answer
+from engine.specs import TrainSpec
+from engine.store.runs import RunFolder
+from engine.train import checkpoint as checkpoints
+from engine.train import finish
+from engine.train.batching import Batch, Schedule, collate, micro_batches
+from engine.train.loss import Objective
+from engine.train.optim import Optimizer, learning_rate, speed_at
+from engine.train.precision import exact_computing
+from engine.train.prepare import Material, best_device, load_student, read_material, settled_precision
+from engine.train.presets import method_settings
+
+BUDGET = 1024                              # padded tokens in one micro-batch; halved when memory runs out
+EVALUATIONS = 10                           # through the run, besides the one of the untouched base
+PATIENCE = 3                               # evaluations in a row without a better one, after which an early stop ends the run
+SAMPLE_TOKENS, SAMPLE_SHARE = 60, 0.15     # length of a sample answer; share of the time that samples in between may cost
+
+
+def train(spec: TrainSpec, run: RunFolder) -> Iterator[Event]:
+    """Teach one adapter. A job (see `engine.store.runs`): yields events, ends with `Finished` or `Stopped`.
+
+    ``Finished.result``: adapter (folder), steps, error_before, error_after (on unseen examples, of the kept state; None without held-out
+    rows), best_step, rows, held_out, seconds, fingerprint (SHA-256 of the weights file).
+
+    Raises:
+        BadData, BadModel, InvalidSpec: before anything is computed. Diverged: the error is no number; the last checkpoint is kept.
+        OutOfMemory: even one example at a time does not fit. DiskFull: the checkpoint before it is kept.
+    """
+    spec.check()
+    if (result := finish.earlier_result(spec, run)) is not None:   # killed between the last rename and the last word
+        yield Finished(result)
+        return
+    yield Progress("Reading the examples")
+    material = read_material(spec)
+    yield Note(material.sentence)
+    for text in material.notes:
+        yield Note(text, "warning")
+    yield Progress("Loading the model")
+    precision = settled_precision(spec, run)
+    yield Note(precision.sentence)
+    with exact_computing(precision, best_device()):
+        yield from Training(spec, run, material, load_student(spec, precision)).run()
+
+
+class _Interrupted(Exception):
+    """Somebody asked to stop; carries "pause" or "cancel"."""
+
+
+class Training:
+    """One run. ``step`` counts finished steps; what `_state` names is all that survives a kill."""
+
+    def __init__(self, spec: TrainSpec, run: RunFolder, material: Material, model):
+        self.spec, self.run_folder, self.material, self.model = spec, run, material, model
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.lengths = [len(row.ids) for row in material.learn]
+        self.schedule = Schedule(self.lengths, spec.rows_per_step, spec.passes, spec.seed, spec.max_steps)
+        self.objective = Objective(model)
+        hidden = model.get_base_model().get_input_embeddings().weight.shape[1]
+        rate = spec.learning_rate or learning_rate(spec.method, method_settings(spec), hidden)
+        self.optimizer = Optimizer(self.parameters, rate, spec.weight_decay)
+        steps = len(self.schedule)
+        self.evaluate_at = {round(steps * k / EVALUATIONS) for k in range(EVALUATIONS + 1)} if material.test else set()
+        self.save_every = max(1, steps // 10)
+        self.step, self.budget, self.best = 0, BUDGET, {}
+        self.errors: list[float] = []      # of every step
+        self.evaluations: list[list] = []  # [step, error on unseen examples]
+        self.seconds = 0.0                 # worked in all attempts
+        self._clock = self._saved_at = time.monotonic()
+        self._step_seconds = self._sample_seconds = self._evaluation_seconds = 0.0
+        self._steps_here = 0
+
+    # --- the play ---
+
+    def run(self) -> Iterator[Event]:
+        yield from self._resume()
+        try:
+            while True:
+                if self._evaluation_is_due():
+                    yield from self._evaluate()
+                if self.over:
+                    break
+                self._listen()
+                if self._save_is_due():
+                    yield from self._save()
+                if self.run_folder.asked("sample"):
+                    self.run_folder.clear("sample")
+                    yield from self._sample(always=True)
+                yield from self._one_step()
+            yield Progress("Saving the adapter", self.step, len(self.schedule), "steps", 0.0)
+            yield from self._finish()
+        except _Interrupted as request:
+            self.optimizer.forget()
+            yield from self._save()
+            yield Stopped(str(request), resumable=True, step=self.step)
+        except (MemoryError, RuntimeError, OSError) as error:
+            raise explain(error) from error
+
+    @property
+    def over(self) -> bool:
+        """All steps done, or the unseen error did not get better for a while (a state with equal error is not better)."""
+        return self.step >= len(self.schedule) or (self.spec.early_stop and self._since_best() >= PATIENCE)
+
+    def _listen(self) -> None:
+        for request in ("cancel", "pause"):
+            if self.run_folder.asked(request):
+                raise _Interrupted(request)
+
+    # --- one step ---
+
+    def _one_step(self) -> Iterator[Event]:
+        start, rows = time.monotonic(), [self.material.learn[i] for i in self.schedule[self.step]]
+        learned = sum(row.learned for row in rows)
+        self.model.train()
+        while True:
+            before = torch.get_rng_state()  # dropout of a step that is repeated falls as it fell
+            try:
+                error = self._accumulate(rows, learned)
+                break
+            except _Interrupted:
+                torch.set_rng_state(before)
+                raise
+            except (MemoryError, RuntimeError) as problem:
+                self.optimizer.forget()
+                torch.set_rng_state(before)
+                yield self._smaller(problem, max(len(row.ids) for row in rows), len(rows))
+        factor = speed_at(self.step, len(self.schedule), self.spec.warmup)
+        if not math.isfinite(error) or not math.isfinite(self.optimizer.step(factor)):
+            raise Diverged(f"The training ran away at step {self.step + 1}.", "The error is no longer a number.",
+                           "Start again with half the learning speed; the last good checkpoint is kept.", step=self.step + 1,
+                           learning_rate=self.optimizer.rate)
+        self.step += 1
+        self.errors.append(error)
+        seconds = time.monotonic() - start
+        self._steps_here += 1
+        self._step_seconds += seconds
+        tokens = sum(len(row.ids) for row in rows)
+        yield Step(self.step, len(self.schedule), error, self.optimizer.rate * factor, tokens, tokens / seconds, memory_mb(),
+                   self._seconds_left(), self.step / self.schedule.per_pass)
+
+    def _accumulate(self, rows: list, learned: int) -> float:
+        """Gradients of the whole step, micro-batch by micro-batch. Returns the mean error of a learned token in nats."""
+        total = 0.0
+        for batch in self._batches(rows):
+            self._listen()
+            total += self.objective.backward(batch, learned)
+        return total / learned
+
+    def _batches(self, rows: list) -> Iterator[Batch]:
+        for part in micro_batches([len(row.ids) for row in rows], self.budget):
+            yield collate([rows[i] for i in part])
+
+    def _smaller(self, problem: Exception, longest: int, rows: int) -> Note:
+        """After memory ran out: half as many tokens at a time, the same examples in each step."""
+        shortage = explain(problem)
+        if not isinstance(shortage, OutOfMemory):
+            raise problem
+        if self.budget <= longest or rows == 1:
+            raise OutOfMemory("The computer's memory is too small for this training.", "Not even one example at a time fits.",
+                              "Close other programs, choose a smaller model, or lower “Longest example”.", details=shortage.details) from problem
+        self.budget //= 2
+        return Note(f"Memory ran out, so examples are now taken in smaller portions ({self.budget} tokens). The result stays the same.",
+                    "warning", self.step)
+
+    # --- unseen examples and samples ---
+
+    def _evaluation_is_due(self) -> bool:
+        done = self.evaluations[-1][0] if self.evaluations else -1
+        return done < self.step and (self.step in self.evaluate_at or (self.step >= len(self.schedule) and bool(self.material.test)))
+
+    def _evaluate(self) -> Iterator[Event]:
+        start = time.monotonic()
+        self.model.eval()
+        if self.step:
+            error = self._unseen_error()
+        else:
+            yield Progress("Testing the untouched model", 0, len(self.schedule), "steps")
+            with self.model.disable_adapter():
+                error = self._unseen_error()
+        self.evaluations.append([self.step, error])
+        best = self._best() == [self.step, error]
+        if best:
+            self.best = self._weights()
+        self._evaluation_seconds = time.monotonic() - start
+        yield Evaluated(self.step, error, len(self.material.test), best)
+        yield from self._sample(always=self.step == 0)
+
+    def _unseen_error(self) -> float:
+        rows, total = self.material.test, 0.0
+        for batch in self._batches(rows):
+            self._listen()
+            total += self.objective.error(batch)
+        return total / sum(row.learned for row in rows)
+
+    def _best(self) -> list | None:
+        """[step, error] of the best evaluation; the untouched base is no candidate, it is what was there before."""
+        return min((e for e in self.evaluations if e[0] > 0), key=lambda e: (e[1], e[0]), default=None)
+
+    def _since_best(self) -> int:
+        best = self._best()
+        return sum(e[0] > best[0] for e in self.evaluations) if best else 0
+
+    def _sample(self, always: bool) -> Iterator[Event]:
+        """Answers to the pinned questions; in between only while they cost little time. They touch nothing that is learned."""
+        if not self.spec.prompts or not always and self._sample_seconds > SAMPLE_SHARE * self._step_seconds:
+            return
+        start = time.monotonic()
+        for prompt in self.spec.prompts:
+            self._listen()
+            system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
+            yield Sample(self.step, prompt, answer(self.model, self.material.tokenizer, [*system, {"role": "user", "content": prompt}],
+                                                   max_new_tokens=SAMPLE_TOKENS))
+        self._sample_seconds += time.monotonic() - start
+
+    # --- checkpoints ---
+
+    def _save_is_due(self) -> bool:
+        return self._steps_here > 0 and self.step != self._saved_step and (
+            self.step % self.save_every == 0 or time.monotonic() - self._saved_at >= self.spec.checkpoint_seconds)
+
+    def _save(self) -> Iterator[Event]:
+        try:
+            path = checkpoints.save(self.run_folder.checkpoints, self._state())
+        except OSError as error:
+            raise explain(error) from error
+        self._saved_at, self._saved_step = time.monotonic(), self.step
+        yield Saved(self.step, str(path))
+
+    def _state(self) -> checkpoints.Checkpoint:
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        optimizer = {name: tensor.detach().cpu() for name, tensor in self.optimizer.state().items()}
+        return checkpoints.Checkpoint(self.step, self._weights(), optimizer, self.best, {
+            "budget": self.budget, "errors": self.errors, "evaluations": self.evaluations, "seconds": self.seconds}, self.material.identity)
+
+    def _weights(self) -> dict:
+        return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+
+    _saved_step = -1
+
+    def _resume(self) -> Iterator[Event]:
+        checkpoints.sweep(self.run_folder.checkpoints)
+        state, notes = checkpoints.newest(self.run_folder.checkpoints, self.material.identity)
+        for text in notes:
+            yield Note(text, "warning")
+        if state is None:
+            return
+        self._put(state.adapter)
+        self.optimizer.restore(state.optimizer)
+        self.step, self.best, self.budget = state.step, state.best, state.progress["budget"]
+        self.errors, self.evaluations, self.seconds = state.progress["errors"], state.progress["evaluations"], state.progress["seconds"]
+        self._saved_step = self.step
+        checkpoints.restore_generators(state.generators)
+        yield Note(f"Going on from step {self.step}.", step=self.step)
+
+    @torch.no_grad()
+    def _put(self, weights: dict) -> None:
+        for name, p in self.parameters.items():
+            p.copy_(weights[name])
+
+    # --- the end ---
+
+    def _finish(self) -> Iterator[Event]:
+        best, kept = self._best(), self.step
+        if self.spec.early_stop and best and best[0] != self.step:
+            kept = best[0]
+            self._put(self.best)
+            yield Note(f"The state of step {kept} is kept: there the error on unseen examples was lowest.", step=kept)
+        before = self.evaluations[0][1] if self.evaluations and self.evaluations[0][0] == 0 else None
+        after = next((error for step, error in reversed(self.evaluations) if step == kept), None)
+        if before is not None and after is not None and after >= before:
+            yield Note("The adapter does not answer unseen examples better than the untouched model.", "warning", kept)
+        self.model.eval()
+        yield from self._sample(always=True)
+        seconds = self.seconds + time.monotonic() - self._clock
+        yield Finished(finish.place(self.spec, self.run_folder, self.model, self.material, {
+            "steps": self.step, "error_before": before, "error_after": after, "best_step": kept, "rows": len(self.material.learn),
+            "held_out": len(self.material.test), "seconds": round(seconds, 1)}, self.optimizer.rate, self.evaluations))
+
+    def _seconds_left(self) -> float:
+        each = self._step_seconds / self._steps_here
+        to_evaluate = sum(point > self.step for point in self.evaluate_at)
+        return (len(self.schedule) - self.step) * each + to_evaluate * self._evaluation_seconds
+
+
+def memory_mb() -> float:
+    """Resident memory of this process in megabytes."""
+    return psutil.Process().memory_info().rss / 1e6

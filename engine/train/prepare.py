@@ -1,0 +1,84 @@
+"""From a spec to what the loop works on: examples as tokens, a base with a fresh adapter. Shared by training and its estimate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.bases.load import load_model, load_tokenizer
+from engine.data.render import Rendered, prepare_tokenizer, render_all
+from engine.data.shapes import load
+from engine.data.split import split
+from engine.errors import BadData, DamagedCheckpoint
+from engine.model.peft_model import get_peft_model
+from engine.specs import TrainSpec
+from engine.store.atomic import write_json
+from engine.store.library import read_model
+from engine.store.runs import RunFolder
+from engine.train.precision import Precision, choose
+from engine.train.presets import adapter_config, method_settings
+
+_FREE = ("out", "prompts", "checkpoint_seconds")     # settings that may change without changing what is learned
+
+
+@dataclass
+class Material:
+    """Everything read, nothing loaded: the examples as the model sees them, and who is who."""
+
+    tokenizer: object
+    learn: list[Rendered]
+    test: list[Rendered]
+    notes: list[str]
+    sentence: str
+    data_hash: str                         # of the rows as they stand in the file
+    base_fingerprint: str
+    identity: dict                         # what must be the same for a run to go on
+
+
+def read_material(spec: TrainSpec) -> Material:
+    """Read and render the examples. Raises `BadData`, `BadModel`."""
+    base = read_model(spec.base)
+    data = load(spec.data)
+    tokenizer = prepare_tokenizer(load_tokenizer(spec.base))
+    learn, test = split(data.rows, spec.holdout)     # before rows are left out: the split depends on the rows alone
+    _, learned, notes = render_all(learn, tokenizer, spec.system, spec.max_length)
+    tested = render_all(test, tokenizer, spec.system, spec.max_length) if test else ([], [], [])
+    if not learned:
+        raise BadData("There is nothing to learn from.", do="Add examples.")
+    if test and not tested[1]:
+        notes.append("All examples held back for testing had to be left out.")
+    tokens = hashlib.sha256(json.dumps([r.ids + r.labels for r in [*learned, *tested[1]]]).encode()).hexdigest()
+    settings = {k: v for k, v in spec.to_dict().items() if k not in _FREE and k not in ("base", "data")}
+    identity = {"settings": hashlib.sha256(json.dumps([settings, method_settings(spec)], sort_keys=True).encode()).hexdigest(),
+                "examples": tokens, "model": base.fingerprint}
+    return Material(tokenizer, learned, tested[1], data.notes + notes + tested[2], data.sentence, data.digest, base.fingerprint, identity)
+
+
+def best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_student(spec: TrainSpec, precision: Precision):
+    """The base in the run's number format with one fresh, trainable adapter named "default". Seeds torch with the spec's seed."""
+    config = adapter_config(spec)
+    model = load_model(spec.base, dtype=precision.dtype, device=best_device())
+    torch.manual_seed(spec.seed)
+    return get_peft_model(model, config)
+
+
+def settled_precision(spec: TrainSpec, run: RunFolder) -> Precision:
+    """The run's number format: measured once and written down, because a resumed run must compute as it began."""
+    path: Path = run.path / "precision.json"
+    if path.exists():
+        try:
+            return Precision(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as problem:
+            raise DamagedCheckpoint("This training's folder is damaged.", "The number format it computed in cannot be read.",
+                                    "Start the training anew.", details=str(problem), path=str(path)) from problem
+    precision = choose(spec.precision, best_device())
+    write_json(path, precision.to_dict())
+    return precision
