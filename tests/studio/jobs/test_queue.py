@@ -1,0 +1,215 @@
+"""The queue with jobs in this very process: order, requests, recovery, one studio a home."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from engine import events
+from engine.errors import Busy, InvalidSpec, StudioError
+from engine.store.runs import EventLog, RunFolder
+from studio.jobs.job import State
+from studio.jobs.queue import JobChanged, JobRemoved, open_queue
+from studio.jobs.runner import InlineRunner
+from studio.jobs.store import JobStore
+from tests.studio.jobs.conftest import heard
+
+
+class Gate:
+    """A job that stands still until it is let on, and obeys requests."""
+
+    def __init__(self):
+        self.go, self.reached, self.order = threading.Event(), threading.Event(), []
+
+    def __call__(self, spec, run):
+        self.order.append(Path(spec.out).name)
+        yield events.Saved(7, "somewhere")
+        self.reached.set()
+        while not self.go.wait(0.005):
+            for reason in ("pause", "cancel"):
+                if run.asked(reason):
+                    yield events.Stopped(reason, resumable=True, step=7)
+                    return
+        yield events.Finished({"adapter": spec.out})
+
+
+@pytest.fixture
+def gate():
+    return Gate()
+
+
+def settled(queue, id):
+    return lambda: None if queue.job(id).active else queue.job(id)
+
+
+def test_jobs_run_one_at_a_time_in_their_order(queues, plan, gate, until):
+    queue = queues(InlineRunner(gate))
+    first, second, third = (queue.submit(plan(out=name), name) for name in "abc")
+    gate.reached.wait(5)
+    assert [queue.job(j.id).state for j in (first, second, third)] == [State.RUNNING, State.WAITING, State.WAITING]
+    queue.move(third.id, 0)
+    gate.go.set()
+    until(lambda: all(job.state is State.FINISHED for job in queue.jobs()))
+    assert gate.order == ["a", "c", "b"]
+
+
+@pytest.mark.parametrize("request_, state", [("pause", State.PAUSED), ("cancel", State.CANCELLED)])
+def test_a_running_job_stops_as_asked_and_goes_on_when_resumed(queues, plan, gate, until, request_, state):
+    queue = queues(InlineRunner(gate))
+    job = queue.submit(plan(), "x")
+    gate.reached.wait(5)
+    getattr(queue, request_)(job.id)
+    stopped = until(settled(queue, job.id))
+    assert stopped.state is state and stopped.can_resume and stopped.step == 7
+    gate.go.set()
+    queue.resume(job.id)
+    done = until(lambda: queue.job(job.id) if queue.job(job.id).state is State.FINISHED else None)
+    assert done.attempt == 2 and done.result == {"adapter": job.spec.out}
+
+
+@pytest.mark.parametrize("request_, state", [("pause", State.PAUSED), ("cancel", State.CANCELLED)])
+def test_a_waiting_job_stops_at_once_and_never_runs(queues, plan, gate, until, request_, state):
+    queue = queues(InlineRunner(gate))
+    busy, waiting = queue.submit(plan(out="a"), "a"), queue.submit(plan(out="b"), "b")
+    gate.reached.wait(5)
+    getattr(queue, request_)(waiting.id)
+    assert queue.job(waiting.id).state is state
+    gate.go.set()
+    until(settled(queue, busy.id))
+    assert gate.order == ["a"]
+
+
+def test_a_failure_is_told_and_the_next_job_runs(queues, plan, until):
+    def work(spec, run):
+        yield events.Progress("starting")
+        if Path(spec.out).name == "bad":
+            raise OSError(28, "No space left on device")
+        yield events.Finished({})
+
+    queue = queues(InlineRunner(work))
+    bad, good = queue.submit(plan(out="bad"), "bad"), queue.submit(plan(out="good"), "good")
+    until(settled(queue, good.id))
+    assert queue.job(bad.id).state is State.FAILED and queue.job(bad.id).error["code"] == "disk-full"
+    assert queue.job(good.id).state is State.FINISHED
+    assert isinstance(queue.events(bad.id)[-1], events.Failed)
+
+
+def test_a_folder_that_vanished_fails_its_job_only(queues, plan, gate, until):
+    queue = queues(InlineRunner(gate))
+    busy, lost = queue.submit(plan(out="a"), "a"), queue.submit(plan(out="b"), "b")
+    gate.reached.wait(5)
+    (lost.folder / "spec.json").unlink()
+    lost.folder.rmdir()
+    gate.go.set()
+    assert until(settled(queue, lost.id)).state is State.FAILED
+    assert queue.job(busy.id).state is State.FINISHED
+
+
+def test_news_tell_every_event_once_and_in_order(queues, plan, until):
+    def work(spec, run):
+        yield from (events.Step(n, 50, 1.0, 1e-3, 1, 1.0, 1.0) for n in range(1, 51))
+        yield events.Finished({})
+
+    queue = queues(InlineRunner(work))
+    job = queue.submit(plan(), "x")
+    until(settled(queue, job.id))
+    assert [e.step for e in heard(queue, events.Step)] == list(range(1, 51))
+    assert queue.drain() == []
+    stored = queue.events(job.id)
+    assert [e.seq for e in stored] == list(range(1, 52)) and queue.events(job.id, after=50) == stored[50:]
+
+
+def test_removing_forgets_the_job_and_its_folder_but_not_its_result(queues, plan, gate, until):
+    queue = queues(InlineRunner(gate))
+    gate.go.set()
+    job = queue.submit(plan(), "x")
+    Path(job.spec.out).mkdir()
+    until(settled(queue, job.id))
+    queue.drain()
+    queue.remove(job.id)
+    assert queue.jobs() == [] and not job.folder.exists() and Path(job.spec.out).exists()
+    assert queue.drain() == [JobRemoved(job.id)]
+    with pytest.raises(StudioError):
+        queue.job(job.id)
+
+
+def test_an_impossible_spec_is_refused_and_leaves_nothing(queues, plan, gate, home):
+    queue = queues(InlineRunner(gate))
+    with pytest.raises(InvalidSpec):
+        queue.submit(plan(passes=-1.0), "x")
+    assert queue.jobs() == [] and list(home.runs.iterdir()) == []
+
+
+def test_one_home_holds_one_studio(queues, home, gate):
+    first = queues(InlineRunner(gate))
+    second = open_queue(home, InlineRunner(gate))
+    with pytest.raises(Busy, match="already open"):
+        second.start()
+    second.close()
+    first.close()
+    queues(InlineRunner(gate))
+
+
+def test_the_lock_of_a_dead_studio_is_taken_over(queues, home, gate):
+    code = ("import os, sys; from pathlib import Path; from engine.store.home import Home; from studio.jobs.queue import open_queue\n"
+            "from studio.jobs.runner import InlineRunner\n"
+            "open_queue(Home(Path(sys.argv[1])), InlineRunner(None)).start(); os._exit(9)")
+    assert subprocess.run([sys.executable, "-c", code, str(home.root)], cwd=Path(__file__).parents[3]).returncode == 9
+    assert (home.root / "studio.lock").exists()
+    queues(InlineRunner(gate))
+
+
+def test_closing_interrupts_and_says_where_it_goes_on(queues, plan, gate):
+    queue = queues(InlineRunner(gate))
+    job = queue.submit(plan(), "x")
+    gate.reached.wait(5)
+    queue.close()
+    again = queues(InlineRunner(gate))
+    assert again.job(job.id).state is State.INTERRUPTED and "step 7" in again.job(job.id).error["do"]
+
+
+@pytest.mark.parametrize("last, state", [
+    (None, State.INTERRUPTED), (events.Finished({"adapter": "x"}), State.FINISHED), (events.Failed({"code": "bad-data", "what": "No."}), State.FAILED),
+    (events.Stopped("pause", True, 3), State.INTERRUPTED), (events.Stopped("cancel", True, 3), State.CANCELLED)])
+def test_what_a_dead_studio_left_running_is_told_from_its_folder(queues, home, plan, gate, last, state):
+    store = JobStore(home.database)
+    run = RunFolder.create(home.runs / "old", plan())
+    with EventLog(run) as log:
+        log.write(events.Saved(3, "x"))
+        if last is not None:
+            log.write(last)
+    job = store.change(store.add(plan(), "old", run.path).id, State.RUNNING)
+    store.note_process(job.id, 2**22 - 3, 1.0)
+    store.close()
+    queue = queues(InlineRunner(gate))
+    assert queue.job(job.id).state is state
+    assert [n.job.state for n in queue.drain() if isinstance(n, JobChanged)] == [state]
+    if state is State.INTERRUPTED:
+        assert queue.job(job.id).step == 3 and "resumes at step 3" in queue.job(job.id).error["do"]
+
+
+def test_requests_of_the_last_attempt_do_not_stop_the_next(queues, plan, gate, until):
+    queue = queues(InlineRunner(gate))
+    job = queue.submit(plan(), "x")
+    gate.reached.wait(5)
+    queue.cancel(job.id)
+    queue.pause(job.id)
+    until(settled(queue, job.id))
+    assert RunFolder(job.folder).asked("cancel")
+    gate.go.set()
+    queue.resume(job.id)
+    assert until(settled(queue, job.id)).state is State.FINISHED
+
+
+def test_two_jobs_of_one_title_get_folders_of_their_own(queues, plan, gate):
+    queue = queues(InlineRunner(gate))
+    folders = [queue.submit(plan(), title).folder for title in ("Shop", "Shop", "../../Shop", "CON", "")]
+    assert len(set(folders)) == 5 and all(f.parent == queue.home.runs and f.is_dir() for f in folders)
+    for one, other in itertools.combinations(folders, 2):
+        assert one not in other.parents
+    gate.go.set()
