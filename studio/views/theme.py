@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 
 from PySide6.QtCore import QDir, QObject, QSize, Qt, Signal
 from PySide6.QtGui import QColor, QFont, QFontDatabase, QIcon, QPainter, QPalette, QPixmap
 from PySide6.QtSvg import QSvgRenderer
 from PySide6.QtWidgets import QApplication, QWidget
 
-RESOURCES = Path(__file__).resolve().parents[2] / "resources"
+from engine.store.resources import resource
+
+ICONS = resource("icons")
 XS, S, M, L, XL, XXL = 4, 8, 12, 16, 24, 32        # the spacing scale, in pixels
 RADIUS = 8
 MODES = ("system", "light", "dark", "contrast")
@@ -102,7 +103,7 @@ def apply(app: QApplication, mode: str = "system", text_size: float = 1.0) -> To
     _now = _BY_NAME[mode]
     if app.style().objectName().lower() != "fusion":
         app.setStyle("Fusion")
-    QDir.setSearchPaths("icons", [str(RESOURCES / "icons")])
+    QDir.setSearchPaths("icons", [str(ICONS)])
     app.setFont(_font(text_size))
     app.setPalette(_palette(_now))
     app.setStyleSheet(_sheet(_now, app.font().pointSizeF()))
@@ -131,7 +132,7 @@ def icon(name: str, role: str = "text") -> QIcon:
 
 @lru_cache(maxsize=256)
 def _tinted(name: str, role: str, theme: str) -> QIcon:
-    result, renderer = QIcon(), QSvgRenderer(str(RESOURCES / "icons" / f"{name}.svg"))
+    result, renderer = QIcon(), QSvgRenderer(str(ICONS / f"{name}.svg"))
     for mode, tint in ((QIcon.Mode.Normal, color(role)), (QIcon.Mode.Disabled, color("muted", 0.45))):
         for size in (16, 20, 24, 32, 48, 64, 96):
             pixmap = QPixmap(QSize(size, size))
@@ -164,7 +165,7 @@ def contrast(first: str, second: str) -> float:
 
 def _font(text_size: float) -> QFont:
     if "Inter" not in QFontDatabase.families():
-        for file in (RESOURCES / "fonts").glob("*.otf"):
+        for file in resource("fonts").glob("*.otf"):
             QFontDatabase.addApplicationFont(str(file))
     font = QFont("Inter" if "Inter" in QFontDatabase.families() else QApplication.font().family())
     font.setPointSizeF(round(10 * text_size, 1))
@@ -190,7 +191,7 @@ def _palette(t: Tokens) -> QPalette:
 
 @lru_cache(maxsize=1)
 def _template() -> str:
-    return (RESOURCES / "studio.qss").read_text(encoding="utf-8")
+    return resource("studio.qss").read_text(encoding="utf-8")
 
 
 def _sheet(t: Tokens, point: float) -> str:

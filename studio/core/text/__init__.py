@@ -11,20 +11,20 @@ of its translation (``resources/translations/<language>.json``); where there is 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-TRANSLATIONS = Path(__file__).resolve().parents[3] / "resources" / "translations"
+from engine.store.resources import resource
+
 _table: dict[str, str] = {}
 
 
 def languages() -> list[str]:
     """Codes of the languages that can be chosen, English first."""
-    return ["en", *sorted(file.stem for file in TRANSLATIONS.glob("*.json"))]
+    return ["en", *sorted(file.stem for file in resource("translations").glob("*.json"))]
 
 
 def use(language: str) -> None:
     """Speak this language from now on; panels that stand already keep their words until they are built anew."""
-    file = TRANSLATIONS / f"{language}.json"
+    file = resource("translations") / f"{language}.json"
     _table.clear()
     if language != "en" and file.exists():
         _table.update(json.loads(file.read_text(encoding="utf-8")))
