@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import BadModel
-from engine.store.library import ModelInfo, read_model
+from engine.store.library import ModelInfo, read_json, read_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,8 +69,8 @@ def load_tokenizer(path: Path | str) -> "PreTrainedTokenizerBase":
 def check_folder(path: Path | str) -> ModelInfo:
     """`engine.store.library.read_model`, and a refusal of folders that want to run their own program code. Raises `BadModel`."""
     info = read_model(path)
-    own_code = info.config.get("auto_map") or (json.loads((info.path / "tokenizer_config.json").read_text(encoding="utf-8")).get("auto_map")
-                                               if (info.path / "tokenizer_config.json").exists() else None)
+    settings = info.path / "tokenizer_config.json"
+    own_code = info.config.get("auto_map") or (settings.exists() and read_json(settings, BadModel).get("auto_map"))
     if own_code and not _known_architecture(info.model_type):
         raise BadModel(f"The model {info.name} cannot be used here.", "It would have to run program code out of its own folder.",
                        "Choose a model of a common kind (Llama, Qwen, Gemma, Mistral, SmolLM …).", path=str(info.path))

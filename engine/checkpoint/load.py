@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load as load_bytes
 from torch import Tensor
 
-from engine.errors import BadAdapter, StudioError, WrongBase
-from engine.methods.base import Method, PeftConfig, TargetedConfig, TensorSpec
-from engine.methods.registry import method as method_of
+from engine.errors import BadAdapter, Unreachable, WrongBase
 from engine.checkpoint.keys import file_key, sort_by_site
 from engine.checkpoint.report import LoadReport
+from engine.methods.base import Method, PeftConfig, TensorSpec
 from engine.store.headers import read_header
+from engine.store.library import read_json
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -41,8 +41,6 @@ def _fetch(repo: str, subfolder: str | None, **hub: object) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    from engine.errors import Unreachable
-
     wanted = [f"{subfolder}/{name}" if subfolder else name for name in ("adapter_config.json", WEIGHTS)]
     try:
         return Path(snapshot_download(repo, allow_patterns=wanted, **{k: v for k, v in hub.items() if v is not None}))
@@ -65,12 +63,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return load_bytes(path.read_bytes())
 
 
-def read_config(folder: Path) -> tuple[TargetedConfig, list[str]]:
-    """An adapter's config and the names of settings that this version does not know. Raises `BadAdapter`."""
-    from engine.store.library import read_json
-
-    config = PeftConfig.from_pretrained(folder)
-    return config, type(config).unknown_keys(read_json(folder / "adapter_config.json", BadAdapter))
+def unknown_settings(folder: Path) -> list[str]:
+    """Settings in an adapter's config that this version does not know (of a newer PEFT, most likely)."""
+    return PeftConfig.from_pretrained(folder).unknown_keys(read_json(folder / "adapter_config.json", BadAdapter))
 
 
 def match(tensors: dict[str, Tensor], method: Method, expected: dict[str, dict[str, TensorSpec]],
@@ -115,10 +110,3 @@ def match(tensors: dict[str, Tensor], method: Method, expected: dict[str, dict[s
     renamed = {key: file_key(path, name) for (path, name), key in origin.items() if key != file_key(path, name)}
     return given, LoadReport(loaded, missing, unexpected, renamed, unknown_settings)
 
-
-def expected_tensors(method: Method, config: TargetedConfig, targets: list) -> dict[str, dict[str, TensorSpec]]:
-    """What each planned layer expects of the file: module path → tensor name → spec."""
-    return {t.path: method.tensors(config, t.site) for t in targets}
-
-
-__all__ = ["StudioError", "expected_tensors", "locate", "match", "method_of", "read_config", "read_tensors"]

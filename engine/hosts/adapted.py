@@ -87,7 +87,7 @@ class Adapted(nn.Module):
         for kind, shelf in self._modules.items():
             if kind != "base_layer" and name in shelf:
                 if isinstance(shelf[name], Slot):
-                    found.update({f"{kind}.{leaf}": p for leaf, p in shelf[name].named_parameters()})
+                    found.update({f"{kind}.{leaf}": p for leaf, p in shelf[name]._parameters.items()})
                 else:
                     found[kind] = shelf[name]
         return found
@@ -134,16 +134,17 @@ class Adapted(nn.Module):
         A = (parts[0].A if len(parts) == 1 else torch.cat([f.A.to(dtype) for f in parts])).to(dtype).detach()
         B = (parts[0].B if len(parts) == 1 else torch.cat([f.B.to(dtype) for f in parts], dim=1)).to(dtype).detach()
         biases = [(n, f.bias.detach() * f.scale) for n, f in zip(names, parts) if f.bias is not None]
-        flat = self.site.kind == "linear"
+        if self.site.kind == "linear" and not biases:         # the everyday case, in as few operations as there can be
+            A_t, B_t = A.t(), B.t()
+            alone = names[0] if len(names) == 1 else None
 
-        if flat and len(names) == 1 and not biases:           # the everyday case, as few operations as there can be
-            name, scale, A_t, B_t = names[0], parts[0].scale, A.t(), B.t()
-
-            def single(x: Tensor, y: Tensor) -> Tensor:
+            def flat(x: Tensor, y: Tensor) -> Tensor:
                 h = x.to(dtype).reshape(-1, x.shape[-1]) @ A_t
-                return torch.addmm(y.reshape(-1, y.shape[-1]), h, B_t, alpha=stack.strength(name) * scale).view(y.shape)
+                if alone is not None:
+                    return torch.addmm(y.reshape(-1, y.shape[-1]), h, B_t, alpha=stack.strength(alone) * parts[0].scale).view(y.shape)
+                return torch.addmm(y.reshape(-1, y.shape[-1]), h * stack.scales(layout, dtype, y.device), B_t).view(y.shape)
 
-            return single
+            return flat
 
         def fused(x: Tensor, y: Tensor) -> Tensor:
             h = host.project(layer, x if self.site.kind == "embedding" else x.to(dtype), A)

@@ -22,7 +22,7 @@ class EmbeddingHost(Host):
         return matrix.T.contiguous()
 
     def project(self, layer: nn.Module, x: Tensor, A: Tensor) -> Tensor:
-        h = F.embedding(x, A.T)
+        h = F.embedding(x, A.T, layer.padding_idx)            # padding learns nothing, as in the layer itself
         return h * layer.embed_scale.to(h.dtype) if hasattr(layer, "embed_scale") else h     # Gemma's scaled embedding
 
     def expand(self, layer: nn.Module, h: Tensor, B: Tensor) -> Tensor:

@@ -105,10 +105,19 @@ class Lora(Method):
             return {"lora_embedding_A": TensorSpec((rank, site.columns), torch.nn.init.zeros_ if zero_a else torch.nn.init.normal_),
                     "lora_embedding_B": TensorSpec((site.out, rank), torch.nn.init.normal_)}
         channels, ones = site.columns // math.prod(site.kernel), (1,) * len(site.kernel)
-        start = kaiming_uniform if cfg.init_lora_weights != "gaussian" else lambda t: torch.nn.init.normal_(t, std=1 / rank)
-        zero_b = kaiming_uniform if cfg.init_lora_weights is False else torch.nn.init.zeros_
-        table = {"lora_A.weight": TensorSpec((rank, channels, *site.kernel), start),
-                 "lora_B.weight": TensorSpec((site.out, rank, *ones), zero_b)}
+        shape_a, shape_b = (rank, channels, *site.kernel), (site.out, rank, *ones)
+
+        def start_a(A: Tensor) -> None:
+            kaiming_uniform(A)
+            if cfg.init_lora_weights is False:
+                return
+            kaiming_uniform(torch.empty(shape_b))             # PEFT draws A and B once before it draws A for good:
+            if cfg.lora_bias:                                 # the same seed must give the same adapter
+                torch.empty(site.out).uniform_()
+            torch.nn.init.normal_(A, std=1 / rank) if cfg.init_lora_weights == "gaussian" else kaiming_uniform(A)
+
+        table = {"lora_A.weight": TensorSpec(shape_a, start_a),
+                 "lora_B.weight": TensorSpec(shape_b, kaiming_uniform if cfg.init_lora_weights is False else torch.nn.init.zeros_)}
         if cfg.lora_bias:
             table["lora_B.bias"] = TensorSpec((site.out,), torch.nn.init.zeros_)
         return table

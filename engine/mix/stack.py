@@ -156,6 +156,12 @@ class StackOnBase:
             if self.model.stack.strength(placed.name) != strength:
                 self.model.stack.set_strength(placed.name, strength)
 
+    @property
+    def entries(self) -> list[StackEntry]:
+        """The stack as it runs, as entries again."""
+        strengths = dict(self.model.stack.entries) if self.placed else {}
+        return [StackEntry(str(p.info.path), strengths[p.name]) for p in self.placed]
+
     def stamp(self) -> list[list]:
         """``[[name, fingerprint, strength], …]`` in order, as the engine holds it, not as anybody wished it."""
         if not self.placed:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.stack import LiveStack
-from engine.methods.base import Site, TargetedConfig, Tensors
+from engine.methods.base import TargetedConfig, Tensors
 from engine.methods.registry import method as method_of
-from engine.model.targets import Plan, plan
+from engine.model.targets import Plan
 
 
 @dataclass
@@ -29,28 +29,21 @@ def check_name(name: str) -> None:
         raise ValueError(f"An adapter cannot be named {name!r}: the name must not be empty, hold a dot or be a reserved word.")
 
 
-def inject(model: nn.Module, injection: Injection, name: str, config: TargetedConfig, *, trainable: bool,
-           given: dict[str, Tensors] | None = None, dtype: torch.dtype | None = torch.float32) -> Plan:
-    """Add one adapter to ``model`` in place, in one walk over its modules, whatever is there already.
+def inject(model: nn.Module, injection: Injection, name: str, config: TargetedConfig, planned: Plan, *, trainable: bool,
+           given: dict[str, Tensors] | None = None, dtype: torch.dtype | None = torch.float32) -> None:
+    """Add one adapter to ``model`` in place, at the layers of ``planned``.
 
     Args:
         injection: what is in the model so far; extended on success only.
+        planned: from `engine.model.targets.plan` on the model as it is now.
         given: tensors by module path and name (from a file). What is not given is initialised, in the order of the modules,
             from the global random stream, as PEFT does.
         dtype: of initialised tensors; given ones keep theirs unless they are to be trained. None: the base weight's.
-
-    Raises:
-        NoMatchingPeftModuleError, UnsupportedLayer: see `engine.model.targets.plan`; the model is untouched.
-        ValueError: the name is taken or impossible.
     """
-    check_name(name)
-    if any(name in layer.tenants for layer in injection.layers.values()):
-        raise ValueError(f"Adapter with name {name!r} already exists.")
     law = method_of(config.peft_type)
-    result = plan(model, law, config)
     tenant = Tenant(law, config)
     ready: list[tuple[str, Adapted, nn.Module | None, Tensors]] = []
-    for target in result.targets:
+    for target in planned.targets:
         known = isinstance(target.layer, Adapted)
         layer = target.layer if known else Adapted(target.layer, target.host, target.site, injection.stack)
         tensors = _tensors(law.tensors(config, target.site), (given or {}).get(target.path, {}), layer.pristine_weight, trainable, dtype)
@@ -62,7 +55,6 @@ def inject(model: nn.Module, injection: Injection, name: str, config: TargetedCo
             setattr(model.get_submodule(parent), leaf, layer)
             injection.layers[path] = layer
     injection.stack.changed()
-    return result
 
 
 def _tensors(specs: dict[str, Any], given: Tensors, weight: Tensor, trainable: bool, dtype: torch.dtype | None) -> Tensors:
@@ -106,12 +98,3 @@ def bake(model: nn.Module, injection: Injection, names: list[str]) -> None:
 def _restore(model: nn.Module, path: str, layer: Adapted) -> None:
     parent, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(parent), leaf, layer.base_layer)
-
-
-def layer_shapes(layer: Adapted, config: TargetedConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an adapter's tensors at a layer."""
-    return {k: s.shape for k, s in method_of(config.peft_type).tensors(config, layer.site).items()}
-
-
-def site_of(layer: Adapted) -> Site:
-    return layer.site

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.load import expected_tensors, locate, match, read_config, read_tensors
+from engine.checkpoint.load import locate, match, read_tensors, unknown_settings
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import save_adapter
 from engine.hosts.adapted import Adapted
@@ -50,6 +50,7 @@ class PeftModel(nn.Module):
         peft_config: settings of the first adapter.
         adapter_name: its name; the first adapter is active and trainable (unless ``inference_mode`` is set).
         autocast_adapter_dtype: new adapters are float32 whatever the base is; otherwise they take the base weight's dtype.
+        folder: read the first adapter's tensors from this folder instead of starting anew (see `from_pretrained`).
 
     Attributes:
         peft_config: adapter name → config. base_model: the wrapped model, ``base_model.model`` is the user's.
@@ -57,15 +58,16 @@ class PeftModel(nn.Module):
     """
 
     def __init__(self, model: nn.Module, peft_config: TargetedConfig, adapter_name: str = "default", *,
-                 autocast_adapter_dtype: bool = True):
+                 autocast_adapter_dtype: bool = True, folder: Path | None = None):
         super().__init__()
         self.peft_config: dict[str, PeftConfig] = {}
         self._injection = Injection()
-        self._frozen_before = {id(p) for p in model.parameters() if not p.requires_grad}
+        self._trained_before = {id(p) for p in model.parameters() if p.requires_grad}
         self.base_model = Tuned(model)
-        self._admit(adapter_name, peft_config, trainable=not peft_config.inference_mode, autocast=autocast_adapter_dtype)
+        trainable = not peft_config.inference_mode
+        self.load_report = self._admit(adapter_name, peft_config, trainable=trainable, autocast=autocast_adapter_dtype, folder=folder)
         model.requires_grad_(False)
-        self.set_requires_grad(adapter_name, not peft_config.inference_mode)
+        self.set_requires_grad(adapter_name, trainable)
         self.stack.arrange([adapter_name])
 
     # --- looking ---
@@ -125,13 +127,22 @@ class PeftModel(nn.Module):
 
     # --- adapters ---
 
-    def _admit(self, name: str, config: TargetedConfig, *, trainable: bool, autocast: bool = True, given: dict | None = None) -> None:
+    def _admit(self, name: str, config: TargetedConfig, *, trainable: bool, autocast: bool = True, folder: Path | None = None) -> LoadReport:
+        """Plan, read, inject: the one way an adapter comes in, new or from ``folder``. Changes nothing if it raises."""
+        check_name(name)
         if name in self.peft_config:
             raise ValueError(f"Adapter with name {name!r} already exists.")
+        model, law = self.get_base_model(), method_of(config.peft_type)
+        planned, given, report = plan(model, law, config), None, LoadReport()
+        if folder is not None:
+            expected = {t.path: law.tensors(config, t.site) for t in planned.targets}
+            given, report = match(read_tensors(folder), law, expected, unknown_settings(folder))
         if config.base_model_name_or_path is None:
-            config.base_model_name_or_path = getattr(self.get_base_model(), "name_or_path", None) or None
-        inject(self.get_base_model(), self._injection, name, config, trainable=trainable, given=given, dtype=torch.float32 if autocast else None)
+            config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
+        inject(model, self._injection, name, config, planned, trainable=trainable, given=given, dtype=torch.float32 if autocast else None)
+        config.target_modules = planned.resolved
         self.peft_config[name] = config
+        return report
 
     def add_adapter(self, adapter_name: str, peft_config: TargetedConfig, autocast_adapter_dtype: bool = True) -> None:
         """Add an untrained adapter; it is neither active nor trained until `set_adapter`. Atomic."""
@@ -144,37 +155,21 @@ class PeftModel(nn.Module):
         Raises:
             BadAdapter: damaged, hostile or unknown. WrongBase: it does not fit this model. ValueError: the name is taken.
         """
-        check_name(adapter_name)
         folder = locate(model_id, subfolder, **hub)
-        config, unknown = read_config(folder)
+        config = PeftConfig.from_pretrained(folder)
         config.inference_mode = not is_trainable
-        law = method_of(config.peft_type)
-        targets = plan(self.get_base_model(), law, config).targets
-        given, report = match(read_tensors(folder), law, expected_tensors(law, config, targets), unknown)
-        self._admit(adapter_name, config, trainable=is_trainable, given=given)
-        return report
+        return self._admit(adapter_name, config, trainable=is_trainable, folder=folder)
 
     @classmethod
     def from_pretrained(cls, model: nn.Module, model_id: Path | str, adapter_name: str = "default", is_trainable: bool = False, *,
                         subfolder: str | None = None, **hub: Any) -> "PeftModel":
         """A base with one saved adapter, active. ``model`` is changed only if the adapter fits. Raises as `load_adapter`."""
         folder = locate(model_id, subfolder, **hub)
-        config, unknown = read_config(folder)
+        config = PeftConfig.from_pretrained(folder)
         config.inference_mode = not is_trainable
-        law = method_of(config.peft_type)
-        given, report = match(read_tensors(folder), law, expected_tensors(law, config, plan(model, law, config).targets), unknown)
         chosen = cls if cls is not PeftModel else task_class(config.task_type)
-        self = chosen.__new__(chosen)
-        nn.Module.__init__(self)
-        self.peft_config, self._injection = {}, Injection()
-        self._frozen_before = {id(p) for p in model.parameters() if not p.requires_grad}
-        self.base_model = Tuned(model)
-        self._admit(adapter_name, config, trainable=is_trainable, given=given)
-        model.requires_grad_(False)
-        self.set_requires_grad(adapter_name, is_trainable)
-        self.stack.arrange([adapter_name])
-        self.load_report = report
-        return self.eval() if not is_trainable else self
+        self = chosen(model, config, adapter_name, folder=folder)
+        return self if is_trainable else self.eval()
 
     def set_adapter(self, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False) -> None:
         """Choose the stack: one name, several in order, or names with strengths. Merged weights are unmerged first.
@@ -208,7 +203,7 @@ class PeftModel(nn.Module):
             raise ValueError(f"Adapter {adapter_name} does not exist")
         if adapter_name in self.stack.merged:
             raise ValueError(f"The adapter {adapter_name} is merged; unmerge it first.")
-        for path, layer in list(self.adapted.items()):
+        for layer in self.adapted.values():
             if adapter_name in layer.tenants:
                 layer.remove(adapter_name)
         del self.peft_config[adapter_name]
@@ -267,7 +262,7 @@ class PeftModel(nn.Module):
         eject(model, self._injection)
         self.peft_config.clear()
         for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) not in self._frozen_before)
+            parameter.requires_grad_(id(parameter) in self._trained_before)
         return model
 
     def _to_merge(self, names: list[str] | None, safe: bool) -> list[str]:

@@ -20,8 +20,8 @@ from engine.methods.base import Method, Site, TargetedConfig
 # Where `target_modules` is left open: by the model's `config.model_type`, as PEFT chooses for LoRA and its relatives.
 _QV = ["q_proj", "v_proj"]
 DEFAULT_TARGETS: dict[str, list[str]] = {
-    **dict.fromkeys(["bart", "opt", "gptj", "gpt_neo", "llama", "llama4", "mistral", "mixtral", "stablelm", "gemma", "gemma2", "gemma3_text",
-                     "qwen2", "qwen3"], _QV),
+    **dict.fromkeys(["bart", "opt", "gptj", "gpt_neo", "llama", "llama4", "mistral", "mixtral", "stablelm", "gemma", "gemma2",
+                     "gemma3_text", "qwen2", "qwen3"], _QV),
     **dict.fromkeys(["bert", "roberta", "xlm-roberta", "electra", "layoutlm", "vit"], ["query", "value"]),
     **dict.fromkeys(["bloom", "gpt_neox", "chatglm", "falcon", "RefinedWeb", "RefinedWebModel"], ["query_key_value"]),
     **dict.fromkeys(["t5", "mt5"], ["q", "v"]), **dict.fromkeys(["gpt2", "gpt_bigcode"], ["c_attn"]),
@@ -54,6 +54,7 @@ class Plan:
     targets: list[Target] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)     # path → "matched", "excluded", "not named", or why not
     unmatched: dict[str, list[str]] = field(default_factory=dict)   # entry of target_modules → nearest names
+    resolved: list[str] | str = field(default_factory=list)   # target_modules spelled out, as it belongs in the saved config
 
 
 def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
@@ -91,6 +92,7 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
     if not isinstance(wanted, (str, _AllLinear)):
         leaves = sorted({p.rpartition(".")[2] for p in result.reasons})
         result.unmatched = {e: difflib.get_close_matches(e.rpartition(".")[2], leaves, 3) for e in wanted if e not in hits}
+    result.resolved = _spelled_out(result) if isinstance(wanted, _AllLinear) else wanted
     if not result.targets:
         near = sorted({name for names in result.unmatched.values() for name in names})
         raise NoMatchingPeftModuleError(
@@ -113,12 +115,19 @@ def _wanted(model: nn.Module, config: TargetedConfig) -> str | list[str] | _AllL
         model_type = getattr(getattr(model, "config", None), "model_type", None)
         if model_type not in DEFAULT_TARGETS:
             raise ValueError("Please specify `target_modules` in `peft_config`")
-        config.target_modules = targets = sorted(DEFAULT_TARGETS[model_type])
+        targets = sorted(DEFAULT_TARGETS[model_type])
     if isinstance(targets, str) and targets.lower() == "all-linear":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         names = frozenset({"score", "classifier"}) if config.task_type == "SEQ_CLS" else frozenset()
         return _AllLinear(head.base_layer if isinstance(head, Adapted) else head, names)
     return targets
+
+
+def _spelled_out(result: Plan) -> list[str]:
+    """The matched modules by the shortest names that match no other module."""
+    others = {path.rpartition(".")[2] for path, reason in result.reasons.items() if reason != "matched"}
+    leaves = ((t.path, t.path.rpartition(".")[2]) for t in result.targets)
+    return sorted({path if leaf in others else leaf for path, leaf in leaves})
 
 
 def _match(path: str, module: nn.Module, config: TargetedConfig, wanted: str | list[str] | _AllLinear) -> tuple[str | None, str]:

@@ -1,0 +1,233 @@
+"""The laws of the house, for every method × layer kind × dtype × stack. A new method is one row in `METHODS`."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from engine import LoraConfig, PeftModel, get_peft_model
+from engine.hosts.host import host_of
+from engine.methods.registry import method as method_of
+from tests.support.dense import DenseConfig
+
+METHODS = {
+    "lora": lambda: LoraConfig(r=3, lora_alpha=5, init_lora_weights=False),
+    "lora-rs": lambda: LoraConfig(r=4, lora_alpha=2, use_rslora=True, init_lora_weights=False),
+    "lora-bias": lambda: LoraConfig(r=2, lora_bias=True, init_lora_weights=False),
+    "lora-gaussian": lambda: LoraConfig(r=2, init_lora_weights="gaussian"),
+    "outsider": lambda: DenseConfig(start=0.1),
+}
+LAYERS = {
+    "linear": (lambda: nn.Linear(6, 8), (5, 6)),
+    "linear-3d-input": (lambda: nn.Linear(6, 8), (2, 5, 6)),
+    "linear-no-bias": (lambda: nn.Linear(6, 8, bias=False), (5, 6)),
+    "conv1D-transposed": (lambda: Conv1D(8, 6), (2, 5, 6)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2, padding_mode="reflect"), (2, 4, 11)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding="valid"), (2, 4, 7, 6)),
+    "conv3d": (lambda: nn.Conv3d(2, 4, 2, padding=1, padding_mode="circular"), (1, 2, 4, 4, 4)),
+    "embedding": (lambda: nn.Embedding(10, 6), None),
+}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 6e-2}
+
+
+class One(nn.Module):
+    """A model of one layer, after which comes nothing."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def rig(method: str, layer: str, dtype: torch.dtype, adapters: int = 2, seed: int = 0):
+    """(peft model with adapters a0, a1 … of random, non-zero effect; input; untouched copy of the base)."""
+    torch.manual_seed(seed)
+    make, shape = LAYERS[layer]
+    model = One(make()).to(dtype)
+    before = copy.deepcopy(model)
+    x = torch.randint(0, 10, (3, 4)) if shape is None else torch.randn(shape, dtype=dtype)
+    peft = None
+    for i in range(adapters):
+        config = METHODS[method]()
+        config.target_modules = ["layer"]
+        if peft is None:
+            peft = get_peft_model(model, config, f"a{i}", autocast_adapter_dtype=dtype != torch.float64)
+        else:
+            peft.add_adapter(f"a{i}", config, autocast_adapter_dtype=dtype != torch.float64)
+    with torch.no_grad():
+        for name in peft.peft_config:      # also what starts at zero has an effect now
+            for tensor in peft.adapted["layer"].tensors(name).values():
+                tensor.add_(torch.randn_like(tensor) * 0.1)
+    return peft, x, before
+
+
+def carries(method: str, layer: str) -> bool:
+    """By the method's own word; what it refuses is not a row."""
+    config, module = METHODS[method](), LAYERS[layer][0]()
+    return not method_of(config.peft_type).refuses(config, host_of(module).site("layer", module))
+
+
+ROWS = [(m, layer) for m in METHODS for layer in LAYERS if carries(m, layer)]
+rows = pytest.mark.parametrize(("method", "layer"), ROWS, ids=["·".join(r) for r in ROWS])
+dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
+
+
+def close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> None:
+    torch.testing.assert_close(a.double(), b.double(), atol=TOLERANCE[dtype] * max(1.0, b.abs().max().item()), rtol=0)
+
+
+@rows
+@dtypes
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
+def test_running_equals_merging(method, layer, dtype, grad):
+    peft, x, _ = rig(method, layer, dtype)
+    peft.set_adapter({"a1": 0.7, "a0": -1.3})
+    with torch.set_grad_enabled(grad):
+        running = peft(x)
+        peft.merge_adapter()
+        close(peft(x), running, dtype)
+    close(peft.merge_and_unload()(x), running, dtype)
+
+
+@rows
+def test_running_fused_equals_running_with_gradients(method, layer):
+    peft, x, _ = rig(method, layer, torch.float64, adapters=3)
+    peft.set_adapter({"a0": 0.5, "a1": 1.0, "a2": 2.0})
+    expected = peft(x)
+    peft.set_requires_grad(["a0", "a1", "a2"], False)
+    with torch.no_grad():
+        close(peft(x), expected, torch.float64)
+
+
+@rows
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(w0=st.floats(-2, 2), w1=st.floats(-2, 2))
+def test_sliders_mean_what_they_say(method, layer, w0, w1):
+    peft, x, before = rig(method, layer, torch.float64)
+    base = before(x)
+    alone = []
+    for name in ("a0", "a1"):
+        peft.set_adapter(name)
+        alone.append(peft(x) - base)
+    peft.set_adapter(["a1", "a0"])
+    peft.stack.set_strength("a0", w0)
+    peft.stack.set_strength("a1", w1)
+    close(peft(x), base + w0 * alone[0] + w1 * alone[1], torch.float64)
+
+
+@rows
+@dtypes
+def test_strength_zero_is_exactly_the_base_and_one_exactly_the_adapter(method, layer, dtype):
+    peft, x, before = rig(method, layer, dtype)
+    peft.set_adapter("a0")
+    one = peft(x)
+    peft.stack.set_strength("a0", 0.0)
+    assert torch.equal(peft(x), before(x))
+    peft.stack.set_strength("a0", 1.0)
+    assert torch.equal(peft(x), one)
+    assert not torch.equal(one, before(x))
+
+
+@rows
+@dtypes
+def test_the_base_is_never_changed(method, layer, dtype):
+    peft, x, before = rig(method, layer, dtype)
+    weight = peft.adapted["layer"].base_layer.weight
+    peft.set_adapter(["a0", "a1"])
+    optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=0.1)
+    peft(x).float().pow(2).sum().backward()
+    optimizer.step()
+    for _ in range(10):
+        peft.merge_adapter(["a0"])
+        peft.merge_adapter(["a1", "a0"])
+        peft.unmerge_adapter()
+    assert peft.adapted["layer"].base_layer.weight is weight
+    with peft.disable_adapter():
+        assert torch.equal(peft(x), before(x))
+    plain = peft.unload()
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), before.state_dict().values(), strict=True))
+    assert list(plain.state_dict()) == list(before.state_dict())
+    assert all(p.requires_grad for p in plain.parameters())
+
+
+@rows
+def test_merging_some_leaves_the_others_running(method, layer):
+    peft, x, _ = rig(method, layer, torch.float64)
+    peft.set_adapter({"a0": 0.5, "a1": 1.5})
+    both = peft(x)
+    peft.merge_adapter(["a0"])
+    close(peft(x), both, torch.float64)
+    peft.stack.set_strength("a1", 0.0)     # the one that still runs can be turned down
+    running = peft(x)
+    peft.unmerge_adapter()
+    peft.set_adapter({"a0": 0.5})
+    close(peft(x), running, torch.float64)
+
+
+@rows
+def test_active_trainable_merged_and_enabled_are_independent(method, layer, tmp_path):
+    peft, x, _ = rig(method, layer, torch.float32)
+
+    def trains():
+        return {name for name in peft.peft_config if any(t.requires_grad for t in peft.adapted["layer"].tensors(name).values())}
+
+    assert trains() == {"a0"}
+    peft.merge_adapter()
+    peft.unmerge_adapter()
+    with peft.disable_adapter():
+        assert trains() == {"a0"}
+    assert trains() == {"a0"}
+    peft.save_pretrained(tmp_path)
+    peft.load_adapter(tmp_path / "a0", "loaded")
+    peft.set_adapter("loaded")             # chosen for listening …
+    assert trains() == set()               # … is not chosen for training
+    peft.set_requires_grad("loaded", True)
+    assert trains() == {"loaded"}
+    assert not any(p.requires_grad for n, p in peft.named_parameters() if "base_layer" in n)
+
+
+@rows
+@dtypes
+def test_a_saved_adapter_comes_back_bit_for_bit(method, layer, dtype, tmp_path):
+    peft, x, before = rig(method, layer, dtype)
+    peft.set_adapter("a1")
+    expected = peft(x)
+    peft.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(before, tmp_path / "a1")
+    assert torch.equal(again(x), expected)
+    assert again.load_report.complete
+    assert again.peft_config["default"].to_dict() | {"inference_mode": 0} == peft.peft_config["a1"].to_dict() | {"inference_mode": 0}
+
+
+def test_the_cost_of_a_switch_walks_no_module(monkeypatch):
+    peft, x, _ = rig("lora", "linear", torch.float32)
+    monkeypatch.setattr(nn.Module, "named_modules", lambda *a, **k: pytest.fail("walked the modules"))
+    monkeypatch.setattr(nn.Module, "modules", lambda *a, **k: pytest.fail("walked the modules"))
+    peft.stack.arrange({"a0": 0.5, "a1": 2.0})
+    peft.stack.set_strength("a1", 1.0)
+    peft(x)
+
+
+def test_injection_looks_at_each_module_once_however_many_adapters_there_are(monkeypatch):
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(50)])
+    looks = []
+    from engine.model import targets
+
+    match = targets._match
+    monkeypatch.setattr(targets, "_match", lambda *a: looks.append(a[0]) or match(*a))
+    config = lambda: LoraConfig(r=1, target_modules="all-linear")  # noqa: E731
+    peft = get_peft_model(model, config(), "a0")
+    counts = []
+    for i in range(1, 6):
+        looks.clear()
+        peft.add_adapter(f"a{i}", config())
+        counts.append(len(looks))
+    assert counts == [50] * 5
