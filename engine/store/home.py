@@ -29,6 +29,11 @@ class Home:
         return self.root / "library" / "models"
 
     @property
+    def starter(self) -> Path:
+        """Where the starter model lies once it was fetched (`FetchSpec.model` "starter")."""
+        return self.models / "SmolLM2-135M-Instruct"
+
+    @property
     def adapters(self) -> Path:
         """Adapters, one PEFT folder each, with ``recipe.json``."""
         return self.root / "library" / "adapters"
