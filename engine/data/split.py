@@ -2,7 +2,8 @@
 
 A row's SHA-256 is its lot. With enough rows, those whose lot is below ``holdout`` of the range are held back: nothing else in
 the file can change that. Where this gives fewer than 8 or more than 200 rows, the lowest lots are taken up to that bound.
-Law: from 16 different rows on, adding rows never moves a learned row into the held-out part; equal rows are always on one side.
+Law: adding rows never moves a learned row into the held-out part (but in tiny files, where half of the rows is the bound); equal
+rows are always on one side.
 """
 
 from __future__ import annotations

