@@ -1,0 +1,118 @@
+"""The price of a plan, measured: a few real micro-batches of the real examples through the real model on this machine.
+
+A step's seconds are taken as ``a · padded tokens + b · micro-batches``; a short and a long micro-batch give both. The whole schedule
+is then priced exactly as it will run. Memory is this process's, as it grows during the probe, scaled to the largest micro-batch.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from engine.errors import OutOfMemory, explain
+from engine.specs import PlanReport, TrainSpec
+from engine.train.batching import Schedule, collate, micro_batches
+from engine.train.checkpoint import KEPT
+from engine.train.loop import BUDGET, EVALUATIONS, SAMPLE_SHARE, memory_mb
+from engine.train.loss import Objective
+from engine.train.optim import Optimizer
+from engine.train.precision import choose, exact_computing
+from engine.train.prepare import best_device, load_student, read_material
+
+PROBE_SECONDS = 6.0                        # a probe stops repeating after this long
+SPREAD = 0.1                               # what no probe sees: other programs, a warmer processor
+
+
+@dataclass
+class _Cost:
+    """Seconds of one micro-batch, fitted from probes [(padded tokens, seconds), …]."""
+
+    token: float
+    batch: float
+    spread: float                          # relative error of the fit
+
+    def __call__(self, lengths: list[int]) -> float:
+        parts = micro_batches(lengths, BUDGET)
+        return sum(self.token * len(part) * max(lengths[i] for i in part) + self.batch for part in parts)
+
+
+def estimate(spec: TrainSpec) -> PlanReport:
+    """What the plan will cost here. Raises like `engine.train.loop.train` for a plan that cannot be carried out."""
+    spec.check()
+    begun = time.monotonic()
+    material = read_material(spec)
+    precision = choose(spec.precision, best_device())
+    before = memory_mb()
+    with exact_computing(precision, best_device()):
+        model = load_student(spec, precision)
+        start_up = time.monotonic() - begun
+        resting = memory_mb()
+        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        objective, optimizer = Objective(model), Optimizer(parameters, 1e-6, 0.0)
+        lengths = [len(row.ids) for row in material.learn]
+        schedule = Schedule(lengths, spec.rows_per_step, spec.passes, spec.seed, spec.max_steps)
+        try:
+            step, peak, probed = _probe(model, objective, optimizer, material, schedule)
+        except (MemoryError, RuntimeError) as problem:
+            raise (shortage if isinstance(shortage := explain(problem), OutOfMemory) else problem) from problem
+    seconds, tokens, widest = 0.0, 0, 0
+    for k in range(len(schedule)):
+        of_step = [lengths[i] for i in schedule[k]]
+        seconds, tokens = seconds + step(of_step), tokens + sum(of_step)
+        widest = max(widest, *(len(p) * max(of_step[i] for i in p) for p in micro_batches(of_step, BUDGET)))
+    teaching = seconds
+    if material.test:                      # a forward alone costs about a third of a step
+        seconds += (1 + min(EVALUATIONS, len(schedule))) * step([len(row.ids) for row in material.test]) / 3
+    if spec.prompts:
+        seconds += teaching * SAMPLE_SHARE / 2
+    trainable = sum(p.numel() for p in parameters.values())
+    megabytes = trainable * 4 / 1e6
+    memory = max(resting - before, 0) + (peak - resting) * max(1.0, widest / probed)
+    error = seconds * (SPREAD + step.spread) + 1
+    report = PlanReport(rows=len(material.learn), steps=len(schedule), tokens=tokens, seconds=round(seconds + start_up, 1),
+                        seconds_error=round(error, 1), memory_mb=round(memory, 1), free_memory_mb=round(psutil.virtual_memory().available / 1e6, 1),
+                        disk_mb=round(megabytes * (1 + 4 * (KEPT + 1)), 1), trainable=trainable)
+    report.sentence = (f"About {_duration(report.seconds)} ± {_duration(error)}, {_size(memory)} of {_size(report.free_memory_mb)} free memory, "
+                       f"{spec.passes:g} {'pass' if spec.passes == 1 else 'passes'} over {len(material.learn):,} examples.")
+    return report
+
+
+def _probe(model, objective: Objective, optimizer: Optimizer, material, schedule: Schedule) -> tuple[_Cost, float, int]:
+    """Time real micro-batches: (cost, peak memory in MB, padded tokens of the largest probe). Teaches nothing that is kept."""
+    longest_first = sorted(material.learn, key=lambda row: -len(row.ids))
+    of_first = [material.learn[i] for i in schedule[0]]
+    usual = [of_first[i] for i in micro_batches([len(r.ids) for r in of_first], BUDGET)[-1]]
+    batches = [collate(longest_first[:1]), collate(usual), collate(longest_first[-1:])]
+    times: dict[int, list[float]] = {}
+    model.train()
+    peak, begun = memory_mb(), time.monotonic()
+    for turn in range(4):
+        for k, batch in enumerate(batches):
+            if turn > 1 and time.monotonic() - begun > PROBE_SECONDS:
+                break
+            start = time.monotonic()
+            objective.backward(batch, batch.learned)
+            if turn:                       # the first time also pays for setting up
+                times.setdefault(k, []).append(time.monotonic() - start)
+            peak = max(peak, memory_mb())
+    start = time.monotonic()
+    optimizer.step(1.0)
+    correction = time.monotonic() - start
+    points = [(batches[k].ids.numel(), min(found), max(found)) for k, found in times.items()]
+    small, large = min(points), max(points)
+    token = max((large[1] - small[1]) / max(large[0] - small[0], 1), 1e-9) if large[0] > small[0] else large[1] / large[0]
+    fixed = max(large[1] - token * large[0], 0.0) + correction / max(1, len(micro_batches([len(r.ids) for r in of_first], BUDGET)))
+    spread = sum(worst - best for _, best, worst in points) / max(sum(best for _, best, _ in points), 1e-9) / 2
+    return _Cost(token, fixed, min(spread, 0.5)), max(peak, memory_mb()), large[0]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _size(megabytes: float) -> str:
+    return f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{max(1, round(megabytes))} MB"

@@ -1,0 +1,94 @@
+"""A checkpoint comes back bit by bit, or is not believed at all."""
+
+import errno
+import random
+
+import numpy
+import pytest
+import torch
+
+from engine.errors import BadData, DamagedCheckpoint
+from engine.train import checkpoint as checkpoints
+from engine.train.checkpoint import Checkpoint, found, newest, read, restore_generators, save
+
+IDENTITY = {"settings": "s", "examples": "e", "model": "m"}
+
+
+def state(step=3):
+    torch.manual_seed(step)
+    weights = {f"layer.{k}.lora_A.default.weight": torch.randn(4, 5) for k in range(3)}
+    return Checkpoint(step, weights, {"x/exp_avg": torch.randn(4, 5), "x/step": torch.tensor(float(step))}, {}, {"errors": [0.1, 1e-300]}, IDENTITY)
+
+
+def test_everything_comes_back_bit_by_bit(tmp_path):
+    written = state()
+    back = read(save(tmp_path, written))
+    assert (back.step, back.progress, back.identity, back.generators) == (written.step, written.progress, written.identity, written.generators)
+    for name in ("adapter", "optimizer", "best"):
+        one, other = getattr(written, name), getattr(back, name)
+        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) and one[k].dtype == other[k].dtype for k in one)
+
+
+def test_random_generators_go_on_where_they_were(tmp_path):
+    random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+    random.gauss(0, 1), numpy.random.normal(), torch.randn(3)
+    path = save(tmp_path, state())
+    expected = random.gauss(0, 1), numpy.random.normal(), torch.randn(3).tolist()
+    random.seed(2), numpy.random.seed(2), torch.manual_seed(2)
+    restore_generators(read(path).generators)
+    assert (random.gauss(0, 1), numpy.random.normal(), torch.randn(3).tolist()) == expected
+
+
+def test_two_are_kept_and_the_newest_counts(tmp_path):
+    for step in (1, 2, 10, 9):
+        save(tmp_path, state(step))
+    assert [p.name for p in found(tmp_path)] == ["step-00000010", "step-00000009"]
+    assert newest(tmp_path, IDENTITY)[0].step == 10
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.safetensors", "best.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_damaged_one_is_passed_over_and_said(tmp_path, name, harm):
+    save(tmp_path, state(1))
+    file = save(tmp_path, state(2)) / name
+    content = bytearray(file.read_bytes())
+    if harm == "flip":
+        content[len(content) // 2] ^= 4
+    file.unlink() if harm == "remove" else file.write_bytes(content[:-5] if harm == "cut" else content)
+    if name == "manifest.json" and harm == "flip":
+        file.write_bytes(b"{" + content)
+    with pytest.raises(DamagedCheckpoint):
+        read(file.parent)
+    checkpoint, notes = newest(tmp_path, IDENTITY)
+    assert checkpoint.step == 1 and len(notes) == 1 and "step-00000002" in notes[0]
+
+
+def test_weights_alone_are_no_checkpoint(tmp_path):
+    path = save(tmp_path, state())
+    for rest in ("manifest.json", "optimizer.safetensors", "state.json"):
+        (path / rest).unlink()
+    checkpoint, notes = newest(tmp_path, IDENTITY)
+    assert checkpoint is None and notes
+
+
+def test_another_run_s_checkpoint_is_refused_with_what_changed(tmp_path):
+    save(tmp_path, state())
+    with pytest.raises(BadData, match="the examples changed"):
+        newest(tmp_path, {**IDENTITY, "examples": "other"})
+
+
+@pytest.mark.parametrize("writes", range(5))
+def test_a_full_disk_leaves_the_one_before(tmp_path, monkeypatch, writes):
+    save(tmp_path, state(1))
+    write, count = checkpoints._write, iter(range(9))
+
+    def full(path, content):
+        if next(count) == writes:
+            path.write_bytes(content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(checkpoints, "_write", full)
+    with pytest.raises(OSError):
+        save(tmp_path, state(2))
+    assert newest(tmp_path, IDENTITY) [0].step == 1 and [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
