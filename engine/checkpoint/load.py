@@ -87,22 +87,22 @@ def match(tensors: dict[str, Tensor], method: Method, expected: dict[str, dict[s
     loaded, missing, wrong = [], [], []
     for path, specs in expected.items():
         for name, spec in specs.items():
-            tensor = sites.get(path, {}).pop(name, None)
+            in_file = spec.file or name
+            tensor = sites.get(path, {}).pop(in_file, None)
             if tensor is None:
-                missing.append(file_key(path, name))
+                missing.append(file_key(path, in_file))
             elif tuple(tensor.shape) != tuple(spec.shape):
                 wrong.append(f"{path}.{name}: {tuple(tensor.shape)} in the file, {tuple(spec.shape)} in the model")
             else:
                 given.setdefault(path, {})[name] = tensor
-                loaded.append(origin[path, name])
+                loaded.append(origin[path, in_file])
     if wrong:
         raise WrongBase("The adapter does not fit this model.", f"{len(wrong)} of its tensors have other sizes.",
                         "It was made for another model (or another size of it): choose that one.", details="\n".join(wrong))
     if not loaded:
         raise WrongBase("Nothing of the adapter fits this model.", "Not one of its tensors belongs to a layer of the model.",
                         "Choose the model that it was made for.", details="\n".join(list(tensors)[:50]))
-    unsound = [origin[path, name] for path, part in given.items() for name, t in part.items()
-               if t.is_floating_point() and not torch.isfinite(t).all()]
+    unsound = [key for key in loaded if tensors[key].is_floating_point() and not torch.isfinite(tensors[key]).all()]
     if unsound:
         raise BadAdapter("The adapter holds values that are not numbers.", f"{len(unsound)} of its tensors are broken.",
                          "Train it again with a lower learning speed, or get it again.", details="\n".join(unsound[:50]))

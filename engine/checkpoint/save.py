@@ -22,8 +22,13 @@ def adapter_tensors(model: "PeftModel", name: str) -> dict[str, Tensor]:
     """
     if name not in model.peft_config:
         raise ValueError(f"There is no adapter named {name!r}; there are {sorted(model.peft_config)}.")
-    return {file_key(path, key): tensor.detach().cpu().contiguous()
-            for path, layer in model.adapted.items() if name in layer.tenants for key, tensor in layer.tensors(name).items()}
+    found: dict[str, Tensor] = {}
+    for path, layer in model.adapted.items():
+        if name in layer.tenants:
+            tenant = layer.tenants[name]
+            specs = tenant.method.tensors(tenant.config, layer.site)
+            found.update({file_key(path, specs[key].file or key): t.detach().cpu().contiguous() for key, t in layer.tensors(name).items()})
+    return found
 
 
 def save_adapter(model: "PeftModel", name: str, folder: Path | str) -> None:

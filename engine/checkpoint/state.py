@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.checkpoint.load import match
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import adapter_tensors
-from engine.methods.registry import method as method_of
+from engine.methods.registry import law
 
 if TYPE_CHECKING:
     from engine.model.peft_model import PeftModel
@@ -29,7 +29,7 @@ def set_peft_model_state_dict(model: "PeftModel", state: dict[str, Tensor], adap
         WrongBase: nothing fits, or shapes differ; the adapter is unchanged.
     """
     config = model.peft_config[adapter_name]
-    method = method_of(config.peft_type)
+    method = law(config)
     layers = {path: layer for path, layer in model.adapted.items() if adapter_name in layer.tenants}
     given, report = match(state, method, {path: method.tensors(config, layer.site) for path, layer in layers.items()}, [])
     for path, tensors in given.items():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from engine.hosts.host import Host
 from engine.hosts.stack import Layout, LiveStack
-from engine.methods.base import Method, Site, Tensors
+from engine.methods.base import Factors, Method, Site, Tensors
 
 
 class Slot(nn.Module):
@@ -31,7 +31,7 @@ class Tenant:
     config: Any
 
 
-Path = Callable[[Tensor, Tensor], Tensor]        # (x, y) → y with one adapter, or one fused group, added
+Path = Callable[[Tensor, Tensor, Tensor | None], Tensor]      # (x, y, W0·x) → y with one adapter, or one fused group, added
 
 
 class Adapted(nn.Module):
@@ -46,6 +46,7 @@ class Adapted(nn.Module):
         self._pristine: nn.Parameter | None = None            # W0 while a merged weight stands in its place
         self._pristine_bias: nn.Parameter | None = None
         self._paths: list[Path] = []
+        self._needs_origin = False
         self._stamp: tuple = ()
         self.train(base_layer.training)
 
@@ -98,33 +99,53 @@ class Adapted(nn.Module):
         y = self.base_layer(x, *args, **kwargs)
         stamp = (self._stack.version, torch.is_grad_enabled(), self.training, y.dtype)
         if stamp != self._stamp:
-            self._paths = self._prepare(y.dtype, frozen=not stamp[1])
+            self._paths, self._needs_origin = self._prepare(y.dtype, frozen=not stamp[1])
             self._stamp = stamp
+        origin = self._origin(x, y) if self._needs_origin else None
         for path in self._paths:
-            y = path(x, y)
+            y = path(x, y, origin)
         return y
 
-    def _prepare(self, dtype: torch.dtype, frozen: bool) -> list[Path]:
-        """Decide once how to run the present stack: neighbouring low-rank adapters without dropout or training fuse into one."""
+    def _origin(self, x: Tensor, y: Tensor) -> Tensor:
+        """The untouched weight's own output, without bias."""
+        if self._pristine is not None:     # a merged weight stands in its place: y is not it
+            return self._host.run(self.base_layer, x, self.canonical().to(y.dtype))
+        return y if self.pristine_bias is None else self._host.bias(y, -self.pristine_bias)
+
+    def canonical(self) -> Tensor:
+        """W0 as the matrix that methods see."""
+        return self._host.canonical(self.pristine_weight.detach())
+
+    def _prepare(self, dtype: torch.dtype, frozen: bool) -> tuple[list[Path], bool]:
+        """Decide once how to run the present stack: frozen low-rank neighbours fuse into one; frozen dense deltas are computed once.
+
+        Returns the paths in order, and whether any of them asks for the untouched weight's output.
+        """
         paths: list[Path] = []
         group: list[str] = []
+        needs_origin = False
         for name in self._stack.heard():
             if name not in self.tenants:
                 continue
-            tenant = self.tenants[name]
-            tensors = self.tensors(name)
-            drops = self.training and tenant.method.dropout(tenant.config) > 0
+            tenant, tensors = self.tenants[name], self.tensors(name)
+            still = frozen and not any(t.requires_grad for t in tensors.values())
             low_rank = tenant.method.factors(tensors, tenant.config, self.site) is not None
-            if low_rank and not drops and (frozen and not any(t.requires_grad for t in tensors.values())):
+            if low_rank and still:
                 group.append(name)
                 continue
             if group:
                 paths.append(self._fused(group, dtype))
                 group = []
-            paths.append(self._live_low_rank(name) if low_rank else self._live_dense(name))
+            if low_rank:
+                paths.append(self._low_rank(name))
+            elif tenant.method.needs_base and tenant.method.gain(tensors, tenant.config, self.site, self.canonical()) is not None:
+                paths.append(self._gained(name, still))
+                needs_origin = True
+            else:
+                paths.append(self._dense(name, still))
         if group:
             paths.append(self._fused(group, dtype))
-        return paths
+        return paths, needs_origin
 
     def _fused(self, names: list[str], dtype: torch.dtype) -> Path:
         """Frozen low-rank adapters as one stacked A and one stacked B; the strengths are read from the stack at each call."""
@@ -138,7 +159,7 @@ class Adapted(nn.Module):
             A_t, B_t = A.t(), B.t()
             alone = names[0] if len(names) == 1 else None
 
-            def flat(x: Tensor, y: Tensor) -> Tensor:
+            def flat(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
                 h = x.to(dtype).reshape(-1, x.shape[-1]) @ A_t
                 if alone is not None:
                     return torch.addmm(y.reshape(-1, y.shape[-1]), h, B_t, alpha=stack.strength(alone) * parts[0].scale).view(y.shape)
@@ -146,45 +167,73 @@ class Adapted(nn.Module):
 
             return flat
 
-        def fused(x: Tensor, y: Tensor) -> Tensor:
-            h = host.project(layer, x if self.site.kind == "embedding" else x.to(dtype), A)
-            y = y + host.expand(layer, host.per_rank(h, stack.scales(layout, dtype, y.device)), B)
+        def fused(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
+            h = host.project(layer, self._inputs(x, y), A)
+            y = y + host.expand(layer, host.per_output(h, stack.scales(layout, dtype, y.device)), B)
             for name, bias in biases:
                 y = host.bias(y, (bias * stack.strength(name)).to(dtype))
             return y
 
         return fused
 
-    def _live_low_rank(self, name: str) -> Path:
+    def _inputs(self, x: Tensor, y: Tensor, share: float = 0.0) -> Tensor:
+        """What an adapter sees: token ids as they are, anything else in the output's dtype, thinned out by dropout in training."""
+        return x if self.site.kind == "embedding" else F.dropout(x, share, self.training and share > 0).to(y.dtype)
+
+    def _low_rank(self, name: str) -> Path:
         """One low-rank adapter with gradients: computed in the activations' dtype, master tensors stay as they are."""
         tenant, host, layer, stack = self.tenants[name], self._host, self.base_layer, self._stack
         tensors, share = self.tensors(name), tenant.method.dropout(tenant.config)
 
-        def live(x: Tensor, y: Tensor) -> Tensor:
+        def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
             f = tenant.method.factors(tensors, tenant.config, self.site)
-            if self.site.kind == "embedding":
-                h = host.project(layer, x, f.A.to(y.dtype))
-            else:
-                h = host.project(layer, F.dropout(x, share, self.training).to(y.dtype), f.A.to(y.dtype))
+            h = host.project(layer, self._inputs(x, y, share), f.A.to(y.dtype))
             factor = stack.strength(name) * f.scale
             y = y + host.expand(layer, h * factor, f.B.to(y.dtype))
             return y if f.bias is None else host.bias(y, (f.bias * factor).to(y.dtype))
 
-        return live
+        return path
 
-    def _live_dense(self, name: str) -> Path:
-        """A delta without factors: the layer's own forward with ΔW in place of its weight."""
+    def _gained(self, name: str, still: bool) -> Path:
+        """A delta that rescales the base's own output rows; when nothing learns, the gains are computed once."""
         tenant, host, layer, stack = self.tenants[name], self._host, self.base_layer, self._stack
         tensors, share = self.tensors(name), tenant.method.dropout(tenant.config)
 
-        def live(x: Tensor, y: Tensor) -> Tensor:
-            delta = tenant.method.delta(tensors, tenant.config, self.site).to(y.dtype) * stack.strength(name)
-            inputs = x if self.site.kind == "embedding" else F.dropout(x, share, self.training).to(y.dtype)
-            y = y + host.run(layer, inputs, delta)
-            bias = tenant.method.bias_delta(tensors, tenant.config, self.site)
-            return y if bias is None else host.bias(y, (bias * stack.strength(name)).to(y.dtype))
+        def gain() -> tuple[Tensor, Factors]:
+            return tenant.method.gain(tensors, tenant.config, self.site, self.canonical())
 
-        return live
+        kept = gain() if still else None
+
+        def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
+            g, f = kept or gain()
+            h = host.project(layer, self._inputs(x, y, share), f.A.to(y.dtype))
+            learned = host.expand(layer, h * (stack.strength(name) * f.scale), f.B.to(y.dtype))
+            return y + host.per_output(origin, (stack.strength(name) * (g - 1)).to(y.dtype)) + host.per_output(learned, g.to(y.dtype))
+
+        return path
+
+    def _dense(self, name: str, still: bool) -> Path:
+        """A delta without factors: the layer's own forward with ΔW in place of its weight; when nothing learns, ΔW is computed once."""
+        tenant, host, layer, stack = self.tenants[name], self._host, self.base_layer, self._stack
+        tensors, share = self.tensors(name), tenant.method.dropout(tenant.config)
+
+        def delta(dtype: torch.dtype) -> Tensor:
+            return tenant.method.delta(tensors, tenant.config, self.site, self._seen_base(tenant)).to(dtype)
+
+        kept: dict[torch.dtype, Tensor] = {}
+
+        def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
+            if still and y.dtype not in kept:
+                kept[y.dtype] = delta(y.dtype)
+            strength = stack.strength(name)
+            y = y + strength * host.run(layer, self._inputs(x, y, share), kept[y.dtype] if still else delta(y.dtype))
+            bias = tenant.method.bias_delta(tensors, tenant.config, self.site)
+            return y if bias is None else host.bias(y, (bias * strength).to(y.dtype))
+
+        return path
+
+    def _seen_base(self, tenant: Tenant, W0: Tensor | None = None) -> Tensor | None:
+        return (self.canonical() if W0 is None else W0) if tenant.method.needs_base else None
 
     # --- merging: composed from W0, never subtracted ---
 
@@ -198,12 +247,13 @@ class Adapted(nn.Module):
         """
         W0 = self.pristine_weight if W0 is None else W0
         exact = torch.promote_types(W0.dtype, torch.float32)
-        matrix = self._host.canonical(W0).to(exact, copy=True)
+        origin = self._host.canonical(W0).to(exact)
+        matrix = origin.clone()
         for name in self._stack.names if names is None else names:
             if name in self.tenants and (strength := self._stack.strength(name)) != 0:
                 tenant = self.tenants[name]
                 tensors = {k: t.detach().to(W0.device, exact) for k, t in self.tensors(name).items()}
-                matrix += strength * tenant.method.delta(tensors, tenant.config, self.site)
+                matrix += strength * tenant.method.delta(tensors, tenant.config, self.site, self._seen_base(tenant, origin))
         return self._host.native(matrix, W0).to(W0.dtype).contiguous()
 
     @torch.no_grad()

@@ -34,8 +34,8 @@ class ConvHost(Host):
         weight = matrix.reshape(matrix.shape[0], *layer.weight.shape[1:])
         return layer._conv_forward(x, weight, None)           # knows padding modes; honours stride, dilation and groups
 
-    def per_rank(self, h: Tensor, scales: Tensor) -> Tensor:
-        return h * scales.reshape(-1, *(1,) * self._spatial(h))
+    def per_output(self, y: Tensor, gains: Tensor) -> Tensor:
+        return y * gains.reshape(-1, *(1,) * self._spatial(y))
 
     def bias(self, y: Tensor, bias: Tensor) -> Tensor:
         return y + bias.reshape(-1, *(1,) * self._spatial(y))

@@ -43,9 +43,9 @@ class Host(ABC):
     def run(self, layer: nn.Module, x: Tensor, matrix: Tensor) -> Tensor:
         """The layer's forward, without bias, with the canonical ``matrix`` instead of its weight (for deltas without factors)."""
 
-    def per_rank(self, h: Tensor, scales: Tensor) -> Tensor:
-        """Multiply each rank channel of ``h`` by its entry of ``scales`` ``(rank,)``."""
-        return h * scales
+    def per_output(self, y: Tensor, gains: Tensor) -> Tensor:
+        """Multiply each channel of ``y`` by its entry of ``gains`` ``(channels,)``."""
+        return y * gains
 
     def bias(self, y: Tensor, bias: Tensor) -> Tensor:
         """Add ``bias`` ``(out,)`` along the output's channel dimension."""

@@ -143,11 +143,12 @@ Init = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of an adapter at a site. Its name in the table is PEFT's name in the file, e.g. ``"lora_A.weight"``."""
+    """One tensor of an adapter at a site. Its name in the table is PEFT's name, e.g. ``"lora_A.weight"``."""
 
     shape: tuple[int, ...]
     init: Init                             # fills a float32 tensor in place
     trainable: bool = True
+    file: str = ""                         # its name in the file, where that differs from the one in the module tree
 
 
 Tensors = dict[str, Tensor]
@@ -168,15 +169,15 @@ class Factors:
 class Method(ABC):
     """One method of adaptation. Stateless: everything it knows comes in as arguments.
 
-    ``kind`` is ``"delta"`` here: ``W ← W + strength · ΔW(p)``, so that several methods add up in any order. (Further kinds
-    are declared in the same way and composed by `engine.hosts.adapted`, in the stack's order.)
+    Every method here is a *delta*: ``W ← W + strength · ΔW(p, W0)``, always from the pristine W0, so that several add up in
+    any order. W0 comes as the canonical matrix, and only if ``needs_base`` is set.
     """
 
     title: ClassVar[str]                   # plain words for a card
     help: ClassVar[str]                    # good for … / cannot …
-    kind: ClassVar[str] = "delta"
     config: ClassVar[type[TargetedConfig]]
     prefix: ClassVar[str]                  # what all its tensor names begin with
+    needs_base: ClassVar[bool] = False     # ΔW depends on W0
 
     @abstractmethod
     def refuses(self, cfg: Any, site: Site) -> str:
@@ -187,7 +188,7 @@ class Method(ABC):
         """The tensors of an adapter at this site, by their names in PEFT's files."""
 
     @abstractmethod
-    def delta(self, p: Tensors, cfg: Any, site: Site) -> Tensor:
+    def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
         """ΔW at strength 1, canonical ``(out, columns)``, differentiable, in the dtype of ``p``."""
 
     def bias_delta(self, p: Tensors, cfg: Any, site: Site) -> Tensor | None:
@@ -197,6 +198,13 @@ class Method(ABC):
     def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors | None:
         """The low-rank form of ΔW where there is one: then the adapter fuses with its neighbours and runs in two thin products."""
         return None
+
+    def gain(self, p: Tensors, cfg: Any, site: Site, W0: Tensor) -> tuple[Tensor, Factors] | None:
+        """``ΔW = (g − 1) ∘ W0 + g ∘ scale · B · A`` with g ``(out,)``, where ΔW has that form: then it runs on the base's own output."""
+        return None
+
+    def start(self, p: Tensors, cfg: Any, site: Site, W0: Tensor) -> None:
+        """Fill in place what begins at a value that depends on W0; called after every `TensorSpec.init`, without gradients."""
 
     def dropout(self, cfg: Any) -> float:
         """Share of the adapter's inputs that training drops."""

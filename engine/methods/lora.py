@@ -47,7 +47,8 @@ class LoraConfig(TargetedConfig):
     eva_config: Any = None
     corda_config: Any = None
     lora_ga_config: Any = None
-    use_dora: bool = False
+    use_dora: bool = knob(False, label="Separate size and direction", term="use_dora", advanced=True,
+                          help="DoRA: learns the size of each output apart from its direction; a little better, a little slower.")
     velora_config: Any = None
     alora_invocation_tokens: list[int] | None = None
     use_qalora: bool = False
@@ -69,12 +70,14 @@ class LoraConfig(TargetedConfig):
             raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
         if self.init_lora_weights not in (True, False, "gaussian"):
             raise ValueError(f"Unknown initialization init_lora_weights={self.init_lora_weights!r}; known are True, False and 'gaussian'.")
+        if self.use_dora and self.lora_bias:
+            raise ValueError("`lora_bias=True` is not supported for DoRA, please set use_dora to False.")
         if unsupported := [name for name in _NOT_YET if getattr(self, name)] + ["bias"] * (self.bias != "none"):
             raise ValueError(f"LoRA with {', '.join(unsupported)} cannot be used by this version.")
 
 
-_NOT_YET = ("modules_to_save", "trainable_token_indices", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "use_dora",
-            "velora_config", "alora_invocation_tokens", "use_qalora", "monteclora_config", "layer_replication", "target_parameters",
+_NOT_YET = ("modules_to_save", "trainable_token_indices", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config",
+            "alora_invocation_tokens", "use_qalora", "monteclora_config", "layer_replication", "target_parameters",
             "use_bdlora", "arrow_config", "kasa_config", "megatron_config")
 
 
@@ -127,7 +130,7 @@ class Lora(Method):
             return Factors(p["lora_embedding_A"], p["lora_embedding_B"], self.scale(cfg, site))
         return Factors(p["lora_A.weight"].flatten(1), p["lora_B.weight"].flatten(1), self.scale(cfg, site), p.get("lora_B.bias"))
 
-    def delta(self, p: Tensors, cfg: LoraConfig, site: Site) -> Tensor:
+    def delta(self, p: Tensors, cfg: LoraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         f = self.factors(p, cfg, site)
         return f.scale * (f.B @ f.A)
 

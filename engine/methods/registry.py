@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 
 from engine.errors import BadAdapter
@@ -10,6 +11,7 @@ from engine.specs import MethodsReport
 from engine.specs.fields import describe_fields
 
 _BUILT_IN = {"LORA": "engine.methods.lora"}
+_VARIANTS = {"LORA": {"use_dora": "engine.methods.dora"}}      # a field of the config → the law that is put round the method
 _METHODS: dict[str, Method] = {}
 
 
@@ -31,6 +33,17 @@ def method(peft_type: str | None) -> Method:
         raise BadAdapter(f"This adapter is of the kind “{name}”, which this version cannot use." if name else
                          "The adapter does not say of which kind it is.", do=f"Known kinds: {', '.join(names())}.")
     return _METHODS[name]
+
+
+@cache
+def _variant(peft_type: str, field: str) -> Method:
+    return import_module(_VARIANTS[peft_type][field]).VARIANT(method(peft_type))
+
+
+def law(config: PeftConfig) -> Method:
+    """The law of an adapter with this config: its method, or the variant of it that the config asks for."""
+    chosen = [field for field in _VARIANTS.get(config.peft_type, {}) if getattr(config, field)]
+    return _variant(config.peft_type, chosen[0]) if chosen else method(config.peft_type)
 
 
 def names() -> list[str]:

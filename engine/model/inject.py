@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.stack import LiveStack
 from engine.methods.base import TargetedConfig, Tensors
-from engine.methods.registry import method as method_of
+from engine.methods.registry import law
 from engine.model.targets import Plan
 
 
@@ -40,13 +38,13 @@ def inject(model: nn.Module, injection: Injection, name: str, config: TargetedCo
             from the global random stream, as PEFT does.
         dtype: of initialised tensors; given ones keep theirs unless they are to be trained. None: the base weight's.
     """
-    law = method_of(config.peft_type)
-    tenant = Tenant(law, config)
+    method = law(config)
+    tenant = Tenant(method, config)
     ready: list[tuple[str, Adapted, nn.Module | None, Tensors]] = []
     for target in planned.targets:
         known = isinstance(target.layer, Adapted)
         layer = target.layer if known else Adapted(target.layer, target.host, target.site, injection.stack)
-        tensors = _tensors(law.tensors(config, target.site), (given or {}).get(target.path, {}), layer.pristine_weight, trainable, dtype)
+        tensors = _tensors(tenant, layer, (given or {}).get(target.path, {}), trainable, dtype)
         ready.append((target.path, layer, None if known else target.layer, tensors))
     for path, layer, replaced, tensors in ready:               # nothing below can fail
         layer.add(name, tenant, tensors)
@@ -57,7 +55,10 @@ def inject(model: nn.Module, injection: Injection, name: str, config: TargetedCo
     injection.stack.changed()
 
 
-def _tensors(specs: dict[str, Any], given: Tensors, weight: Tensor, trainable: bool, dtype: torch.dtype | None) -> Tensors:
+def _tensors(tenant: Tenant, layer: Adapted, given: Tensors, trainable: bool, dtype: torch.dtype | None) -> Tensors:
+    """One adapter's tensors at one layer: given ones as they are, the rest initialised."""
+    method, weight = tenant.method, layer.pristine_weight
+    specs = method.tensors(tenant.config, layer.site)
     device = torch.device("cpu") if weight.device.type == "meta" else weight.device
     made: Tensors = {}
     for key, spec in specs.items():
@@ -70,8 +71,11 @@ def _tensors(specs: dict[str, Any], given: Tensors, weight: Tensor, trainable: b
             with torch.no_grad():
                 spec.init(tensor)
             tensor = tensor.to(device, dtype or weight.dtype)
-        made[key] = nn.Parameter(tensor, requires_grad=trainable and spec.trainable)
-    return made
+        made[key] = tensor
+    if method.needs_base and not specs.keys() <= given.keys():
+        with torch.no_grad():
+            method.start(made, tenant.config, layer.site, layer.canonical())
+    return {key: nn.Parameter(tensor, requires_grad=trainable and specs[key].trainable) for key, tensor in made.items()}
 
 
 def eject(model: nn.Module, injection: Injection) -> None:

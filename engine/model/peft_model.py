@@ -20,7 +20,7 @@ from engine.checkpoint.save import save_adapter
 from engine.hosts.adapted import Adapted
 from engine.hosts.stack import LiveStack
 from engine.methods.base import PeftConfig, TargetedConfig
-from engine.methods.registry import method as method_of
+from engine.methods.registry import law
 from engine.model.inject import Injection, bake, check_name, eject, inject
 from engine.model.targets import plan
 
@@ -132,11 +132,11 @@ class PeftModel(nn.Module):
         check_name(name)
         if name in self.peft_config:
             raise ValueError(f"Adapter with name {name!r} already exists.")
-        model, law = self.get_base_model(), method_of(config.peft_type)
-        planned, given, report = plan(model, law, config), None, LoadReport()
+        model, method = self.get_base_model(), law(config)
+        planned, given, report = plan(model, method, config), None, LoadReport()
         if folder is not None:
-            expected = {t.path: law.tensors(config, t.site) for t in planned.targets}
-            given, report = match(read_tensors(folder), law, expected, unknown_settings(folder))
+            expected = {t.path: method.tensors(config, t.site) for t in planned.targets}
+            given, report = match(read_tensors(folder), method, expected, unknown_settings(folder))
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
         inject(model, self._injection, name, config, planned, trainable=trainable, given=given, dtype=torch.float32 if autocast else None)
@@ -189,10 +189,10 @@ class PeftModel(nn.Module):
     def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
         """Say which adapters train; nothing else changes."""
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            law, config = method_of(self.peft_config[name].peft_type), self.peft_config[name]
             for layer in self.adapted.values():
                 if name in layer.tenants:
-                    specs = law.tensors(config, layer.site)
+                    tenant = layer.tenants[name]
+                    specs = tenant.method.tensors(tenant.config, layer.site)
                     for key, tensor in layer.tensors(name).items():
                         tensor.requires_grad_(requires_grad and specs[key].trainable)
         self.stack.changed()

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engine import LoraConfig, PeftModel, get_peft_model
 from engine.hosts.host import host_of
-from engine.methods.registry import method as method_of
+from engine.methods.registry import law
 from tests.support.dense import DenseConfig
 
 METHODS = {
@@ -21,6 +21,7 @@ METHODS = {
     "lora-rs": lambda: LoraConfig(r=4, lora_alpha=2, use_rslora=True, init_lora_weights=False),
     "lora-bias": lambda: LoraConfig(r=2, lora_bias=True, init_lora_weights=False),
     "lora-gaussian": lambda: LoraConfig(r=2, init_lora_weights="gaussian"),
+    "dora": lambda: LoraConfig(r=3, lora_alpha=5, use_dora=True, init_lora_weights=False),
     "outsider": lambda: DenseConfig(start=0.1),
 }
 LAYERS = {
@@ -72,7 +73,7 @@ def rig(method: str, layer: str, dtype: torch.dtype, adapters: int = 2, seed: in
 def carries(method: str, layer: str) -> bool:
     """By the method's own word; what it refuses is not a row."""
     config, module = METHODS[method](), LAYERS[layer][0]()
-    return not method_of(config.peft_type).refuses(config, host_of(module).site("layer", module))
+    return not law(config).refuses(config, host_of(module).site("layer", module))
 
 
 ROWS = [(m, layer) for m in METHODS for layer in LAYERS if carries(m, layer)]

@@ -33,7 +33,7 @@ class Dense(Method):
         table = {"dense_delta": TensorSpec((site.out, site.columns), fill)}
         return table | ({"dense_bias.weight": TensorSpec((site.out,), fill)} if site.has_bias else {})
 
-    def delta(self, p, cfg, site):
+    def delta(self, p, cfg, site, W0=None):
         return p["dense_delta"]
 
     def bias_delta(self, p, cfg, site):
