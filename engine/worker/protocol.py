@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import threading
-from typing import Callable
+from collections.abc import Callable
 
 from engine.errors import InvalidSpec, StudioError
 

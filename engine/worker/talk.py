@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Callable
+from collections.abc import Callable
 
 from engine import specs
 from engine.errors import Busy, Cancelled, InvalidSpec, StudioError, explain

@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 
@@ -217,8 +218,7 @@ class JobQueue:
                 self._carry_out(job)
             except Exception as problem:   # a full disk, a folder taken away: this job ends, the queue goes on
                 log.exception("job %s", job.id)
-                error = explain(problem).to_dict()
-                if not self._quietly(lambda: self._change(job.id, State.FAILED, error=error)):
+                if not self._quietly(partial(self._change, job.id, State.FAILED, error=explain(problem).to_dict())):
                     with self._wake:       # not even that could be written: try again in a while
                         self._wake.wait_for(lambda: self._closing, 5.0)
             finally:

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
-from typing import Iterator
+from collections.abc import Iterator
 
 from engine import specs
 from engine.errors import Busy, DiskFull, InvalidSpec, StudioError

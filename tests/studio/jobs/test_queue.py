@@ -174,7 +174,8 @@ def test_closing_interrupts_and_says_where_it_goes_on(queues, plan, gate):
 
 
 @pytest.mark.parametrize("last, state", [
-    (None, State.INTERRUPTED), (events.Finished({"adapter": "x"}), State.FINISHED), (events.Failed({"code": "bad-data", "what": "No."}), State.FAILED),
+    (None, State.INTERRUPTED), (events.Finished({"adapter": "x"}), State.FINISHED),
+    (events.Failed({"code": "bad-data", "what": "No."}), State.FAILED),
     (events.Stopped("pause", True, 3), State.INTERRUPTED), (events.Stopped("cancel", True, 3), State.CANCELLED)])
 def test_what_a_dead_studio_left_running_is_told_from_its_folder(queues, home, plan, gate, last, state):
     store = JobStore(home.database)

@@ -65,8 +65,8 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(queues, plan, unt
     job = queue.submit(plan("steps=40 pace=0.005", out="broken"), "broken")
     for _ in range(4):
         child = child_of(queue, job, until)
-        wanted, seen = dice.randint(4, 9), []
-        until(lambda: seen.extend(e for e in heard(queue, events.Step)) or len(seen) >= wanted or not queue.job(job.id).active)
+        wanted = queue.events(job.id)[-1].seq + dice.randint(4, 12) if queue.events(job.id) else dice.randint(4, 12)
+        until(lambda wanted=wanted: not queue.job(job.id).active or [e for e in heard(queue) if e.seq >= wanted])
         child.kill()
         stopped = until(settled(queue, job.id))
         if stopped.state is State.FINISHED:
