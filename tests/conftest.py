@@ -1,0 +1,77 @@
+"""One quiet, equal world for every test: no screen, no network, no home of a person, one thread of arithmetic, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {                            # before anything imports torch, Qt or transformers
+    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0",
+    "QT_SCALE_FACTOR": "1", "QT_FONT_DPI": "96", "QT_ENABLE_HIGHDPI_SCALING": "0", "QT_ACCESSIBILITY": "1"}
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for stranger in ("HF_ENDPOINT", "HF_TOKEN", "QT_STYLE_OVERRIDE", "QT_QPA_PLATFORMTHEME", "XDG_CURRENT_DESKTOP"):
+    os.environ.pop(stranger, None)
+
+import hashlib
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+GRACE = 5.0                                # seconds that a thread or process may take to end after its test
+TOLERATED_THREADS = ("tqdm", "TMonitor", "Dummy-")     # other people's helpers that end with the interpreter
+TOLERATED_PROCESSES = ("resource_tracker", "forkserver")
+
+
+@pytest.fixture(autouse=True)
+def studio_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The studio's home of this very test: an empty place that only it writes to."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("ADAPTER_STUDIO_HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory):
+    """A tiny base model folder for the whole session. Only to be read: a test that changes it fails the session."""
+    from tests.support.tiny import save_base
+
+    folder = save_base(tmp_path_factory.mktemp("shared") / "base")
+    before = _digest(folder)
+    yield folder
+    assert _digest(folder) == before, "a test has changed the shared base_folder"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest):
+    """No thread and no child process outlives its test (fixtures of a wider scope made theirs before, and are not counted)."""
+    threads, children = set(threading.enumerate()), set(psutil.Process().children(recursive=True))
+    yield
+    until = time.monotonic() + GRACE
+    while left := _new_threads(threads) + _new_children(children):
+        if time.monotonic() > until:
+            pytest.fail(f"left behind after the test: {', '.join(left)}", pytrace=False)
+        time.sleep(0.02)
+
+
+def _new_threads(before: set) -> list[str]:
+    return [f"thread {t.name}" for t in set(threading.enumerate()) - before if t.is_alive() and not t.name.startswith(TOLERATED_THREADS)
+            and type(t).__name__ not in TOLERATED_THREADS]
+
+
+def _new_children(before: set) -> list[str]:
+    left = []
+    for child in set(psutil.Process().children(recursive=True)) - before:
+        try:
+            words = " ".join(child.cmdline())
+            if child.status() != psutil.STATUS_ZOMBIE and not any(known in words for known in TOLERATED_PROCESSES):
+                left.append(f"process {child.pid} {words[:120]}")
+        except psutil.NoSuchProcess:
+            continue                       # it ended while we looked
+    return left
+
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256(b"".join(f.name.encode() + f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file())).hexdigest()
