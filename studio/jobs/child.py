@@ -150,17 +150,17 @@ class WorkerChild:
                 self.kill()
                 self.wait()
         self._reader.join(5.0)
-        self.process.stdout.close()
 
     def _read(self) -> None:
-        for line in self.process.stdout:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                log.warning("the worker wrote a line that is not JSON: %r", line[:200])
-                continue
-            if isinstance(message, dict):
-                self._said(message)
+        with self.process.stdout as lines:
+            for line in lines:
+                try:
+                    message = json.loads(line)
+                except ValueError:
+                    log.warning("the worker wrote a line that is not JSON: %r", line[:200])
+                    continue
+                if isinstance(message, dict):
+                    self._said(message)
         self._ended()
 
 

@@ -65,10 +65,12 @@ class ProcessTalk:
         """Send a request; returns its ticket at once. Whatever goes wrong is a `Failed` of this ticket."""
         with self._lock:
             ticket = next(self._numbers)
-            self._open[ticket] = request
             try:
-                self._send(ticket, request)
+                fresh = self._ready()
+                self._open[ticket] = request
+                self._send(ticket, request, fresh)
             except StudioError as error:
+                self._open[ticket] = request
                 self._end(ticket, Failed(error))
             self._remember(request)
             return ticket
@@ -107,13 +109,11 @@ class ProcessTalk:
 
     # --- inside ---
 
-    def _send(self, ticket: int, request: specs.Spec) -> None:
-        fresh = self._ready()
-        if fresh and not isinstance(request, specs.OpenChat):
-            for earlier in self._chat if isinstance(request, specs.Say) else ():
-                hidden = next(self._numbers)
-                self._hidden.add(hidden)
-                self._child.send(_message(hidden, earlier))
+    def _send(self, ticket: int, request: specs.Spec, fresh: bool) -> None:
+        for earlier in self._chat if fresh and not isinstance(request, specs.OpenChat) else ():
+            hidden = next(self._numbers)
+            self._hidden.add(hidden)
+            self._child.send(_message(hidden, earlier))
         self._child.send(_message(ticket, request))
 
     def _ready(self) -> bool:
@@ -125,7 +125,7 @@ class ProcessTalk:
         if self._child is not None:
             old, self._child = self._child, None
             self._lost(old)
-            old.close()
+            old.hang_up()
         child = WorkerChild(self._log_file, self._heard, lambda: self._lost(child), self._argv)
         self._child = child
         return True
