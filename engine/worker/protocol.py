@@ -38,8 +38,8 @@ class Line:
         return cls(incoming, outgoing)
 
     def write(self, message: dict) -> None:
-        """Write one message. A parent that is gone is noticed by the reader, not here."""
-        data = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        """Write one message; what JSON cannot hold goes as text. A parent that is gone is noticed by the reader, not here."""
+        data = json.dumps(message, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
         try:
             with self._lock:
                 while data:
@@ -48,7 +48,7 @@ class Line:
             return
 
     def fail(self, id: int | None, error: StudioError) -> None:
-        self.write({"id": id, "failed": _plain(error.to_dict())})
+        self.write({"id": id, "failed": error.to_dict()})
 
     def listen(self, heard: Callable[[dict], None], ended: Callable[[], None]) -> threading.Thread:
         """Start the reader thread: ``heard`` takes each request, ``ended`` is called when the parent hangs up or is gone."""
@@ -81,8 +81,3 @@ class Line:
             self.fail(id, error)
         except (ValueError, RecursionError) as error:
             self.fail(id, InvalidSpec("The worker could not read a request.", str(error)[:200]))
-
-
-def _plain(value):
-    """What JSON cannot hold, as text: an error must get through whatever facts it carries."""
-    return json.loads(json.dumps(value, default=str))

@@ -75,15 +75,15 @@ class Talk:
             if id in self._stopped:
                 raise Cancelled()
             done = self._open(spec) if spec.kind == "open-chat" else self._say(id, spec) if spec.kind == "say" else self._ask(spec)
-            self._line.write({"id": id, "done": {} if done is None else done.to_dict()})
+            last_word = {"done": {} if done is None else done.to_dict()}
         except Exception as error:
-            self._line.fail(id, explain(error))
-        finally:
-            with self._lock:
-                self._asked.discard(id)
-                self._stopped.discard(id)
-                if spec.kind == "open-chat":
-                    self._opening -= 1
+            last_word = {"failed": explain(error).to_dict()}
+        with self._lock:                   # before the last word is out, for then the number may be used again
+            self._asked.discard(id)
+            self._stopped.discard(id)
+            if spec.kind == "open-chat":
+                self._opening -= 1
+        self._line.write({"id": id, **last_word})
 
     def _ask(self, spec: specs.Spec) -> specs.Spec | None:
         return resolve(ANSWERS[spec.kind])(spec.plan.check() if isinstance(spec, specs.EstimatePlan) else spec)
