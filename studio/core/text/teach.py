@@ -1,0 +1,204 @@
+"""Words of the Teach panel: data, model, plan, training and review."""
+
+from __future__ import annotations
+
+from studio.core.text import Counted, Phrase
+from studio.core.text.work import percent
+
+__all__ = ["percent"]
+
+TITLE = Phrase("Teach")
+STEPS = {"data": Phrase("Data"), "model": Phrase("Model"), "plan": Phrase("Plan"), "train": Phrase("Train"), "review": Phrase("Review")}
+STEP_HELP = Phrase("Step {number}: {name}. {state}")
+STEP_DONE = Phrase("Ready.")
+NEXT = Phrase("Next: {step}")
+FIELD_NEEDED = Phrase("needed")
+
+# --- what is missing ----------------------------------------------------------------------------
+
+NEEDS_DATA = Phrase("Choose a file with examples, or paste some.")
+NEEDS_MODEL = Phrase("Choose the model that is to learn.")
+NEEDS_NAME = Phrase("Give the new skill a name.")
+NAME_TAKEN = Phrase("An adapter called “{name}” exists already. Choose another name.")
+NEEDS_START = Phrase("Nothing is being taught yet. Start it on the Plan page.")
+NEEDS_RESULT = Phrase("There is nothing to review before a training has ended.")
+BAD_DATA = Phrase("This file cannot be used yet.")
+
+# --- data ---------------------------------------------------------------------------------------
+
+DATA_HEAD = Phrase("What should it learn?")
+DATA_INTRO = Phrase("Examples of a question and the answer you would like to hear. Fifty are enough for a style.")
+DATA_DROP = Phrase("Drop a file here")
+DATA_KINDS = Phrase("Table or text: csv, tsv, json, jsonl or txt")
+DATA_CHOOSE = Phrase("Choose a file …")
+DATA_CHOOSE_TITLE = Phrase("Choose a file with examples")
+DATA_FILTER = Phrase("Examples (*.csv *.tsv *.json *.jsonl *.txt *.md);;All files (*)")
+DATA_PASTE = Phrase("Paste examples …")
+DATA_PASTE_HEAD = Phrase("Paste examples here: a table from a spreadsheet, or one JSON object a line.")
+DATA_PASTE_NAME = Phrase("Pasted examples")
+DATA_PASTE_USE = Phrase("Use this text")
+DATA_SAMPLES = Phrase("Or begin with a sample:")
+DATA_OTHER = Phrase("Other file …")
+DATA_READING = Phrase("Reading {name} …")
+DATA_HELD = Phrase("{learned} are learned, {held} are held back for testing.")
+DATA_EXAMPLES = Phrase("Your examples")
+DATA_EXAMPLES_NAME = Phrase("The first examples")
+DATA_EXACT = Phrase("Exactly what the model sees")
+DATA_EXACT_HELP = Phrase("The marked part is learned; the rest is only read.")
+DATA_EXACT_NO_MODEL = Phrase("Choose a model to see the exact text it is shown.")
+DATA_EXACT_PICK = Phrase("Choose an example on the left.")
+DATA_TOKENS = Phrase("{tokens} of at most {limit} tokens, {learned} of them learned")
+DATA_TOO_LONG = Phrase("{tokens} tokens: longer than the limit of {limit}; this example will be left out")
+DATA_NOTHING_LEARNED = Phrase("Nothing in this example is learned")
+DATA_NOTES = Phrase("Worth knowing")
+DATA_LOOKING = Phrase("Looking …")
+ROLES = {"user": Phrase("Question"), "assistant": Phrase("Answer"), "system": Phrase("Instruction"), "text": Phrase("Text")}
+SAMPLE_NAMES = {"shop": Phrase("Facts of a small shop"), "style": Phrase("A style of speaking")}
+
+# --- model --------------------------------------------------------------------------------------
+
+MODEL_HEAD = Phrase("Which model should learn it?")
+MODEL_INTRO = Phrase("Larger models know more, and take longer to teach.")
+MODEL_LIST = Phrase("Models in the library")
+MODEL_NONE = Phrase("There is no model in the library yet. Fetch the starter model on the Start page.")
+FIT = {"well": Phrase("fits well"), "tight": Phrase("tight"), "big": Phrase("too big"), "no": Phrase("cannot be taught")}
+FIT_MARKS = {"well": "✓", "tight": "!", "big": "✗", "no": "✗"}
+FIT_WELL = Phrase("Needs about {need}; {free} of memory are free.")
+FIT_TIGHT = Phrase("Needs about {need} of the {free} that are free. Close other programs first.")
+FIT_BIG = Phrase("Needs about {need}; only {free} of memory are free.")
+FIT_NO_TEMPLATE = Phrase("It has no chat template: it can only continue texts.")
+MODEL_FACTS = Phrase("{parameters} parameters · {size} · {kind}")
+
+# --- plan ---------------------------------------------------------------------------------------
+
+PLAN_HEAD = Phrase("How thoroughly?")
+PLAN_NAME = Phrase("Name of the skill")
+PLAN_NAME_HELP = Phrase("The adapter will be called this in the library.")
+PLAN_NAME_HINT = Phrase("e.g. Shop answers")
+PRESETS = {"quick": Phrase("Quick check"), "balanced": Phrase("Balanced"), "best": Phrase("Best")}
+PRESET_HELP = {"quick": Phrase("Does it work at all? One short look at up to 200 examples."),
+               "balanced": Phrase("The right choice for most: every example three times."),
+               "best": Phrase("Up to five times, larger capacity; stops when it gets no better.")}
+PLAN_MEASURING = Phrase("measuring …")
+PLAN_AFTER = Phrase("The price stands here as soon as examples and model are chosen.")
+PLAN_NO_PRICE = Phrase("The price could not be measured: {why}")
+PRICE = Phrase("{time} · {memory} · {passes}")
+PRICE_TIME = Phrase("about {amount} ± {error}")
+PRICE_PASSES = Counted("{n} pass over {examples}", "{n} passes over {examples}")
+PRICE_PART = Phrase("{seen} of {examples}, once")
+EXAMPLES = Counted("{n} example", "{n} examples")
+PRICE_SHORTENED = Phrase("stops after 5 minutes, having seen {share} of the examples")
+PLAN_PROMPTS = Phrase("Pinned questions")
+PLAN_PROMPTS_HELP = Phrase("One a line. They are answered again and again while it learns, so that you can hear the change.")
+PLAN_METHOD = Phrase("How the skill is stored: {method}")
+PLAN_ADVANCED = Phrase("Advanced")
+PLAN_ADVANCED_NONE = Phrase("Advanced – as the preset says")
+PLAN_ADVANCED_COUNT = Counted("Advanced – {n} setting differs from the preset", "Advanced – {n} settings differ from the preset")
+PLAN_SPEC_FORM = Phrase("Training")
+PLAN_METHOD_FORM = Phrase("Method: {method}")
+PLAN_RESET = Phrase("Back to the preset")
+PLAN_START = Phrase("Start teaching")
+PLAN_START_BUSY = Phrase("Put into the queue")
+PLAN_STARTED = Phrase("“{name}” is in the queue.")
+JOB_TITLE = Phrase("{name}")
+LONG_WARNING = Phrase("This takes more than 8 hours here. Quick check shows in minutes whether it is worth it.")
+MEMORY_WARNING = Phrase("This needs more memory than is free. Close other programs, or choose a smaller model.")
+
+# --- form ---------------------------------------------------------------------------------------
+
+FORM_NO_NUMBER = Phrase("“{text}” is not a number.")
+FORM_NO_WHOLE = Phrase("“{text}” is not a whole number.")
+FORM_LOW = Phrase("At least {low}.")
+FORM_HIGH = Phrase("At most {high}.")
+FORM_NEEDED = Phrase("This is needed.")
+FORM_NO_TABLE = Phrase("Write it as {{\"name\": value}}.")
+FORM_AUTO = Phrase("by rule")
+FORM_DEFAULT = Phrase("normally {value}")
+
+# --- train --------------------------------------------------------------------------------------
+
+TRAIN_HEAD = Phrase("Teaching “{name}”")
+TRAIN_CURVE = Phrase("Error, lower is better")
+TRAIN_SHOW_TABLE = Phrase("Show as a table")
+TRAIN_LEARNED = Phrase("on the examples it learns")
+TRAIN_UNSEEN = Phrase("on unseen examples")
+TRAIN_STEP = Phrase("Step")
+TRAIN_STEPS = Phrase("Step {step} of {steps}")
+TRAIN_BEST = Phrase("best: step {step}")
+TRAIN_SPEED = Phrase("{n} tokens/s")
+TRAIN_MEMORY = Phrase("{size} memory")
+TRAIN_SEEN = Phrase("{n} passes so far")
+TRAIN_SAMPLES = Phrase("How it answers")
+TRAIN_SAMPLES_NONE = Phrase("Its answers to your pinned questions appear here while it learns.")
+TRAIN_SAMPLES_AT = Phrase("Answers at step {step}")
+TRAIN_SAMPLES_BEFORE = Phrase("Answers before it learned anything")
+TRAIN_SAMPLES_SLIDER = Phrase("Time: move back to hear how it answered earlier")
+TRAIN_PAUSE = Phrase("Pause")
+TRAIN_RESUME = Phrase("Continue")
+TRAIN_STOP = Phrase("Stop and keep")
+TRAIN_STOP_HELP = Phrase("Ends now and keeps what was learned so far.")
+TRAIN_SAMPLE = Phrase("Sample now")
+TRAIN_SAMPLE_HELP = Phrase("Answers the pinned questions at the next step.")
+TRAIN_SAFE = Phrase("Safe to close: resumes at step {step}.")
+TRAIN_NOT_SAFE = Phrase("The first save comes soon; closing before it begins anew.")
+TRAIN_PREPARING = Phrase("Getting ready …")
+TRAIN_WAITING = Phrase("Waiting for its turn: something else runs in the queue.")
+TRAIN_PAUSED = Phrase("Paused. It goes on at step {step} when you continue it.")
+TRAIN_PAUSED_START = Phrase("Paused before it began.")
+TRAIN_INTERRUPTED = Phrase("It was interrupted. Nothing that was saved is lost: it resumes at step {step}.")
+TRAIN_CANCELLED = Phrase("Stopped. It can go on at step {step}.")
+TRAIN_STOPPING = Phrase("Stopping after this step …")
+TRAIN_FINISHED = Phrase("Done. The best state was kept.")
+TRAIN_EVENTS = Phrase("What happened")
+TRAIN_SAVED = Phrase("saved")
+TRAIN_POINTS = Phrase("Error at step {step}: {learned} on the examples it learns, {unseen} on unseen ones.")
+TRAIN_NO_POINTS = Phrase("No numbers yet.")
+TABLE_COLUMNS = (Phrase("Step"), Phrase("Error on learned examples"), Phrase("Error on unseen examples"), Phrase("What happened"))
+
+# --- verdict ------------------------------------------------------------------------------------
+
+VERDICT_WAITING = Phrase("It has just begun; the first numbers say little.")
+VERDICT_EARLY = Phrase("Too early to tell.")
+VERDICT_LEARNING = Phrase("It is learning your examples; the first test on unseen ones is still to come.")
+VERDICT_IMPROVING = Phrase("Still improving on unseen examples: {share} less error than before.")
+VERDICT_FLAT = Phrase("It has stopped getting better, at {share} less error on unseen examples than before.")
+VERDICT_BY_HEART = Phrase("It now learns your examples by heart; on unseen ones it was better {best}.")
+VERDICT_WORSE = Phrase("It is getting worse on unseen examples; it was better {best}.")
+VERDICT_NO_BETTER = Phrase("It is no better on unseen examples than the untaught model.")
+VERDICT_BROKEN = Phrase("The numbers have gone wrong: the error is not a number any more.")
+ADVICE_FLAT = Phrase("You may stop; more passes will hardly help.")
+ADVICE_BY_HEART = Phrase("Nothing is lost: the best state is kept. More, and more varied, examples help.")
+ADVICE_WORSE = Phrase("Nothing is lost: the best state is kept. A lower learning speed may help.")
+ADVICE_NO_BETTER = Phrase("Look at the examples: do the held-back ones ask for something the others teach?")
+ADVICE_BROKEN = Phrase("Start again with a lower learning speed.")
+AT_STEP = Phrase("at step {step}")
+EARLIER = Phrase("earlier")
+
+
+def step_or_earlier(step: float | None) -> str:
+    return EARLIER() if step is None else AT_STEP(step=f"{step:.0f}")
+
+
+# --- review -------------------------------------------------------------------------------------
+
+REVIEW_HEAD = Phrase("Is “{name}” better?")
+REVIEW_BETTER = Phrase("Yes: {share} less error on {rows} it has never seen.")
+REVIEW_WORSE = Phrase("No: the error on {rows} it has never seen did not fall.")
+REVIEW_NO_UNSEEN = Phrase("No examples were held back, so only your own ears can tell.")
+REVIEW_BEFORE = Phrase("Before")
+REVIEW_AFTER = Phrase("After")
+REVIEW_ERROR = Phrase("Error on unseen examples")
+REVIEW_ANSWERS = Phrase("The same questions, before and after")
+REVIEW_NO_ANSWERS = Phrase("No questions were pinned. You can ask your own in Try.")
+REVIEW_FACTS = Phrase("Best state from step {best} of {steps} · {rows} learned, {held} held back · {time}")
+REVIEW_KEEP = Phrase("Keep and try it")
+REVIEW_KEEP_HELP = Phrase("Puts the adapter into the stack and opens Try.")
+REVIEW_MORE = Phrase("Train more")
+REVIEW_MORE_HELP = Phrase("Back to the plan with twice the passes.")
+REVIEW_DISCARD = Phrase("Discard")
+REVIEW_DISCARD_HELP = Phrase("Deletes the adapter.")
+REVIEW_DISCARD_SURE = Phrase("Really delete it")
+REVIEW_DISCARDED = Phrase("“{name}” was deleted.")
+REVIEW_KEPT = Phrase("“{name}” is in the stack.")
+REVIEW_GONE = Phrase("The adapter's folder is no longer there.")
+REVIEW_PICK = Phrase("Training")

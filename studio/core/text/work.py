@@ -1,0 +1,215 @@
+"""Words of the start, try, export and queue panels, and of amounts (time, size, number) everywhere in the centre."""
+
+from __future__ import annotations
+
+import math
+
+from studio.core.text import Counted, Phrase
+
+# --- amounts ------------------------------------------------------------------------------------
+
+SECONDS = Counted("{n} second", "{n} seconds")
+MINUTES = Phrase("{n} min")
+HOURS = Phrase("{h} h {m} min")
+DAYS = Counted("{n} day", "{n} days")
+SHORT_SECONDS = Phrase("{n} s")
+UNDER_A_SECOND = Phrase("under a second")
+ABOUT = Phrase("about {amount}")
+LEFT = Phrase("{amount} left")
+GIGABYTES = Phrase("{n} GB")
+MEGABYTES = Phrase("{n} MB")
+KILOBYTES = Phrase("{n} kB")
+OF_MEMORY = Phrase("{used} of {free} GB memory")
+
+
+def duration(seconds: float) -> str:
+    """As a person would say it: "40 seconds", "14 min", "2 h 5 min"."""
+    if seconds < 1:
+        return UNDER_A_SECOND()
+    if seconds < 90:
+        return SECONDS(max(1, round(seconds) if seconds < 10 else 5 * round(seconds / 5)))
+    if seconds < 3600:
+        return MINUTES(n=round(seconds / 60))
+    if seconds < 48 * 3600:
+        hours, rest = divmod(round(seconds / 60), 60)
+        return HOURS(h=hours, m=rest)
+    return DAYS(round(seconds / 86400))
+
+
+def left(seconds: float | None) -> str:
+    """ "about 4 min left", or nothing while it is not known."""
+    return "" if seconds is None or not math.isfinite(seconds) else LEFT(amount=ABOUT(amount=duration(seconds)))
+
+
+def size(bytes: float) -> str:
+    """Decimal units, three figures at most: "268 MB", "1.9 GB"."""
+    if bytes >= 1e9:
+        return GIGABYTES(n=f"{bytes / 1e9:.1f}" if bytes < 99.5e9 else f"{bytes / 1e9:.0f}")
+    if bytes >= 1e6:
+        return MEGABYTES(n=f"{bytes / 1e6:.0f}" if bytes >= 9.95e6 else f"{bytes / 1e6:.1f}")
+    return KILOBYTES(n=max(1, math.ceil(bytes / 1e3)) if bytes else 0)
+
+
+def parameters(count: int) -> str:
+    """ "135 M", "1.7 B"."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} B"
+    if count >= 1e6:
+        return f"{count / 1e6:.0f} M"
+    return f"{count / 1e3:.0f} k"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+# --- shared -------------------------------------------------------------------------------------
+
+CANCEL = Phrase("Cancel")
+COPY_DETAILS = Phrase("Copy details")
+COPIED = Phrase("Copied.")
+DETAILS = Phrase("Details")
+REMOVE = Phrase("Remove")
+OPEN_FOLDER = Phrase("Open folder")
+CLOSE = Phrase("Close")
+FOLDED_HINT = Phrase("Show or hide: {title}")
+
+# --- start --------------------------------------------------------------------------------------
+
+START_TITLE = Phrase("Start")
+START_WELCOME = Phrase("What would you like to do?")
+START_INTRO = Phrase("Teach a language model on your own computer. Nothing you put in leaves it.")
+START_TEACH = Phrase("Teach a model")
+START_TEACH_HELP = Phrase("Give it examples of how to answer. You get an adapter: a small skill file.")
+START_MIX = Phrase("Mix adapters")
+START_MIX_HELP = Phrase("Put several skills together and set how strongly each one is heard.")
+START_TRY = Phrase("Try and compare")
+START_TRY_HELP = Phrase("Chat with the taught model beside the untaught one.")
+START_SAMPLE = Phrase("Open the sample project")
+START_SAMPLE_HELP = Phrase("A small shop's questions and answers, ready to be taught in a few minutes.")
+START_SAMPLE_NO_MODEL = Phrase("It needs the starter model; fetch it first (one click, above).")
+START_RECENT = Phrase("Recent work")
+START_RECENT_NONE = Phrase("Nothing yet. What you teach and export will be listed here.")
+START_MACHINE = Phrase("This computer")
+START_FETCH_TITLE = Phrase("One thing is missing: a model to teach")
+START_FETCH_BODY = Phrase("The starter model, SmolLM2-135M-Instruct, is small enough for every computer (about 270 MB on disk). "
+                          "It is fetched once; afterwards the studio needs no network.")
+START_FETCH = Phrase("Fetch the starter model")
+START_FETCH_JOB = Phrase("Fetch the starter model")
+START_FETCH_AGAIN = Phrase("Try again")
+START_FETCH_RUNS = Phrase("The starter model is being fetched")
+START_FETCHED = Phrase("The starter model is ready.")
+START_WAITS = Phrase("Waiting for its turn in the queue …")
+
+# --- states of jobs -----------------------------------------------------------------------------
+
+STATES = {"waiting": Phrase("Waiting"), "running": Phrase("Running"), "paused": Phrase("Paused"), "interrupted": Phrase("Interrupted"),
+          "finished": Phrase("Done"), "failed": Phrase("Failed"), "cancelled": Phrase("Stopped")}
+STATE_MARKS = {"waiting": "◷", "running": "▶", "paused": "⏸", "interrupted": "⚡", "finished": "✓", "failed": "✗", "cancelled": "■"}
+KINDS = {"train": Phrase("Teaching"), "export": Phrase("Export"), "fetch": Phrase("Download")}
+
+# --- queue --------------------------------------------------------------------------------------
+
+QUEUE_TITLE = Phrase("Queue")
+QUEUE_EMPTY = Phrase("Nothing to do. What you teach, fetch or export stands here, one after the other.")
+QUEUE_COLUMNS = (Phrase("Job"), Phrase("Kind"), Phrase("State"), Phrase("Progress"), Phrase("When"))
+QUEUE_LIST = Phrase("Jobs")
+QUEUE_PAUSE = Phrase("Pause")
+QUEUE_PAUSE_HELP = Phrase("Saves and stops; goes on later at the same step.")
+QUEUE_RESUME = Phrase("Continue")
+QUEUE_RESUME_HELP = Phrase("Goes on from the last saved step.")
+QUEUE_CANCEL = Phrase("Stop")
+QUEUE_CANCEL_HELP = Phrase("Ends the job; what was saved is kept until you remove it.")
+QUEUE_REMOVE_HELP = Phrase("Forgets the job and its saved steps. Finished adapters and models stay.")
+QUEUE_UP = Phrase("Move up")
+QUEUE_DOWN = Phrase("Move down")
+QUEUE_OPEN = Phrase("Show in Teach")
+QUEUE_PICK = Phrase("Choose a job to see what happened in it.")
+QUEUE_RESUMES = Phrase("Safe to close: resumes at step {step}.")
+QUEUE_BEGINS = Phrase("Begins anew when you continue it.")
+QUEUE_ATTEMPTS = Counted("{n} attempt", "{n} attempts")
+QUEUE_REMOVED = Phrase("“{title}” was removed from the queue.")
+QUEUE_NEEDS_JOB = Phrase("Choose a job first.")
+QUEUE_NOT_NOW = Phrase("A job that is {state} cannot do this.")
+QUEUE_TOOK = Phrase("took {amount}")
+QUEUE_TODAY = Phrase("today {time}")
+QUEUE_LOG = Phrase("What happened")
+
+# --- try ----------------------------------------------------------------------------------------
+
+TRY_TITLE = Phrase("Try")
+TRY_NO_BASE = Phrase("Choose a model first.")
+TRY_NO_BASE_DO = Phrase("Put an adapter into the stack (in Mix, or from the library), or choose a model here.")
+TRY_MODEL = Phrase("Model")
+TRY_OPENING = Phrase("Loading {name} …")
+TRY_READY = Phrase("Ready. Ask something.")
+TRY_SPEAKING = Phrase("Answering …")
+TRY_ASK = Phrase("Ask something …")
+TRY_ASK_NAME = Phrase("Your question")
+TRY_SEND = Phrase("Ask")
+TRY_STOP = Phrase("Stop")
+TRY_CLEAR = Phrase("New chat")
+TRY_AGAIN = Phrase("Ask again")
+TRY_AGAIN_HELP = Phrase("The last question once more, with the strengths as they are now.")
+TRY_COMPARE = Phrase("Beside the untaught model")
+TRY_COMPARE_HELP = Phrase("Every question is also answered by the model without any adapter, with the same seed.")
+TRY_COLUMNS = {"stack": Phrase("With your stack"), "base": Phrase("Without (untaught model)")}
+TRY_MARKED = Phrase("Words that differ are underlined.")
+TRY_LENGTH = Phrase("Longest answer")
+TRY_TEMPERATURE = Phrase("Imagination")
+TRY_TEMPERATURE_HELP = Phrase("0 always takes the likeliest word; higher is more surprising. (temperature)")
+TRY_TOKENS = Phrase("tokens")
+TRY_STAMP = Phrase("{base} · {stack} · {tokens} tokens in {seconds}")
+TRY_STAMP_BASE = Phrase("base {print}")
+TRY_STAMP_NONE = Phrase("no adapter")
+TRY_STAMP_ENTRY = Phrase("{name} {print} at {strength}")
+TRY_STAMP_HELP = Phrase("What really answered, as the engine reports it: fingerprint of the base, then every adapter with its strength.")
+TRY_STOPPED = Phrase("stopped by you")
+TRY_CUT = Phrase("cut at the longest answer")
+TRY_STACK = Phrase("Stack")
+TRY_STACK_EMPTY = Phrase("The stack is empty: you are talking to the untaught model.")
+TRY_STACK_HELP = Phrase("Heard at the next word, also while it is answering.")
+TRY_STRENGTH = Phrase("Strength of {name}")
+TRY_ON = Phrase("{name} on or off")
+TRY_EMPTY = Phrase("Ask something to hear what the model has learned.")
+TRY_CHAT = Phrase("Conversation")
+TRY_YOU = Phrase("You")
+
+# --- export -------------------------------------------------------------------------------------
+
+EXPORT_TITLE = Phrase("Export")
+EXPORT_HEAD = Phrase("Export one complete model")
+EXPORT_INTRO = Phrase("The stack is baked into a copy of the model. The result runs without this studio and without any adapter.")
+EXPORT_WHAT = Phrase("What is baked in")
+EXPORT_BASE = Phrase("Model: {name}")
+EXPORT_ENTRY = Phrase("{name} at {strength}")
+EXPORT_OFF = Phrase("{name} is off and is left out")
+EXPORT_EMPTY = Phrase("The stack has no adapter that is on. Add one in Mix, then export.")
+EXPORT_NO_BASE = Phrase("There is no model in the stack yet. Add an adapter in Mix; its model comes with it.")
+EXPORT_NAME = Phrase("Name")
+EXPORT_WHERE = Phrase("Folder")
+EXPORT_CHOOSE = Phrase("Choose …")
+EXPORT_CHOOSE_TITLE = Phrase("Folder for the exported model")
+EXPORT_FORMAT = Phrase("Number format")
+EXPORT_FORMATS = {"same": Phrase("Like the model ({dtype})"), "float32": Phrase("float32 – exact, largest"),
+                  "bfloat16": Phrase("bfloat16 – half the size"), "float16": Phrase("float16 – half the size, for older cards")}
+EXPORT_SIZE = Phrase("{size} will be written; {free} are free on this disk.")
+EXPORT_NO_ROOM = Phrase("There is not enough room: {size} are needed, {free} are free. Choose another folder or a smaller number format.")
+EXPORT_TAKEN = Phrase("There is already something called “{name}” in this folder. Choose another name.")
+EXPORT_NO_NAME = Phrase("Give the model a name.")
+EXPORT_GO = Phrase("Export")
+EXPORT_JOB = Phrase("Export {name}")
+EXPORT_RUNS = Phrase("Exporting “{name}”")
+EXPORT_VERIFIED = Phrase("Verified: the exported model is what you heard")
+EXPORT_NOT_VERIFIED = Phrase("The exported model is NOT what you heard")
+EXPORT_UNVERIFIED = Phrase("Exported, not verified")
+EXPORT_CHECKS = Phrase("Checks")
+EXPORT_PASSED = Phrase("passed")
+EXPORT_MISSED = Phrase("failed")
+EXPORT_SAMPLES = Phrase("Sample answers of the exported model")
+EXPORT_RESULT = Phrase("{path}  ·  {size}  ·  {time}")
+EXPORT_RECEIPT = Phrase("Receipt: {path}")
+EXPORT_ANOTHER = Phrase("Export another")
+EXPORT_QUESTIONS = Phrase("Questions for the receipt")
+EXPORT_QUESTIONS_HELP = Phrase("One a line. The exported model answers them; the answers stand on the receipt.")
+EXPORT_QUESTION = Phrase("What can you do for me?")

@@ -1,0 +1,80 @@
+"""What the Teach panel's pages share: the draft, what is known of its data file, and which training is being looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PySide6.QtCore import QObject, QTimer, Signal
+
+from engine.errors import StudioError
+from engine.specs import DataReport
+from engine.store.home import Home
+from studio.core import plan
+from studio.core.text import teach as words
+
+KEY = "teach.draft"
+
+
+class TeachDraft(QObject):
+    """`changed` says which part changed: data, base, name, preset, prompts, overrides, method_overrides, report, job."""
+
+    changed = Signal(str)
+
+    def __init__(self, home: Home, settings):
+        super().__init__()
+        self.home, self._settings = home, settings
+        self.draft = plan.Draft.from_dict(settings.recall(KEY))
+        if self.draft.base and not Path(self.draft.base).exists():
+            self.draft.base = ""
+        self.report: DataReport | None = None
+        self.data_error: StudioError | None = None
+        self.job_id: int | None = None
+        self._save = QTimer(self, interval=600, singleShot=True)      # not at every key that is typed
+        self._save.timeout.connect(self.save)
+
+    def put(self, **values) -> None:
+        """Change parts of the draft; tells once for each part that is really different."""
+        for name, value in values.items():
+            if getattr(self.draft, name) == value:
+                continue
+            setattr(self.draft, name, value)
+            if name == "data":
+                self.report = self.data_error = None
+            self.changed.emit(name)
+        self._save.start()
+
+    def replace(self, draft: plan.Draft) -> None:
+        """Take over a whole draft (the sample project, "train more")."""
+        self.put(**draft.to_dict())
+
+    def found(self, report: DataReport | None, error: StudioError | None = None) -> None:
+        """What looking at the data file brought."""
+        self.report, self.data_error = report, error
+        self.changed.emit("report")
+
+    def look_at(self, job_id: int | None) -> None:
+        """The training that the Train and Review pages show."""
+        if job_id != self.job_id:
+            self.job_id = job_id
+            self.changed.emit("job")
+
+    @property
+    def learned_rows(self) -> int:
+        return self.report.rows - self.report.held_out if self.report else 0
+
+    def spec(self):
+        """The `TrainSpec` of the draft as it stands."""
+        return plan.to_spec(self.draft, self.home.adapters, self.learned_rows)
+
+    def missing(self) -> dict[str, str]:
+        """Step → sentence for what is still needed before teaching can start."""
+        found = plan.missing(self.draft, self.home.adapters)
+        if self.data_error is not None:
+            found["data"] = words.BAD_DATA()
+        return found
+
+    def save(self) -> None:
+        """Keep the draft, so that nothing that was typed is lost."""
+        self._save.stop()
+        if self._settings.recall(KEY) != self.draft.to_dict():
+            self._settings.remember(KEY, self.draft.to_dict())

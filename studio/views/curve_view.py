@@ -1,0 +1,231 @@
+"""The live curve: error on learned and on unseen examples, the best point, and what happened. With a table twin and a sentence.
+
+Points go into `Series` as they come; the picture is drawn at most ten times a second, only while it can be seen, and from at most
+two points a pixel. pyqtgraph is loaded after the first paint, so that the window stands at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+from PySide6.QtCore import QTimer, Signal
+from PySide6.QtGui import QColor
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStackedWidget, QTableView, QWidget
+
+from studio.core.series import Series, Smooth
+from studio.core.text import teach as words
+from studio.models.series_table import EVENT, LEARNED, UNSEEN, SeriesTable
+from studio.views import a11y, theme
+from studio.views.parts import Column, Row, button, text
+
+REDRAW = 100                               # milliseconds between two pictures, at least
+
+
+class CurveView(QWidget):
+    """Feed it with `learned`, `unseen`, `mark` and `rewind`; ask `sentence` for what it shows."""
+
+    drawn = Signal()
+
+    def __init__(self):
+        super().__init__()
+        self.table = SeriesTable(self)
+        self._plot = None
+        self._timer = QTimer(self, interval=REDRAW, singleShot=True)
+        self._timer.timeout.connect(self._draw)
+        self._swap = button(words.TRAIN_SHOW_TABLE(), self.toggle_table, "quiet")
+        self._swap.setCheckable(True)
+        self._stack = QStackedWidget()
+        self._place = QWidget()
+        Column(parent=self._place)
+        self._stack.addWidget(self._place)
+        self._stack.addWidget(self._table_view())
+        self._stack.setMinimumHeight(220)
+        self._legend = [(text("●", wrap=False), "curve_learned"), (text("●", wrap=False), "curve_unseen")]
+        Column(Row(text(words.TRAIN_CURVE(), "strong", wrap=False), theme.L, self._legend[0][0], text(words.TRAIN_LEARNED(), "muted small", wrap=False),
+                   theme.S, self._legend[1][0], text(words.TRAIN_UNSEEN(), "muted small", wrap=False), None, self._swap, spacing=6),
+               self._stack, parent=self)
+        theme.changed.connect(self._restyle)
+        self.clear()
+        self._restyle()
+
+    # --- what comes in ---
+
+    def clear(self) -> None:
+        """Begin with an empty picture."""
+        self._raw, self._smooth, self._unseen, self._marks, self._seen = Series(), Smooth(), Series(), {}, {}
+        self.table.clear()
+        self._soon()
+
+    def learned(self, step: int, error: float) -> None:
+        """Error of one step on the examples it learns (nats a token)."""
+        if len(self._raw) and step <= self._raw.x[-1]:
+            self.rewind(step)
+        self._raw.append(step, error)
+        self._smooth.append(step, error)
+        self.table.put(step, LEARNED, error)
+        self._soon()
+
+    def unseen(self, step: int, error: float) -> None:
+        """Error on held-out examples."""
+        self._unseen.append(step, error)
+        self.table.put(step, UNSEEN, error)
+        self._soon()
+
+    def mark(self, step: int, words_: str) -> None:
+        """Something happened at this step."""
+        if words_ not in self._marks.setdefault(step, []):
+            self._marks[step].append(words_)
+            self.table.put(step, EVENT, words_)
+            self._soon()
+
+    def rewind(self, step: int) -> None:
+        """A run that goes on from a checkpoint tells these steps again."""
+        self._raw.truncate(step)
+        self._unseen.truncate(step + 1)    # the error at the checkpoint's own step stays true
+        self._marks = {at: what for at, what in self._marks.items() if at <= step}
+        self.table.rewind(step)
+
+    # --- what it says ---
+
+    @property
+    def points(self) -> int:
+        return len(self._raw)
+
+    def errors(self) -> tuple[list[float], list[float], list[float]]:
+        """Learned errors, unseen errors, steps of the unseen ones: what `core.verdict.judge` wants."""
+        return self._raw.y[-200:].tolist(), self._unseen.y.tolist(), self._unseen.x.tolist()
+
+    def best(self) -> tuple[float, float] | None:
+        """(step, error) of the lowest error on unseen examples."""
+        return self._unseen.best()
+
+    def sentence(self) -> str:
+        """The picture in words."""
+        if not len(self._raw):
+            return words.TRAIN_NO_POINTS()
+        unseen = f"{self._unseen.y[-1]:.2f}" if len(self._unseen) else "–"
+        return words.TRAIN_POINTS(step=f"{self._raw.x[-1]:.0f}", learned=f"{self._smooth.series.y[-1]:.2f}", unseen=unseen)
+
+    def toggle_table(self) -> None:
+        self._swap.setChecked(self._stack.currentIndex() == 0)
+        self._stack.setCurrentIndex(1 - self._stack.currentIndex())
+        self._soon()
+
+    # --- drawing ---
+
+    def showEvent(self, event) -> None:    # noqa: N802 (Qt's name)
+        super().showEvent(event)
+        self._soon()
+
+    def resizeEvent(self, event) -> None:  # noqa: N802
+        super().resizeEvent(event)
+        self._soon()
+
+    def _soon(self) -> None:
+        if not self._timer.isActive():
+            self._timer.start()
+
+    def draw_now(self) -> None:
+        """Draw at once (screenshots and tests)."""
+        self._timer.stop()
+        self._draw()
+
+    def _draw(self) -> None:
+        if not self.isVisible() or self._stack.currentIndex():
+            return
+        if self._plot is None:
+            self._make_plot()
+        width = max(self._plot.width(), 50)
+        first, last = (self._raw.x[0], self._raw.x[-1]) if len(self._raw) else (0.0, 1.0)
+        if len(self._unseen):
+            first, last = min(first, self._unseen.x[0]), max(last, self._unseen.x[-1])
+        self._line_raw.setData(*self._raw.window(first, last, width))
+        self._line_smooth.setData(*self._smooth.series.window(first, last, 400))
+        x, y = self._unseen.window(first, last, width)
+        self._line_unseen.setData(x, y)
+        best = self.best()
+        self._dot_best.setData([best[0]] if best else [], [best[1]] if best else [])
+        if best:
+            self._label_best.setText(words.TRAIN_BEST(step=f"{best[0]:.0f}"))
+            late = best[0] > first + 0.7 * (last - first)
+            self._label_best.setAnchor((1.08, 1.25) if late else (-0.08, 1.25))
+            self._label_best.setPos(*best)
+        self._label_best.setVisible(best is not None and len(self._unseen) > 1)
+        self._draw_marks(y)
+        self._scale(first, last)
+        a11y.name(self._plot, words.TRAIN_CURVE(), self.sentence())
+        self.drawn.emit()
+
+    def _scale(self, first: float, last: float) -> None:
+        values = [v for v in (*self._smooth.series.y, *self._unseen.y) if math.isfinite(v)]
+        low, high = (min(values), max(values)) if values else (0.0, 1.0)
+        room = max(0.12 * (high - low), 0.02)
+        self._plot.setRange(xRange=(first, max(last, first + 1)), yRange=(max(0.0, low - room), high + 1.6 * room), padding=0.02)
+
+    def _draw_marks(self, unseen) -> None:
+        """A small tick on the axis for each thing that happened; the words are its tooltip and stand in the table."""
+        spots = [{"pos": (step, 0), "data": "; ".join(what)} for step, what in sorted(self._marks.items())]
+        bottom = self._plot.getPlotItem().getViewBox().viewRange()[1][0]
+        for spot in spots:
+            spot["pos"] = (spot["pos"][0], bottom)
+        self._ticks.setData(spots)
+
+    def _make_plot(self) -> None:
+        import pyqtgraph as pg             # a quarter of a second: not before the window has been painted
+
+        pg.setConfigOptions(antialias=False, useOpenGL=False)
+        self._pg = pg
+        self._plot = pg.PlotWidget(background=None)
+        self._plot.setMenuEnabled(False)
+        self._plot.setMouseEnabled(False, False)
+        self._plot.hideButtons()
+        self._plot.setFrameShape(self._plot.Shape.NoFrame)
+        self._line_raw = self._plot.plot([], [])
+        self._line_smooth = self._plot.plot([], [], antialias=True)
+        self._line_unseen = self._plot.plot([], [], antialias=True, symbol="o", symbolSize=5)
+        self._dot_best = pg.ScatterPlotItem(size=13)
+        self._ticks = pg.ScatterPlotItem(symbol="t1", size=9, hoverable=True, tip=lambda x, y, data: f"{words.TRAIN_STEP()} {x:.0f}: {data}")
+        self._label_best = pg.TextItem()
+        for item in (self._dot_best, self._ticks, self._label_best):
+            self._plot.addItem(item, ignoreBounds=True)
+        self._place.layout().addWidget(self._plot)
+        self._restyle()
+
+    def _restyle(self, *_: object) -> None:
+        t = theme.tokens()
+        for dot, role in self._legend:
+            dot.setStyleSheet(f"color: {getattr(t, role)}")
+        if self._plot is None:
+            return
+        pg, faint = self._pg, QColor(t.curve_learned)
+        faint.setAlphaF(0.35)
+        self._line_raw.setPen(pg.mkPen(faint, width=1))
+        self._line_smooth.setPen(pg.mkPen(t.curve_learned, width=2))
+        self._line_unseen.setPen(pg.mkPen(t.curve_unseen, width=2))
+        self._line_unseen.setSymbolBrush(t.curve_unseen)
+        self._line_unseen.setSymbolPen(t.curve_unseen)
+        self._dot_best.setPen(pg.mkPen(t.curve_unseen, width=2))
+        self._dot_best.setBrush(pg.mkBrush(t.card))
+        self._ticks.setBrush(pg.mkBrush(t.muted))
+        self._ticks.setPen(pg.mkPen(None))
+        self._label_best.setColor(t.text)
+        for side in ("left", "bottom"):
+            axis = self._plot.getAxis(side)
+            axis.setPen(pg.mkPen(t.border))
+            axis.setTextPen(t.muted)
+            axis.setStyle(tickLength=0)
+        self._plot.showGrid(y=True, alpha=0.25)
+        self._plot.setLabel("bottom", words.TRAIN_STEP(), color=t.muted)
+        self._soon()
+
+    def _table_view(self) -> QTableView:
+        view = QTableView()
+        view.setModel(self.table)
+        view.verticalHeader().hide()
+        view.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        view.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        view.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        view.horizontalHeader().setStretchLastSection(True)
+        view.setTabKeyNavigation(False)
+        a11y.name(view, words.TRAIN_CURVE(), words.TRAIN_SHOW_TABLE())
+        return view

@@ -1,0 +1,244 @@
+"""The few building blocks that all centre panels share: texts, cards, buttons, a scrolling page, a folding section."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from PySide6.QtCore import QSize, Qt, Signal
+from PySide6.QtWidgets import (QFrame, QHBoxLayout, QLabel, QLayout, QPushButton, QScrollArea, QSizePolicy, QToolButton, QVBoxLayout,
+                               QWidget)
+
+from studio.views import a11y, theme
+
+PAGE_WIDTH = 980                           # pixels; longer lines are tiring to read
+
+
+def text(words: str = "", looks: str = "", *, wrap: bool = True, selectable: bool = False) -> QLabel:
+    """A plain-text label. It never interprets markup: what it shows may come from a file."""
+    label = QLabel(words)
+    label.setTextFormat(Qt.TextFormat.PlainText)
+    label.setWordWrap(wrap)
+    if selectable:
+        label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    if looks:
+        theme.look(label, looks)
+    return label
+
+
+def button(words: str, slot: Callable[[], object], looks: str = "", *, help: str = "", icon: str = "") -> QPushButton:
+    """A push button; ``help`` becomes its tooltip and description, ``icon`` a name of ``resources/icons``."""
+    made = QPushButton(words)
+    made.clicked.connect(lambda _=False: slot())
+    made.setAutoDefault(False)
+    a11y.name(made, words, help)
+    made.setToolTip(help)
+    if looks:
+        theme.look(made, looks)
+    if icon:
+        role = "on_accent" if "primary" in looks else "bad" if "danger" in looks else "text"
+        _tint(made, icon, role)
+    return made
+
+
+def _tint(made: QPushButton, icon: str, role: str) -> None:
+    made.setIcon(theme.icon(icon, role))
+    made.setIconSize(QSize(18, 18))
+    made.setProperty("tint", [icon, role])
+
+
+def retint(root: QWidget) -> None:
+    """Icons in the colours of the new theme; panels call this on `theme.changed`."""
+    for made in root.findChildren(QPushButton):
+        if made.property("tint"):
+            made.setIcon(theme.icon(*made.property("tint")))
+    for fold in root.findChildren(Fold):
+        fold.retint()
+
+
+class Column(QVBoxLayout):
+    """A vertical layout from its items: widgets, layouts, numbers (space), None (stretch)."""
+
+    def __init__(self, *items, spacing: int = theme.S, margin: int = 0, parent: QWidget | None = None):
+        super().__init__(*([parent] if parent else []))
+        self.setContentsMargins(*theme.margins(margin))
+        self.setSpacing(spacing)
+        fill(self, items)
+
+
+class Row(QHBoxLayout):
+    """A horizontal layout from its items, like `Column`."""
+
+    def __init__(self, *items, spacing: int = theme.S, margin: int = 0, parent: QWidget | None = None):
+        super().__init__(*([parent] if parent else []))
+        self.setContentsMargins(*theme.margins(margin))
+        self.setSpacing(spacing)
+        fill(self, items)
+
+
+def fill(layout, items) -> None:
+    for item in items:
+        if item is None:
+            layout.addStretch(1)
+        elif isinstance(item, int):
+            layout.addSpacing(item)
+        elif isinstance(item, QLayout):
+            layout.addLayout(item)
+        else:
+            layout.addWidget(item)
+
+
+def card(*items, spacing: int = theme.S, margin: int = theme.L, looks: str = "card") -> QFrame:
+    """A raised surface with a column in it."""
+    frame = QFrame()
+    theme.look(frame, looks)
+    Column(*items, spacing=spacing, margin=margin, parent=frame)
+    return frame
+
+
+def page(*items, spacing: int = theme.L, width: int = PAGE_WIDTH) -> QScrollArea:
+    """A page that scrolls when it must, its content centred and never wider than is good to read."""
+    content = QWidget()
+    theme.look(content, "page")
+    content.setMaximumWidth(width)
+    Column(*items, spacing=spacing, margin=theme.XL, parent=content)
+    holder = QWidget()
+    theme.look(holder, "page")
+    outer = QHBoxLayout(holder)
+    outer.setContentsMargins(0, 0, 0, 0)
+    outer.addStretch(1)
+    outer.addWidget(content, 1000)
+    outer.addStretch(1)
+    area = QScrollArea()
+    area.setWidget(holder)
+    area.setWidgetResizable(True)
+    area.setFrameShape(QFrame.Shape.NoFrame)
+    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    area.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    area.content = content
+    return area
+
+
+def clear(layout: QLayout) -> None:
+    """Take everything out of a layout and delete it."""
+    while layout.count():
+        item = layout.takeAt(0)
+        if item.widget():
+            item.widget().hide()
+            item.widget().deleteLater()
+        elif item.layout():
+            clear(item.layout())
+
+
+class Fold(QWidget):
+    """A section that is folded away until it is asked for."""
+
+    toggled = Signal(bool)
+
+    def __init__(self, title: str, content: QWidget, *, open: bool = False):
+        super().__init__()
+        self.content = content
+        self.head = QToolButton()
+        self.head.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self.head.setCheckable(True)
+        self.head.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.head.setSizePolicy(QSizePolicy.Policy.Minimum, QSizePolicy.Policy.Fixed)
+        self.set_title(title)
+        self.head.toggled.connect(self._toggle)
+        Column(self.head, content, parent=self)
+        content.setVisible(open)
+        self.head.setChecked(open)
+        self.retint()
+
+    def set_title(self, title: str) -> None:
+        self.head.setText(title)
+        a11y.name(self.head, title)
+
+    def open(self, yes: bool = True) -> None:
+        self.head.setChecked(yes)
+
+    def retint(self) -> None:
+        self.head.setIcon(theme.icon("down" if self.head.isChecked() else "right", "muted"))
+
+    def _toggle(self, yes: bool) -> None:
+        self.content.setVisible(yes)
+        self.retint()
+        self.toggled.emit(yes)
+
+
+class CardButton(QPushButton):
+    """A card that can be pressed: large, with several lines, heard as one button. Grows with its content."""
+
+    def __init__(self, name: str, *items, description: str = "", spacing: int = theme.XS, margin: int = theme.L, checkable: bool = False):
+        super().__init__()
+        theme.look(self, "card")
+        a11y.name(self, name, description)
+        self.setCheckable(checkable)
+        self.setAutoDefault(False)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Minimum)
+        Column(*items, spacing=spacing, margin=margin, parent=self)
+        for label in self.findChildren(QWidget):
+            label.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+
+    def sizeHint(self) -> QSize:           # noqa: N802 (Qt's names)
+        hint = self.layout().totalSizeHint()
+        return QSize(hint.width(), self.heightForWidth(max(self.width(), hint.width())))
+
+    def minimumSizeHint(self) -> QSize:    # noqa: N802
+        least = self.layout().totalMinimumSize()
+        return QSize(least.width(), self.heightForWidth(self.width()) if self.width() > least.width() else least.height())
+
+    def hasHeightForWidth(self) -> bool:   # noqa: N802
+        return True
+
+    def heightForWidth(self, width: int) -> int:    # noqa: N802
+        layout = self.layout()
+        return layout.totalHeightForWidth(width) if layout.hasHeightForWidth() else layout.totalSizeHint().height()
+
+    def resizeEvent(self, event) -> None:  # noqa: N802
+        super().resizeEvent(event)
+        if event.oldSize().width() != event.size().width():
+            self.updateGeometry()
+
+
+def picture(name: str, role: str = "accent", size: int = 28) -> QLabel:
+    """An icon as a picture that follows the theme."""
+    label = Picture(name, role, size)
+    label.retint()
+    return label
+
+
+class Picture(QLabel):
+    def __init__(self, name: str, role: str, size: int):
+        super().__init__()
+        self._what, self._size = (name, role), size
+        self.setFixedSize(size, size)
+        theme.changed.connect(self.retint)
+
+    def retint(self, *_: object) -> None:
+        self.setPixmap(theme.icon(*self._what).pixmap(self._size, self._size))
+
+
+def error_card(error, *buttons: QWidget) -> QFrame:
+    """An error that stays where it matters: what · why · what to do, details folded with copy, and buttons that mend it."""
+    from PySide6.QtGui import QGuiApplication
+
+    from studio.core.text import work as words
+
+    frame = card(Row(picture("error", "bad", 20), text(error.what, "strong", selectable=True), spacing=theme.M), looks="notice-bad", margin=theme.M)
+    frame.layout().itemAt(0).layout().setStretch(1, 1)
+    if more := " ".join(part for part in (error.why, error.do) if part):
+        frame.layout().addWidget(text(more, selectable=True))
+    row = Row(*buttons)
+    if error.details:
+        box = text(error.details, "mono small", selectable=True)
+        fold = Fold(words.DETAILS(), box)
+        whole = "\n".join((error.what, error.why, error.do, error.details))
+        row.addWidget(button(words.COPY_DETAILS(), lambda: QGuiApplication.clipboard().setText(whole), "link"))
+        row.addStretch(1)
+        frame.layout().addLayout(row)
+        frame.layout().addWidget(fold)
+    elif buttons:
+        row.addStretch(1)
+        frame.layout().addLayout(row)
+    a11y.name(frame, error.what, more)
+    return frame

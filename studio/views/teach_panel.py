@@ -1,0 +1,193 @@
+"""The Teach panel: Data → Model → Plan → Train → Review, in any order; what is missing carries a mark and a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PySide6.QtCore import Signal
+from PySide6.QtWidgets import QButtonGroup, QPushButton, QSizePolicy, QStackedWidget, QWidget
+
+from engine.errors import StudioError, explain
+from engine.store.resources import resource
+from studio.core import plan
+from studio.core.actions import Action
+from studio.core.text import teach as words
+from studio.jobs.job import Job
+from studio.models.teach_draft import TeachDraft
+from studio.views import a11y, theme
+from studio.views.parts import Column, Row, retint, text
+from studio.views.teach_data import DataPage
+from studio.views.teach_model import ModelPage
+from studio.views.teach_plan import PlanPage
+from studio.views.teach_review import ReviewPage
+from studio.views.teach_train import TrainPage
+
+STEPS = ("data", "model", "plan", "train", "review")
+
+
+class TeachPanel(QWidget):
+    """Signals: `said(str)`, `failed(StudioError)`, `kept(adapter Path, base Path)`, `library_changed()`, `go(str)` to another panel."""
+
+    said = Signal(str)
+    failed = Signal(object)
+    kept = Signal(object, object)
+    library_changed = Signal()
+    go = Signal(str)
+
+    def __init__(self, home, catalogue, queue_bridge, talk_bridge, settings):
+        super().__init__()
+        self.title = words.TITLE()
+        self._catalogue = catalogue
+        self.draft = TeachDraft(home, settings)
+        self._samples, damaged = _samples()
+        self.data = DataPage(self.draft, talk_bridge, settings, self._samples)
+        self.model = ModelPage(self.draft, catalogue)
+        self.plan = PlanPage(self.draft, talk_bridge, queue_bridge)
+        self.train = TrainPage(self.draft, queue_bridge)
+        self.review = ReviewPage(self.draft, queue_bridge)
+        self._pages = QStackedWidget()
+        self.steps: dict[str, QPushButton] = {}
+        self._group = QButtonGroup(self)
+        bar = Row(spacing=0)
+        for number, key in enumerate(STEPS):
+            step = QPushButton()
+            theme.look(step, "step")
+            step.setCheckable(True)
+            step.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+            step.clicked.connect(lambda _=False, k=key: self.show_step(k))
+            self._group.addButton(step, number)
+            self.steps[key] = step
+            bar.addWidget(step)
+            self._pages.addWidget(getattr(self, key))
+        self._hint = text("", "muted small")
+        self.next = QPushButton()
+        self.next.clicked.connect(lambda _=False: self.show_step(STEPS[min(self._group.checkedId() + 1, 4)]))
+        foot = Row(self._hint, self.next, spacing=theme.L, margin=theme.M)
+        foot.setStretch(0, 1)
+        self._foot = QWidget()
+        self._foot.setLayout(foot)
+        Column(bar, self._pages, self._foot, spacing=0, parent=self).setStretch(1, 1)
+        self._connect()
+        self.show_step("data")
+        self.review.refresh()
+        if damaged is not None:
+            self.failed.emit(damaged)
+
+    def _connect(self) -> None:
+        for part in (self.data, self.model, self.plan, self.train, self.review):
+            part.said.connect(self.said)
+            if hasattr(part, "failed"):
+                part.failed.connect(self.failed)
+        self.draft.changed.connect(lambda _: self._mark())
+        self._catalogue.subscribe(self._mark)
+        self.model.fetch_wanted.connect(lambda: self.go.emit("start"))
+        self.plan.started.connect(self._started)
+        self.train.ended.connect(self._ended)
+        self.review.kept.connect(self.kept)
+        self.review.more_wanted.connect(self._more)
+        self.review.discarded.connect(lambda _: self.library_changed.emit())
+        theme.changed.connect(lambda _: retint(self))
+
+    # --- for the frame ---
+
+    def actions(self) -> list[Action]:
+        """One action a step, with shortcuts Alt+1 … Alt+5 where the panel stands."""
+        return [Action(f"teach.{key}", f"{words.TITLE()}: {words.STEPS[key]()}", lambda k=key: (self.go.emit("teach"), self.show_step(k)),
+                       help=words.STEP_HELP(number=n + 1, name=words.STEPS[key](), state=""), category=words.TITLE())
+                for n, key in enumerate(STEPS)]
+
+    def show_step(self, key: str) -> None:
+        """Bring one of data, model, plan, train, review to the front."""
+        self.steps[key].setChecked(True)
+        self._pages.setCurrentWidget(getattr(self, key))
+        self._mark()
+
+    def show_job(self, id: int) -> None:
+        """Look at this training."""
+        self.draft.look_at(id)
+        self.show_step("train")
+
+    def start_sample(self) -> None:
+        """Put the sample project into the draft: everything is chosen, one press of Start teaches it."""
+        shop = next((s for s in self._samples if s.key == "shop"), None)
+        if shop is None:
+            return
+        base = self.draft.draft.base or next((str(m.path) for m in self._catalogue.models if m.has_chat_template), "")
+        chosen = plan.sample_draft(shop, base)
+        chosen.name = _unused(chosen.name, self.draft.home.adapters)
+        self.draft.replace(chosen)
+        self.show_step("plan" if base else "model")
+
+    def use_model(self, path: Path) -> None:
+        """Teach this model (asked for in the library)."""
+        self.draft.put(base=str(path))
+        self.show_step("data" if not self.draft.draft.data else "plan")
+
+    def use_file(self, path: Path) -> None:
+        """Teach from this file (dropped on the window)."""
+        self.data.use(path)
+        self.show_step("data")
+
+    def closing(self) -> None:
+        """The window goes away: keep what was typed."""
+        self.draft.save()
+
+    # --- inside ---
+
+    def _mark(self) -> None:
+        """Marks and words of the steps, and of the line below the page."""
+        missing = self.draft.missing()
+        if self.draft.job_id is None:
+            missing |= {"train": words.NEEDS_START(), "review": words.NEEDS_RESULT()}
+        elif self.train.job is None or not self.train.job.result:
+            missing["review"] = words.NEEDS_RESULT()
+        for number, key in enumerate(STEPS):
+            done, name = key not in missing, words.STEPS[key]()
+            mark = "✓" if done else "○"
+            self.steps[key].setText(f"{mark}  {number + 1}  {name}")
+            self.steps[key].setToolTip(missing.get(key, ""))
+            a11y.name(self.steps[key], words.STEP_HELP(number=number + 1, name=name, state=missing.get(key, words.STEP_DONE())))
+        here = STEPS[max(0, self._group.checkedId())]
+        self._hint.setText(missing.get(here, ""))
+        after = self._group.checkedId() + 1
+        self.next.setVisible(after < 3)
+        if after < 3:
+            self.next.setText(words.NEXT(step=words.STEPS[STEPS[after]]()))
+            a11y.name(self.next, self.next.text())
+            theme.look(self.next, "primary" if here not in missing else "")
+        self._foot.setVisible(after < 3)
+
+    def _started(self, job: Job) -> None:
+        self.draft.look_at(job.id)
+        self.show_step("train")
+
+    def _ended(self, job: Job) -> None:
+        self.library_changed.emit()
+        self._mark()
+        self.review.refresh()
+        if self.train.isVisible():
+            self.show_step("review")
+
+    def _more(self, job: Job) -> None:
+        """The same plan with twice the passes, under a new name."""
+        spec, draft = job.spec, self.draft.draft
+        self.draft.put(data=spec.data, base=spec.base, prompts=list(spec.prompts), name=_unused(job.title, self.draft.home.adapters),
+                       overrides={**draft.overrides, "passes": 2 * spec.passes})
+        self.show_step("plan")
+
+
+def _samples() -> tuple[list[plan.SampleData], StudioError | None]:
+    try:
+        return plan.samples(resource("samples")), None
+    except (StudioError, FileNotFoundError) as error:
+        return [], explain(error)
+
+
+def _unused(name: str, folder: Path) -> str:
+    """The name, or the name with the first free number."""
+    from engine.store.home import safe_name
+
+    number, found = 2, name
+    while (folder / safe_name(found)).exists():
+        found, number = f"{name} {number}", number + 1
+    return found

@@ -1,0 +1,255 @@
+"""Teach, step 3: the skill's name, three presets with their measured price, pinned questions, and every knob under *Advanced*."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QTimer, Qt, Signal
+from PySide6.QtWidgets import QButtonGroup, QLineEdit, QPlainTextEdit, QVBoxLayout, QWidget
+
+from engine.errors import StudioError
+from engine.specs import DescribeMethods, EstimatePlan, MethodsReport, PlanReport, TrainSpec, describe_fields
+from studio.core import plan
+from studio.core.text import teach as words
+from studio.models.teach_draft import TeachDraft
+from studio.views import a11y, theme
+from studio.views.form import Form
+from studio.views.parts import CardButton, Column, Fold, Row, button, card, clear, error_card, page, text
+
+CHOSEN_ELSEWHERE = ("base", "data", "out", "method", "method_config", "prompts")
+
+
+class PlanPage(QWidget):
+    """Signals: `said(str)`, `failed(StudioError)`, `started(Job)`."""
+
+    said = Signal(str)
+    failed = Signal(object)
+    started = Signal(object)
+
+    def __init__(self, draft: TeachDraft, talk_bridge, queue_bridge):
+        super().__init__()
+        self._draft, self._talk, self._queue = draft, talk_bridge, queue_bridge
+        self._prices: dict[str, PlanReport] = {}
+        self._asked: dict[str, int] = {}
+        self._method_form: Form | None = None
+        self._later = QTimer(self, interval=500, singleShot=True)
+        self._later.timeout.connect(self._ask_prices)
+        self._build()
+        draft.changed.connect(self._changed)
+        self._show_draft()
+
+    def _build(self) -> None:
+        self.name = QLineEdit()
+        self.name.setPlaceholderText(words.PLAN_NAME_HINT())
+        self.name.setMaxLength(80)
+        a11y.name(self.name, words.PLAN_NAME(), words.PLAN_NAME_HELP())
+        self.name.textEdited.connect(lambda typed: self._draft.put(name=typed))
+        self._name_fault = text("", "bad small")
+        self.cards: dict[str, CardButton] = {}
+        self.price_labels = {}
+        self._group = QButtonGroup(self)
+        presets = Column(spacing=theme.S)
+        for key in plan.PRESETS:
+            price = text("", "muted small")
+            made = CardButton(words.PRESETS[key](), text(words.PRESETS[key](), "strong"), text(words.PRESET_HELP[key](), "small"), price,
+                              description=words.PRESET_HELP[key](), checkable=True)
+            made.toggled.connect(lambda on, k=key: on and self._draft.put(preset=k))
+            self._group.addButton(made)
+            self.cards[key], self.price_labels[key] = made, price
+            presets.addWidget(made)
+        self._warning = text("", "warn")
+        self.prompts = QPlainTextEdit()
+        self.prompts.setFixedHeight(84)
+        self.prompts.setTabChangesFocus(True)
+        a11y.name(self.prompts, words.PLAN_PROMPTS(), words.PLAN_PROMPTS_HELP())
+        self.prompts.textChanged.connect(lambda: self._draft.put(prompts=self.prompts.toPlainText().splitlines()))
+        self.form = Form(describe_fields(TrainSpec), leave_out=CHOSEN_ELSEWHERE)
+        self.form.changed.connect(lambda _: self._draft.put(overrides=self.form.different()))
+        self._method_place = QVBoxLayout()
+        self._method_title = text(words.PLAN_METHOD_FORM(method="LoRA"), "heading")
+        self.reset = button(words.PLAN_RESET(), self._reset, "link")
+        inside = QWidget()
+        theme.look(inside, "page")
+        Column(text(words.PLAN_SPEC_FORM(), "heading"), self.form, theme.M, self._method_title, self._method_place, Row(self.reset, None),
+               spacing=theme.M, margin=theme.M, parent=inside)
+        self.advanced = Fold(words.PLAN_ADVANCED_NONE(), inside)
+        self.advanced.toggled.connect(lambda on: on and self._ask_methods())
+        self._trouble = QVBoxLayout()
+        self.start = button(words.PLAN_START(), self.submit, "primary big", icon="teach")
+        self._needs = text("", "muted")
+        label = text(words.PLAN_NAME(), "strong")
+        label.setBuddy(self.name)
+        Column(page(text(words.PLAN_HEAD(), "title"), Column(label, self.name, self._name_fault, spacing=theme.XS), presets, self._warning,
+                    Column(text(words.PLAN_PROMPTS(), "strong"), text(words.PLAN_PROMPTS_HELP(), "muted small"), self.prompts, spacing=theme.XS),
+                    card(self.advanced, margin=theme.S), self._trouble, Row(self.start, self._needs, spacing=theme.L), None), parent=self)
+
+    # --- draft → page ---
+
+    def _show_draft(self) -> None:
+        draft = self._draft.draft
+        if self.name.text() != draft.name:
+            self.name.setText(draft.name)
+        self.cards[draft.preset].setChecked(True)
+        if self.prompts.toPlainText().splitlines() != draft.prompts:
+            self.prompts.blockSignals(True)
+            self.prompts.setPlainText("\n".join(draft.prompts))
+            self.prompts.blockSignals(False)
+        self._show_defaults()
+        self.form.put(draft.overrides)
+        self._show_state()
+        self._later.start()
+
+    def _show_defaults(self) -> None:
+        preset = self._draft.draft.preset
+        self.form.set_defaults(plan.preset_spec(preset, self._draft.learned_rows))
+        if self._method_form is not None:
+            self._method_form.set_defaults(plan.preset_method(preset, self._draft.draft.method))
+
+    def _show_state(self) -> None:
+        missing = self._draft.missing()
+        needed = [missing[step] for step in ("data", "model", "plan") if step in missing]
+        faults = self.form.problems() | (self._method_form.problems() if self._method_form else {})
+        self.start.setEnabled(not needed and not faults)
+        self._needs.setText("  ".join(needed or list(faults.values())[:1]))
+        self.start.setToolTip(self._needs.text())
+        taken = missing.get("plan", "") if self.name.text().strip() else ""
+        self._name_fault.setText(taken)
+        self._name_fault.setVisible(bool(taken))
+        theme.look(self.name, "wrong" if taken else "")
+        count = len(self._draft.draft.overrides) + len(self._draft.draft.method_overrides)
+        self.advanced.set_title(words.PLAN_ADVANCED_COUNT(count) if count else words.PLAN_ADVANCED_NONE())
+        self.reset.setEnabled(bool(count))
+
+    def _changed(self, part: str) -> None:
+        if part in ("name", "prompts", "preset") or part == "report":
+            self._show_draft_part(part)
+        elif part in ("data", "base", "overrides", "method_overrides"):
+            if part == "overrides" and self.form.different() != self._draft.draft.overrides:
+                self.form.put(plan.preset_spec(self._draft.draft.preset, self._draft.learned_rows) | self._draft.draft.overrides)
+            self._prices.clear()
+            self._later.start()
+        self._show_prices()
+        self._show_state()
+
+    def _show_draft_part(self, part: str) -> None:
+        draft = self._draft.draft
+        if part == "name" and self.name.text() != draft.name:
+            self.name.setText(draft.name)
+        elif part == "prompts" and self.prompts.toPlainText().splitlines() != draft.prompts:
+            self.prompts.blockSignals(True)
+            self.prompts.setPlainText("\n".join(draft.prompts))
+            self.prompts.blockSignals(False)
+        elif part == "preset":
+            self.cards[draft.preset].setChecked(True)
+            self._show_defaults()
+            self._later.start()
+        elif part == "report":
+            self._prices.clear()
+            self._show_defaults()
+            self._later.start()
+
+    def showEvent(self, event) -> None:    # noqa: N802 (Qt's name)
+        super().showEvent(event)
+        self._show_state()
+        self._later.start()
+
+    # --- prices ---
+
+    def _ask_prices(self) -> None:
+        """Measure the chosen preset first, the others after it; only while somebody looks."""
+        draft = self._draft.draft
+        if not self.isVisible() or self._draft.report is None or not draft.base:
+            self._show_prices()
+            return
+        for key in sorted(plan.PRESETS, key=lambda k: k != draft.preset):
+            if key in self._prices:
+                continue
+            self._talk.forget(self._asked.get(key, 0))
+            spec = self._spec_of(key)
+            if spec.problems():
+                continue
+            self._asked[key] = self._talk.ask(EstimatePlan(spec), on_done=lambda report, k=key: self._priced(k, report),
+                                              on_error=lambda error, k=key: self._no_price(k, error))
+        self._show_prices()
+
+    def _spec_of(self, preset: str) -> TrainSpec:
+        """The draft with another preset; without a name yet, which does not change the price."""
+        values = self._draft.draft.to_dict() | {"preset": preset, "name": self._draft.draft.name or "unnamed"}
+        return plan.to_spec(plan.Draft(**values), self._draft.home.adapters, self._draft.learned_rows)
+
+    def _priced(self, key: str, report: PlanReport) -> None:
+        self._asked.pop(key, None)
+        self._prices[key] = report
+        self._show_prices()
+
+    def _no_price(self, key: str, error: StudioError) -> None:
+        self._asked.pop(key, None)
+        self.price_labels[key].setText(words.PLAN_NO_PRICE(why=error.what))
+
+    def _show_prices(self) -> None:
+        waiting = words.PLAN_MEASURING() if self._draft.report is not None and self._draft.draft.base else words.PLAN_AFTER()
+        for key, label in self.price_labels.items():
+            if key in self._prices:
+                label.setText(plan.price(self._prices[key], self._final(key)))
+            elif key in self._asked or waiting == words.PLAN_AFTER():
+                label.setText(waiting)
+            self.cards[key].setAccessibleDescription(f"{words.PRESET_HELP[key]()} {label.text()}")
+        chosen = self._prices.get(self._draft.draft.preset)
+        caution = plan.warnings(chosen) if chosen else []
+        self._warning.setText(" ".join(caution))
+        self._warning.setVisible(bool(caution))
+
+    def _final(self, key: str) -> TrainSpec:
+        spec = self._spec_of(key)
+        if key == "quick" and key in self._prices:
+            spec = plan.within_five_minutes(spec, self._prices[key])
+        return spec
+
+    # --- advanced ---
+
+    def _ask_methods(self) -> None:
+        if self._method_form is None:
+            self._talk.ask(DescribeMethods(), on_done=self._methods, on_error=self.failed.emit)
+
+    def _methods(self, report: MethodsReport) -> None:
+        found = next((m for m in report.methods if m["peft_type"] == self._draft.draft.method), None)
+        if found is None or self._method_form is not None:
+            return
+        self._method_title.setText(words.PLAN_METHOD_FORM(method=found["title"]))
+        self._method_form = Form(found["fields"])
+        self._show_defaults()
+        self._method_form.put(self._draft.draft.method_overrides)
+        self._method_form.changed.connect(lambda _: self._draft.put(method_overrides=self._method_form.different()))
+        self._method_place.addWidget(text(found["help"], "muted"))
+        self._method_place.addWidget(self._method_form)
+        a11y.quiet_wheels_inside(self._method_form)
+
+    def _reset(self) -> None:
+        draft = self._draft.draft
+        self._draft.put(overrides={}, method_overrides={})
+        self.form.put(self._defaults_of(self.form) | plan.preset_spec(draft.preset, self._draft.learned_rows))
+        if self._method_form is not None:
+            self._method_form.put(self._defaults_of(self._method_form) | plan.preset_method(draft.preset, draft.method))
+        self._show_state()
+
+    @staticmethod
+    def _defaults_of(form: Form) -> dict:
+        return {name: field.default for name, field in form.fields.items()}
+
+    # --- start ---
+
+    def submit(self) -> None:
+        """Put the training into the queue."""
+        clear(self._trouble)
+        self._show_state()
+        if not self.start.isEnabled():
+            self.said.emit(self._needs.text())
+            return
+        spec, name = self._final(self._draft.draft.preset), self._draft.draft.name.strip()
+        try:
+            job = self._queue.queue.submit(spec, name)
+        except StudioError as error:
+            self.form.complain(error.facts.get("fields", {}))
+            self._trouble.addWidget(error_card(error))
+            return
+        self._draft.save()
+        self.said.emit(words.PLAN_STARTED(name=name))
+        self.started.emit(job)

@@ -1,0 +1,161 @@
+"""Teach, step 5: is it better? Error on unseen examples and the pinned answers, before and after; then keep, train more or discard."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from PySide6.QtCore import Qt, Signal
+from PySide6.QtWidgets import QGridLayout, QProgressBar, QVBoxLayout, QWidget
+
+from engine import events
+from engine.errors import StudioError, explain
+from studio.core.text import teach as words
+from studio.core.text import work
+from studio.jobs.job import Job, State
+from studio.models.teach_draft import TeachDraft
+from studio.views import a11y, theme
+from studio.views.parts import Column, Row, button, card, clear, page, text
+
+
+class ReviewPage(QWidget):
+    """Signals: `kept(adapter Path, base Path)`, `more_wanted(Job)`, `discarded(adapter Path)`, `said`, `failed`."""
+
+    kept = Signal(object, object)
+    more_wanted = Signal(object)
+    discarded = Signal(object)
+    said = Signal(str)
+    failed = Signal(object)
+
+    def __init__(self, draft: TeachDraft, queue_bridge):
+        super().__init__()
+        self._draft, self._queue, self._job = draft, queue_bridge, None
+        self._sure = False
+        self._build()
+        draft.changed.connect(lambda part: part == "job" and self.refresh())
+        queue_bridge.changed.connect(lambda job: job.id == draft.job_id and self.refresh())
+
+    def _build(self) -> None:
+        self._head, self.answer = text("", "title"), text("", "heading")
+        self._facts = text("", "muted small")
+        self._scores = QGridLayout()
+        self._scores.setHorizontalSpacing(theme.L)
+        self._scores.setColumnStretch(1, 1)
+        self._score_card = card(text(words.REVIEW_ERROR(), "strong"), self._scores)
+        self._answers = QGridLayout()
+        self._answers.setHorizontalSpacing(theme.L)
+        self._answers.setVerticalSpacing(theme.M)
+        self._answers.setColumnStretch(0, 1)
+        self._answers.setColumnStretch(1, 1)
+        self._answer_card = card(text(words.REVIEW_ANSWERS(), "strong"), self._answers)
+        self.keep = button(words.REVIEW_KEEP(), self._keep, "primary big", help=words.REVIEW_KEEP_HELP(), icon="check")
+        self.more = button(words.REVIEW_MORE(), lambda: self.more_wanted.emit(self._job), help=words.REVIEW_MORE_HELP())
+        self.discard = button(words.REVIEW_DISCARD(), self._discard, "danger", help=words.REVIEW_DISCARD_HELP())
+        self._trouble = text("", "bad")
+        self._none = card(text(words.NEEDS_RESULT()), looks="sunken")
+        self._all = QWidget()
+        theme.look(self._all, "page")
+        Column(Column(self._head, self.answer, spacing=theme.XS), Row(self.keep, self.more, None, self.discard, spacing=theme.M), self._trouble,
+               self._score_card, self._answer_card, self._facts, spacing=theme.L, parent=self._all)
+        Column(page(self._none, self._all, None), parent=self)
+        self._show(None)
+
+    def refresh(self) -> None:
+        """Show what the training that is looked at has brought."""
+        id = self._draft.job_id
+        try:
+            job = self._queue.queue.job(id) if id is not None else None
+            past = self._queue.queue.events(id) if job is not None and job.state is State.FINISHED else []
+        except StudioError:
+            job, past = None, []           # it was removed a moment ago: there is nothing to review
+        self._show(job if job is not None and job.state is State.FINISHED else None, past)
+
+    def _show(self, job: Job | None, past: list[events.Event] = ()) -> None:
+        self._job = job
+        self._none.setVisible(job is None)
+        self._all.setVisible(job is not None)
+        if job is None:
+            return
+        self._be_sure(False)
+        result = job.result or {}
+        self._head.setText(words.REVIEW_HEAD(name=job.title))
+        self._show_scores(result)
+        self._show_answers(past, result.get("best_step"))
+        self._facts.setText(words.REVIEW_FACTS(best=result.get("best_step", "–"), steps=result.get("steps", "–"), rows=words.EXAMPLES(result.get("rows", 0)),
+                                               held=result.get("held_out", 0), time=work.duration(result.get("seconds") or 0)))
+        there = Path(result.get("adapter", "")).is_dir() and bool(result.get("adapter"))
+        self.keep.setEnabled(there)
+        self.discard.setEnabled(there)
+        self._trouble.setText("" if there else words.REVIEW_GONE())
+        self._trouble.setVisible(not there)
+
+    def _show_scores(self, result: dict) -> None:
+        clear(self._scores)
+        before, after = result.get("error_before"), result.get("error_after")
+        measured = before is not None and after is not None
+        self._score_card.setVisible(measured)
+        if not measured:
+            self.answer.setText(words.REVIEW_NO_UNSEEN())
+            theme.look(self.answer, "heading")
+            return
+        rows = words.EXAMPLES(result.get("held_out", 0))
+        better = after < before
+        self.answer.setText(words.REVIEW_BETTER(share=work.percent((before - after) / before), rows=rows) if better else words.REVIEW_WORSE(rows=rows))
+        theme.look(self.answer, "heading good" if better else "heading warn")
+        for row, (label, value) in enumerate(((words.REVIEW_BEFORE(), before), (words.REVIEW_AFTER(), after))):
+            bar = QProgressBar()
+            bar.setTextVisible(False)
+            bar.setRange(0, 1000)
+            bar.setValue(round(1000 * value / max(before, after, 1e-9)))
+            a11y.name(bar, f"{label}: {value:.2f}")
+            self._scores.addWidget(text(label, wrap=False), row, 0)
+            self._scores.addWidget(bar, row, 1)
+            self._scores.addWidget(text(f"{value:.2f}", "strong", wrap=False), row, 2)
+
+    def _show_answers(self, past: list[events.Event], best: int | None) -> None:
+        """The answers of step 0 beside those nearest to the kept state."""
+        clear(self._answers)
+        samples = [event for event in past if isinstance(event, events.Sample)]
+        first = {s.prompt: s.answer for s in samples if s.step == 0}
+        steps = sorted({s.step for s in samples if s.step})
+        near = min(steps, key=lambda step: abs(step - (best or step)), default=None)
+        last = {s.prompt: s.answer for s in samples if s.step == near}
+        if not first or not last:
+            self._answers.addWidget(text(words.REVIEW_NO_ANSWERS(), "muted"), 0, 0, 1, 2)
+            return
+        self._answers.addWidget(text(words.REVIEW_BEFORE(), "muted small"), 0, 0)
+        self._answers.addWidget(text(words.REVIEW_AFTER(), "muted small"), 0, 1)
+        row = 1
+        for question in last:
+            self._answers.addWidget(text(question, "strong"), row, 0, 1, 2)
+            for column, answer in enumerate((first.get(question, ""), last[question])):
+                bubble = card(text(answer.strip() or "…", selectable=True), looks="sunken" if not column else "bubble-assistant", margin=theme.M)
+                self._answers.addWidget(bubble, row + 1, column, Qt.AlignmentFlag.AlignTop)
+            row += 2
+
+    # --- what a person decides ---
+
+    def _keep(self) -> None:
+        result = self._job.result or {}
+        self.said.emit(words.REVIEW_KEPT(name=self._job.title))
+        self.kept.emit(Path(result["adapter"]), Path(self._job.spec.base))
+
+    def _be_sure(self, yes: bool) -> None:
+        self._sure = yes
+        self.discard.setText(words.REVIEW_DISCARD_SURE() if yes else words.REVIEW_DISCARD())
+        a11y.name(self.discard, self.discard.text(), words.REVIEW_DISCARD_HELP())
+
+    def _discard(self) -> None:
+        """The first press asks, the second one does it."""
+        if not self._sure:
+            self._be_sure(True)
+            return
+        path = Path(self._job.result["adapter"])
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            self.failed.emit(explain(error))
+            return
+        self.said.emit(words.REVIEW_DISCARDED(name=self._job.title))
+        self.discarded.emit(path)
+        self.refresh()

@@ -1,0 +1,297 @@
+"""Teach, step 4: what is going on, in a sentence, a curve, sample answers through time, and numbers. Safe to close at any moment."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import Qt, QTimer, Signal
+from PySide6.QtWidgets import QComboBox, QProgressBar, QSlider, QVBoxLayout, QWidget
+
+from engine import events
+from engine.errors import StudioError
+from engine.specs import TrainSpec
+from studio.core.text import teach as words
+from studio.core.text import work
+from studio.core.verdict import judge
+from studio.jobs.job import Job, State
+from studio.models.teach_draft import TeachDraft
+from studio.views import a11y, theme
+from studio.views.curve_view import CurveView
+from studio.views.parts import Column, Row, button, card, clear, error_card, page, text
+
+TONES = {"good": "notice-good", "plain": "card", "warn": "notice-warn", "bad": "notice-bad"}
+CALM = 250                                 # milliseconds between two changes of the words
+
+
+class TrainPage(QWidget):
+    """Follows the training that the draft's ``job_id`` names. Signals: `said(str)`, `failed(StudioError)`, `ended(Job)`."""
+
+    said = Signal(str)
+    failed = Signal(object)
+    ended = Signal(object)
+
+    def __init__(self, draft: TeachDraft, queue_bridge):
+        super().__init__()
+        self._draft, self._queue = draft, queue_bridge
+        self.job: Job | None = None
+        self.answers: dict[int, dict[str, str]] = {}       # step → question → answer
+        self._seq, self._last, self._stage, self._saved, self._asked = 0, None, "", None, ""
+        self._words = QTimer(self, interval=CALM, singleShot=True)
+        self._words.timeout.connect(self._say)
+        self._build()
+        draft.changed.connect(lambda part: part == "job" and self._follow())
+        queue_bridge.changed.connect(self._job_changed)
+        queue_bridge.removed.connect(self._job_removed)
+        queue_bridge.event.connect(self._heard)
+        self._list_jobs()
+
+    def _build(self) -> None:
+        self.picker = QComboBox()
+        self.picker.setMinimumWidth(240)
+        a11y.name(self.picker, words.REVIEW_PICK())
+        a11y.quiet_wheel(self.picker)
+        self.picker.activated.connect(lambda _: self._draft.look_at(self.picker.currentData()))
+        self._head = text("", "title")
+        self.verdict, self._advice = text("", "heading", selectable=True), text("", "muted")
+        self._verdict_card = card(self.verdict, self._advice, spacing=theme.XS)
+        self.curve = CurveView()
+        self.curve.setMinimumHeight(280)
+        self.bar = QProgressBar()
+        self.bar.setTextVisible(False)
+        a11y.name(self.bar, words.TRAIN_HEAD(name=""))
+        self._numbers, self._safe = text("", "muted"), text("", "small")
+        self.pause = button(words.TRAIN_PAUSE(), self._pause_or_go_on, icon="pause")
+        self.stop = button(words.TRAIN_STOP(), self._stop, help=words.TRAIN_STOP_HELP(), icon="stop")
+        self.sample = button(words.TRAIN_SAMPLE(), self._sample, help=words.TRAIN_SAMPLE_HELP(), icon="try")
+        self._trouble = QVBoxLayout()
+        self._strip = card(*self._strip_parts())
+        self._none = card(text(words.NEEDS_START()), looks="sunken")
+        self._all = QWidget()
+        theme.look(self._all, "page")
+        Column(self._verdict_card, self._trouble, card(self.curve, self.bar, self._numbers), Row(self.pause, self.stop, self.sample, theme.M, self._safe, None),
+               self._strip, spacing=theme.L, parent=self._all)
+        head = Row(self._head, self.picker, spacing=theme.L)
+        head.setStretch(0, 1)
+        Column(page(head, self._none, self._all, None), parent=self)
+        self._show(None)
+
+    def _strip_parts(self) -> tuple:
+        self._when = text("", "muted", wrap=False)
+        self.slider = QSlider(Qt.Orientation.Horizontal)
+        self.slider.setPageStep(1)
+        self.slider.setMaximumWidth(280)
+        a11y.name(self.slider, words.TRAIN_SAMPLES_SLIDER())
+        a11y.quiet_wheel(self.slider)
+        self.slider.valueChanged.connect(self._show_answers)
+        self._answers = QVBoxLayout()
+        self._answers.setSpacing(theme.M)
+        return Row(text(words.TRAIN_SAMPLES(), "strong", wrap=False), None, self._when, self.slider, spacing=theme.M), self._answers
+
+    # --- which training ---
+
+    def _list_jobs(self) -> None:
+        jobs = [job for job in self._queue.queue.jobs() if isinstance(job.spec, TrainSpec)]
+        self.picker.blockSignals(True)
+        self.picker.clear()
+        for job in sorted(jobs, key=lambda j: -j.id):
+            self.picker.addItem(f"{job.title} – {work.STATES[job.state.value]()}", job.id)
+        self.picker.blockSignals(False)
+        self.picker.setVisible(len(jobs) > 1)
+        if self._draft.job_id is None and jobs:
+            busy = [job for job in jobs if job.state is not State.FINISHED]
+            self._draft.look_at((busy or jobs)[-1].id)
+        self.picker.setCurrentIndex(self.picker.findData(self._draft.job_id))
+
+    def _follow(self) -> None:
+        """Show another training, from what its folder tells."""
+        id = self._draft.job_id
+        try:
+            job = self._queue.queue.job(id) if id is not None else None
+            past = self._queue.queue.events(id) if job is not None else []
+        except StudioError as error:
+            self.failed.emit(error)
+            job, past = None, []
+        self.job = None
+        self.curve.clear()
+        self.answers.clear()
+        self._seq, self._last, self._stage, self._saved, self._asked = 0, None, "", None, ""
+        for event in past:
+            self._take(event)
+        self._show(job)
+        self._fill_strip(newest=True)
+        self.picker.setCurrentIndex(self.picker.findData(id))
+
+    def _job_changed(self, job: Job) -> None:
+        if not isinstance(job.spec, TrainSpec):
+            return
+        self._list_jobs()
+        if job.id == self._draft.job_id:
+            before = self.job.state if self.job else None
+            self._show(job)
+            if before is not job.state and before is not None:
+                if job.state is State.FINISHED:
+                    self.ended.emit(job)
+                a11y.announce(self, self.verdict.text())
+
+    def _job_removed(self, id: int) -> None:
+        if id == self._draft.job_id:
+            self._draft.look_at(None)
+        self._list_jobs()
+
+    # --- what happens in it ---
+
+    def _heard(self, id: int, event: events.Event) -> None:
+        if id != self._draft.job_id or (event.seq and event.seq <= self._seq):
+            return
+        self._take(event)
+        if not self._words.isActive():
+            self._words.start()
+
+    def _take(self, event: events.Event) -> None:
+        self._seq = max(self._seq, event.seq)
+        match event:
+            case events.Step():
+                self._last = event
+                self.curve.learned(event.step, event.error)
+            case events.Evaluated():
+                self.curve.unseen(event.step, event.error)
+            case events.Saved():
+                self._saved = event.step
+                self.curve.mark(event.step, words.TRAIN_SAVED())
+            case events.Sample():
+                self.answers.setdefault(event.step, {})[event.prompt] = event.answer
+                self._fill_strip()
+            case events.Note(step=int(step), text=said):
+                self.curve.mark(step, said)
+            case events.Progress():
+                self._stage = event.stage
+
+    # --- words ---
+
+    def _show(self, job: Job | None) -> None:
+        self.job = job
+        self._none.setVisible(job is None)
+        self._all.setVisible(job is not None)
+        self._head.setText(words.TRAIN_HEAD(name=job.title) if job else words.STEPS["train"]())
+        clear(self._trouble)
+        if job is None:
+            return
+        running, waiting = job.state is State.RUNNING, job.state is State.WAITING
+        if job.state is State.FAILED and job.error:
+            self._trouble.addWidget(error_card(StudioError.from_dict(job.error)))
+        go_on = not running and job.can_resume
+        self.pause.setText(words.TRAIN_RESUME() if go_on else words.TRAIN_PAUSE())
+        self.pause.setProperty("tint", ["play" if go_on else "pause", "text"])
+        self.pause.setIcon(theme.icon(*self.pause.property("tint")))
+        a11y.name(self.pause, self.pause.text(), work.QUEUE_RESUME_HELP() if go_on else work.QUEUE_PAUSE_HELP())
+        self.pause.setEnabled(running or waiting or go_on)
+        self.stop.setEnabled(running)
+        self.sample.setEnabled(running and bool(job.spec.prompts))
+        self._strip.setVisible(bool(job.spec.prompts))
+        if job.state is not State.RUNNING:
+            self._asked = ""
+        self._say()
+
+    def _say(self) -> None:
+        job = self.job
+        if job is None:
+            return
+        verdict = judge(*self.curve.errors())
+        tone, sentence, advice = verdict.tone, verdict.sentence, verdict.advice
+        step = job.step if job.step is not None else self._saved
+        match job.state:
+            case State.WAITING:
+                tone, sentence, advice = "plain", words.TRAIN_WAITING(), ""
+            case State.RUNNING if self._asked:
+                sentence = self._asked
+            case State.RUNNING if not self.curve.points:
+                tone, sentence, advice = "plain", self._stage or words.TRAIN_PREPARING(), ""
+            case State.PAUSED:
+                tone, advice = "plain", sentence if self.curve.points else ""
+                sentence = words.TRAIN_PAUSED(step=step) if step else words.TRAIN_PAUSED_START()
+            case State.INTERRUPTED:
+                tone, advice = "warn", (job.error or {}).get("what", "")
+                sentence = words.TRAIN_INTERRUPTED(step=step or 0)
+            case State.CANCELLED:
+                tone, sentence, advice = "plain", words.TRAIN_CANCELLED(step=step or 0), ""
+            case State.FAILED:
+                tone, sentence, advice = "bad", (job.error or {}).get("what", ""), ""
+            case State.FINISHED:
+                advice = f"{words.TRAIN_FINISHED()} {advice}".strip()
+        self.verdict.setText(sentence)
+        self._advice.setText(advice)
+        self._advice.setVisible(bool(advice))
+        theme.look(self._verdict_card, TONES[tone])
+        self._verdict_card.setVisible(job.state is not State.FAILED)
+        a11y.name(self._verdict_card, sentence, advice)
+        self._say_numbers(job, step)
+
+    def _say_numbers(self, job: Job, saved: int | None) -> None:
+        last = self._last
+        parts = []
+        if last is not None:
+            parts = [words.TRAIN_STEPS(step=last.step, steps=last.steps), words.TRAIN_SEEN(n=f"{last.passes:.1f}"),
+                     words.TRAIN_SPEED(n=f"{last.tokens_per_second:,.0f}"), words.TRAIN_MEMORY(size=work.size(last.memory_mb * 1e6))]
+            if job.state is State.RUNNING:
+                parts.insert(1, work.left(last.seconds_left))
+            self.bar.setRange(0, last.steps)
+            self.bar.setValue(last.step if job.state is not State.FINISHED else last.steps)
+        else:
+            self.bar.setRange(0, 0 if job.state is State.RUNNING and self.isVisible() else 1)
+        self._numbers.setText("  ·  ".join(part for part in parts if part))
+        self.bar.setAccessibleDescription(self._numbers.text())
+        safe = ""
+        if job.state is State.RUNNING:
+            safe = words.TRAIN_SAFE(step=saved) if saved else words.TRAIN_NOT_SAFE()
+        self._safe.setText(safe)
+
+    # --- answers through time ---
+
+    def _fill_strip(self, newest: bool = False) -> None:
+        follow = newest or self.slider.value() == self.slider.maximum()
+        self.slider.setRange(0, max(0, len(self.answers) - 1))
+        self.slider.setEnabled(len(self.answers) > 1)
+        if follow:
+            self.slider.setValue(self.slider.maximum())
+        self._show_answers()
+
+    def _show_answers(self, *_: object) -> None:
+        steps = sorted(self.answers)
+        clear(self._answers)
+        if not steps:
+            self._when.setText("")
+            self._answers.addWidget(text(words.TRAIN_SAMPLES_NONE(), "muted"))
+            return
+        step = steps[min(self.slider.value(), len(steps) - 1)]
+        self._when.setText(words.TRAIN_SAMPLES_AT(step=step) if step else words.TRAIN_SAMPLES_BEFORE())
+        self.slider.setAccessibleDescription(self._when.text())
+        for question, answer in self.answers[step].items():
+            self._answers.addLayout(Column(text(question, "muted small"), text(answer.strip() or "…", selectable=True), spacing=2))
+
+    # --- buttons ---
+
+    def _ask(self, what: str) -> bool:
+        """Ask the queue for something about this job; a refusal is told."""
+        try:
+            getattr(self._queue.queue, what)(self.job.id)
+            return True
+        except StudioError as error:
+            self.failed.emit(error)
+            return False
+
+    def _pause_or_go_on(self) -> None:
+        if self.job is None:
+            return
+        if self.job.state in (State.RUNNING, State.WAITING):
+            if self._ask("pause") and self.job.state is State.RUNNING:
+                self._asked = words.TRAIN_STOPPING()
+                self._say()
+        else:
+            self._ask("resume")
+
+    def _stop(self) -> None:
+        if self.job is not None and self._ask("finish"):
+            self._asked = words.TRAIN_STOPPING()
+            self._say()
+
+    def _sample(self) -> None:
+        if self.job is not None:
+            self._ask("sample")

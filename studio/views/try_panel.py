@@ -1,0 +1,381 @@
+"""Chat with the stack beside the untaught model: same question, same seed, differing words marked, and a stamp of what really answered."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+from PySide6.QtCore import QTimer, Qt, Signal
+from PySide6.QtGui import QKeySequence, QShortcut
+from PySide6.QtWidgets import (QCheckBox, QComboBox, QDoubleSpinBox, QFrame, QLabel, QPlainTextEdit, QScrollArea, QSizePolicy, QSpinBox, QVBoxLayout,
+                               QWidget)
+
+from engine import events
+from engine.errors import StudioError
+from engine.specs import OpenChat, Say, SetStrengths
+from studio.core.compare import differing
+from studio.core.stack_commands import SetBase
+from studio.core.stack_document import Change, same_path
+from studio.core.text import work as words
+from studio.views import a11y, theme
+from studio.views.parts import Column, Row, button, card, clear, error_card, retint, text
+from studio.views.strength_strip import StrengthStrip
+
+COLUMNS = ("stack", "base")
+
+
+class Answer(QFrame):
+    """One answer being spoken, then spoken: text and stamp."""
+
+    def __init__(self, column: str):
+        super().__init__()
+        self.column, self.said, self.stamp = column, "", None
+        theme.look(self, "bubble-assistant" if column == "stack" else "bubble-answer")
+        self._head = text(words.TRY_COLUMNS[column](), "muted small")
+        self._text = QLabel("…")
+        self._text.setWordWrap(True)
+        self._text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse | Qt.TextInteractionFlag.TextSelectableByKeyboard)
+        self._text.setTextFormat(Qt.TextFormat.PlainText)
+        self._stamp = text("", "muted small", selectable=True)
+        self._stamp.setToolTip(words.TRY_STAMP_HELP())
+        self._stamp.hide()
+        Column(self._head, self._text, None, self._stamp, spacing=theme.S, margin=theme.M, parent=self)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
+
+    def hear(self, piece: str) -> None:
+        self.said += piece
+        self._text.setText(self.said)
+
+    def finish(self, event: events.Answered) -> None:
+        """Take the engine's final word as the truth and show its stamp."""
+        self.said, self.stamp = event.text, event
+        self._text.setText(event.text or "…")
+        self._stamp.setText(stamp_words(event))
+        self._stamp.show()
+        a11y.name(self._text, f"{self._head.text()}: {event.text}", self._stamp.text())
+
+    def fail(self, error: StudioError) -> None:
+        self.layout().addWidget(error_card(error))
+
+    def mark(self, pieces: list[tuple[str, bool]]) -> None:
+        """Underline and tint the pieces that differ; everything is escaped, for it was written by a model."""
+        if not any(differs for _, differs in pieces):
+            self._text.setTextFormat(Qt.TextFormat.PlainText)
+            self._text.setText(self.said or "…")
+            return
+        style = f"background-color:{theme.tokens().added_mark};text-decoration:underline"
+        body = "".join(f'<span style="{style}">{html.escape(piece)}</span>' if differs else html.escape(piece) for piece, differs in pieces)
+        self._text.setTextFormat(Qt.TextFormat.RichText)
+        self._text.setText(f'<div style="white-space:pre-wrap">{body}</div>')
+
+
+class Turn(QWidget):
+    """A question and its answers side by side."""
+
+    def __init__(self, question: str, columns: list[str]):
+        super().__init__()
+        self.question = question
+        self.answers = {column: Answer(column) for column in columns}
+        asked = card(text(question, selectable=True), margin=theme.M, looks="bubble-user")
+        a11y.name(asked, f"{words.TRY_YOU()}: {question}")
+        ask_row = Row(80, asked)
+        ask_row.setStretch(1, 1)
+        row = Row(*self.answers.values(), spacing=theme.M)
+        for index in range(len(self.answers)):
+            row.setStretch(index, 1)
+        Column(ask_row, row, spacing=theme.S, parent=self)
+
+    def mark(self) -> None:
+        """Mark what differs once both have answered."""
+        if len(self.answers) == 2 and all(a.stamp is not None for a in self.answers.values()):
+            first, second = differing(self.answers["stack"].said, self.answers["base"].said)
+            self.answers["stack"].mark(first)
+            self.answers["base"].mark(second)
+
+
+class TryPanel(QWidget):
+    """Signals: `said(str)`, `failed(StudioError)`."""
+
+    said = Signal(str)
+    failed = Signal(object)
+
+    def __init__(self, document, talk_bridge, catalogue, undo):
+        super().__init__()
+        self.title = words.TRY_TITLE()
+        self._document, self._talk, self._catalogue, self._undo = document, talk_bridge, catalogue, undo
+        self.turns: list[Turn] = []
+        self._tickets: set[int] = set()
+        self._opening = 0                  # ticket of the request that is under way
+        self._stale, self._ready, self._pending = True, False, ""
+        self._open_later = QTimer(self, interval=250, singleShot=True)
+        self._open_later.timeout.connect(self._open)
+        self._strength_later = QTimer(self, interval=20, singleShot=True)
+        self._strength_later.timeout.connect(self._send_strengths)
+        self._build()
+        document.changed.connect(self._changed)
+        catalogue.subscribe(self._list_models)
+        theme.changed.connect(self._restyle)
+        self._list_models()
+        self._enable()
+
+    def _build(self) -> None:
+        self._conversation = QVBoxLayout()
+        self._conversation.setSpacing(theme.L)
+        self._empty = text(words.TRY_EMPTY(), "muted")
+        self._empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        holder = QWidget()
+        theme.look(holder, "page")
+        Column(self._conversation, None, self._empty, None, margin=theme.L, parent=holder)
+        self.scroll = QScrollArea()
+        self.scroll.setWidget(holder)
+        self.scroll.setWidgetResizable(True)
+        self.scroll.setFrameShape(QFrame.Shape.NoFrame)
+        self.scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        a11y.name(self.scroll, words.TRY_CHAT())
+        self.scroll.verticalScrollBar().rangeChanged.connect(self._to_the_end)
+        self.question = QPlainTextEdit()
+        self.question.setPlaceholderText(words.TRY_ASK())
+        self.question.setTabChangesFocus(True)
+        self.question.setFixedHeight(68)
+        a11y.name(self.question, words.TRY_ASK_NAME())
+        for keys in ("Return", "Enter", "Ctrl+Return"):
+            shortcut = QShortcut(QKeySequence(keys), self.question, context=Qt.ShortcutContext.WidgetShortcut)
+            shortcut.activated.connect(self.ask)
+        self.send = button(words.TRY_SEND(), self.ask, "primary", icon="send")
+        self.stop = button(words.TRY_STOP(), self.stop_speaking, icon="stop")
+        QShortcut(QKeySequence("Escape"), self, context=Qt.ShortcutContext.WidgetWithChildrenShortcut).activated.connect(self.stop_speaking)
+        self.again = button(words.TRY_AGAIN(), self.ask_again, "quiet", help=words.TRY_AGAIN_HELP(), icon="refresh")
+        self.clear = button(words.TRY_CLEAR(), self.new_chat, "quiet", icon="plus")
+        self._trouble = QVBoxLayout()
+        self._state = text("", "muted small", wrap=False)
+        ask = Row(self.question, Column(self.send, self.stop, spacing=theme.XS))
+        ask.setStretch(0, 1)
+        left = QWidget()
+        Column(self.scroll, self._trouble, ask, Row(self._state, None, self.again, self.clear), spacing=theme.S, parent=left).setStretch(0, 1)
+        columns = Row(left, self._side(), spacing=theme.L)
+        columns.setStretch(0, 1)
+        Column(columns, margin=theme.L, parent=self)
+
+    def _side(self) -> QWidget:
+        self.models = QComboBox()
+        self.models.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.models.setMinimumContentsLength(12)
+        a11y.name(self.models, words.TRY_MODEL())
+        self.models.activated.connect(self._choose_model)
+        self.compare = QCheckBox(words.TRY_COMPARE())
+        self.compare.setChecked(True)
+        self.compare.setToolTip(words.TRY_COMPARE_HELP())
+        a11y.name(self.compare, words.TRY_COMPARE(), words.TRY_COMPARE_HELP())
+        self.length = QSpinBox()
+        self.length.setRange(8, 4096)
+        self.length.setValue(120)
+        self.length.setSingleStep(20)
+        self.length.setSuffix(f" {words.TRY_TOKENS()}")
+        a11y.name(self.length, words.TRY_LENGTH())
+        self.temperature = QDoubleSpinBox()
+        self.temperature.setRange(0, 2)
+        self.temperature.setDecimals(1)
+        self.temperature.setSingleStep(0.1)
+        a11y.name(self.temperature, words.TRY_TEMPERATURE(), words.TRY_TEMPERATURE_HELP())
+        self.temperature.setToolTip(words.TRY_TEMPERATURE_HELP())
+        a11y.quiet_wheel(self.models, self.length, self.temperature)
+        self.strip = StrengthStrip(self._document, self._undo)
+        side = card(text(words.TRY_MODEL(), "strong"), self.models, theme.S, text(words.TRY_STACK(), "strong"), self.strip, theme.S, self.compare, None,
+                    Row(text(words.TRY_LENGTH(), "muted small", wrap=False), None, self.length), Row(text(words.TRY_TEMPERATURE(), "muted small", wrap=False), None, self.temperature))
+        side.setFixedWidth(286)
+        return side
+
+    # --- model and stack ---
+
+    def _list_models(self) -> None:
+        self.models.blockSignals(True)
+        self.models.clear()
+        for model in self._catalogue.models:
+            self.models.addItem(model.name, str(model.path))
+        place = next((i for i in range(self.models.count()) if same_path(self.models.itemData(i), self._document.base)), -1)
+        if place < 0 and self._document.base is not None:
+            self.models.addItem(Path(self._document.base).name, str(self._document.base))
+            place = self.models.count() - 1
+        self.models.setCurrentIndex(place)
+        self.models.setPlaceholderText(words.TRY_NO_BASE())
+        self.models.blockSignals(False)
+        self._enable()
+
+    def _choose_model(self, row: int) -> None:
+        path = Path(self.models.itemData(row))
+        if same_path(path, self._document.base):
+            return
+        fitting = {a.path for a in self._catalogue.adapters_for(self._catalogue.model(path))} if self._catalogue.model(path) else set()
+        leaving = tuple(entry.id for entry in self._document.entries if Path(entry.adapter) not in fitting)
+        self._undo.push(SetBase(path, leaving))
+
+    def _changed(self, change: Change) -> None:
+        if change.kind in ("structure", "base"):
+            self._stale, self._ready = True, False
+            if change.kind == "base":
+                self._list_models()
+            self._open_later.start()
+            self._enable()
+        elif not self._strength_later.isActive():
+            self._strength_later.start()
+
+    def showEvent(self, event) -> None:    # noqa: N802 (Qt's name)
+        super().showEvent(event)
+        if self._stale:
+            self._open_later.start()
+        if self._document.base is None and self.models.count() == 1:
+            self._choose_model(0)
+
+    def _open(self) -> None:
+        """Bring the document's stack onto its base, in the talking child; only when somebody is here to talk."""
+        if not self._stale or self._document.base is None or not (self.isVisible() or self._pending):
+            return
+        clear(self._trouble)
+        self._talk.forget(self._opening)
+        self._stale, self._ready = False, False
+        self._state.setText(words.TRY_OPENING(name=Path(self._document.base).name))
+        self._opening = self._talk.ask(OpenChat(str(self._document.base), self._document.to_specs()), on_done=self._opened, on_error=self._not_opened)
+        self._enable()
+
+    def _opened(self, _answer) -> None:
+        if self._stale:
+            return                         # it changed again meanwhile; the next request is on its way
+        self._ready = True
+        self._state.setText(words.TRY_READY())
+        self._send_strengths()
+        self._enable()
+        if self._pending:
+            question, self._pending = self._pending, ""
+            self._speak(question)
+
+    def _not_opened(self, error: StudioError) -> None:
+        self._ready = False
+        self._stale = True                 # tried again at the next question or change
+        if self._pending and not self.question.toPlainText():
+            self.question.setPlainText(self._pending)
+        self._pending = ""
+        self._state.setText("")
+        clear(self._trouble)
+        self._trouble.addWidget(error_card(error))
+        self._enable()
+
+    def _send_strengths(self) -> None:
+        """One number an entry; heard at the next word, even of an answer that is being spoken."""
+        if self._ready and not self._stale and len(self._document):
+            self._talk.ask(SetStrengths([entry.strength if entry.enabled else 0.0 for entry in self._document.entries]), on_error=self.failed.emit)
+
+    # --- asking ---
+
+    @property
+    def speaking(self) -> bool:
+        return bool(self._tickets)
+
+    def ask(self) -> None:
+        """Send what was typed."""
+        question = self.question.toPlainText().strip()
+        if not question or self.speaking or self._pending:
+            return
+        if self._document.base is None:
+            self.said.emit(words.TRY_NO_BASE())
+            self.models.setFocus()
+            return
+        self.question.clear()
+        if self._ready and not self._stale:
+            self._speak(question)
+            return
+        self._pending = question
+        self._open()
+        self._enable()
+
+    def ask_again(self) -> None:
+        """The last question once more, with today's strengths; its earlier answers do not count as said."""
+        if self.turns and not self.speaking:
+            self._speak(self.turns[-1].question, leave_out=1)
+
+    def stop_speaking(self) -> None:
+        for ticket in list(self._tickets):
+            self._talk.stop(ticket)
+
+    def new_chat(self) -> None:
+        """Forget the conversation."""
+        for ticket in list(self._tickets):
+            self._talk.forget(ticket)
+        self._tickets.clear()
+        for turn in self.turns:
+            turn.hide()
+            turn.deleteLater()
+        self.turns.clear()
+        clear(self._trouble)
+        self._enable()
+        self.question.setFocus()
+
+    def _speak(self, question: str, leave_out: int = 0) -> None:
+        columns = [c for c in COLUMNS if c == "stack" or (self.compare.isChecked() and len(self._document))]
+        past = self.turns[:len(self.turns) - leave_out]
+        turn = Turn(question, columns)
+        self.turns.append(turn)
+        self._conversation.addWidget(turn)
+        for column in columns:
+            request = Say(messages=[*_history(past, column), {"role": "user", "content": question}], columns=[column], max_new_tokens=self.length.value(),
+                          temperature=round(self.temperature.value(), 2), seed=len(past))
+            answer, ticket = turn.answers[column], [0]
+            ticket[0] = self._talk.ask(request, on_event=lambda event, a=answer: self._heard(a, event),
+                                       on_done=lambda _, t=ticket, u=turn: self._over(t[0], u),
+                                       on_error=lambda error, t=ticket, a=answer, u=turn: (a.fail(error), self._over(t[0], u)))
+            self._tickets.add(ticket[0])
+        self._state.setText(words.TRY_SPEAKING())
+        self._enable()
+
+    def _heard(self, answer: Answer, event: events.Event) -> None:
+        if isinstance(event, events.Token):
+            answer.hear(event.text)
+        elif isinstance(event, events.Answered):
+            answer.finish(event)
+
+    def _over(self, ticket: int, turn: Turn) -> None:
+        self._tickets.discard(ticket)
+        turn.mark()
+        if not self.speaking:
+            self._state.setText(words.TRY_READY())
+            self._enable()
+            a11y.announce(self.scroll, turn.answers["stack"].said)
+
+    # --- looks ---
+
+    def _enable(self) -> None:
+        there = self._document.base is not None
+        self._empty.setVisible(not self.turns)
+        self._empty.setText(words.TRY_EMPTY() if there else words.TRY_NO_BASE_DO())
+        self.send.setEnabled(there and not self.speaking and not self._pending)
+        self.stop.setEnabled(self.speaking)
+        self.stop.setVisible(self.speaking)
+        self.send.setVisible(not self.speaking)
+        self.again.setEnabled(bool(self.turns) and not self.speaking)
+        self.clear.setEnabled(bool(self.turns))
+
+    def _to_the_end(self, _low: int, high: int) -> None:
+        self.scroll.verticalScrollBar().setValue(high)
+
+    def _restyle(self, *_: object) -> None:
+        retint(self)
+        for turn in self.turns:
+            turn.mark()
+
+
+def _history(turns: list[Turn], column: str) -> list[dict]:
+    """The chat so far as this column has lived it; where it was not asked, the other's answer stands in."""
+    messages = []
+    for turn in turns:
+        answer = turn.answers.get(column) or turn.answers["stack"]
+        if answer.said:
+            messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": answer.said}]
+    return messages
+
+
+def stamp_words(event: events.Answered) -> str:
+    """What really answered, from the engine's own account."""
+    stack = " + ".join(words.TRY_STAMP_ENTRY(name=name, print=str(print_)[:8], strength=f"{100 * strength:.0f} %") for name, print_, strength in event.adapters)
+    said = words.TRY_STAMP(base=words.TRY_STAMP_BASE(print=event.base[:8]), stack=stack or words.TRY_STAMP_NONE(), tokens=event.tokens,
+                           seconds=f"{event.seconds:.1f} s")
+    ending = {"stop": words.TRY_STOPPED(), "length": words.TRY_CUT()}.get(event.stopped, "")
+    return f"{said} · {ending}" if ending else said
