@@ -122,12 +122,26 @@ class Catalogue:
 
     def adapters_for(self, model: ModelInfo) -> list[AdapterInfo]:
         """The adapters that fit this model."""
-        return [a for a in self.snapshot.adapters if misfit(a, model) is None]
+        return [a for a in self.snapshot.adapters if self.misfit(a, model) is None]
 
     def home_of(self, adapter: AdapterInfo) -> ModelInfo | None:
         """The model that an adapter was made for, or any other that it fits; None if there is none in the library."""
-        fitting = [m for m in self.snapshot.models if misfit(adapter, m) is None]
+        fitting = [m for m in self.snapshot.models if self.misfit(adapter, m) is None]
         return next((m for m in fitting if _named(adapter, m)), fitting[0] if fitting else None)
+
+    def misfit(self, adapter: AdapterInfo, model: ModelInfo) -> str | None:
+        """None if the adapter can sit on this model, else a sentence why not.
+
+        It fits if it was taught on exactly these weights; where it does not say so, if it names this model; where it names no
+        model of this library, if all its places exist in the model with the right shapes.
+        """
+        if adapter.base_fingerprint:
+            fits = adapter.base_fingerprint == model.fingerprint
+        elif any(_named(adapter, m) for m in self.snapshot.models):
+            fits = _named(adapter, model)
+        else:
+            fits = _named(adapter, model) or _shapes_agree(adapter, model)
+        return None if fits else text.misfit_other_model(adapter=adapter.name, base=base_name(adapter), model=model.name)
 
     def strangers(self) -> list[AdapterInfo]:
         """Adapters whose model is not in the library."""
@@ -152,21 +166,6 @@ class Catalogue:
             if read_adapter(temporary).fingerprint != info.fingerprint:
                 raise BadAdapter(f"The adapter {info.name} could not be copied.", "The copy differs from the original.", "Try again.")
         return target
-
-
-def misfit(adapter: AdapterInfo, model: ModelInfo) -> str | None:
-    """None if the adapter can sit on this model, else a sentence why not.
-
-    It fits if it was taught on exactly these weights; where it does not say so, if it names this model; where it names none
-    of ours, if all its places exist in the model with the right shapes.
-    """
-    if adapter.base_fingerprint:
-        if adapter.base_fingerprint == model.fingerprint:
-            return None
-        return text.misfit_other_model(adapter=adapter.name, base=base_name(adapter), model=model.name)
-    if _named(adapter, model) or _shapes_agree(adapter, model):
-        return None
-    return text.misfit_other_model(adapter=adapter.name, base=base_name(adapter), model=model.name)
 
 
 def base_name(adapter: AdapterInfo) -> str:

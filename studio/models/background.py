@@ -21,7 +21,7 @@ class Background(QObject):
     def __init__(self, parent: QObject | None = None):
         super().__init__(parent)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="background")
-        self._arrived.connect(lambda callback, value: callback(value), Qt.ConnectionType.QueuedConnection)
+        self._arrived.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
         self._closed = False
 
     def run(self, work: Callable[[], Any], done: Callable[[Any], object], failed: Callable[[StudioError], object]) -> None:
@@ -33,6 +33,10 @@ class Background(QObject):
             if not self._closed:
                 self._arrived.emit(callback, value)
         self._pool.submit(carry_out)
+
+    def _deliver(self, callback: Callable[[Any], object], value: Any) -> None:
+        if not self._closed:
+            callback(value)
 
     def close(self) -> None:
         """Wait for the work in hand; nobody is called any more."""

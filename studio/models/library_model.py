@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Callable
 
 from PySide6.QtCore import QAbstractItemModel, QModelIndex, QObject, Qt
@@ -181,7 +182,7 @@ class LibraryModel(QAbstractItemModel):
 
 
 def _adapter_node(adapter: AdapterInfo, under: str) -> Node:
-    return Node("adapter", adapter.name, note=text.kind_and_rank(adapter.peft_type, adapter.rank), thing=adapter,
+    return Node("adapter", adapter.name, note=text.kind_and_rank(adapter.peft_type, adapter.rank, adapter.config), thing=adapter,
                 key=f"adapter {adapter.path} under {under}", tip=text.tree_adapter_tip(name=adapter.name), load=lambda: _inside(adapter))
 
 
@@ -201,5 +202,6 @@ def _module_node(adapter: AdapterInfo, module: Module) -> Node:
 
 
 def _problem_node(problem: StudioError) -> Node:
-    return Node("problem", str(problem.facts.get("path", "")).replace("\\", "/").rpartition("/")[2] or problem.what, thing=problem,
-                key=f"problem {problem}", tip=str(problem), note="")
+    path = Path(str(problem.facts.get("path", "")))
+    folder = path if path.is_dir() or not path.suffix else path.parent
+    return Node("problem", folder.name or problem.what, thing=problem, key=f"problem {problem}", tip=str(problem))

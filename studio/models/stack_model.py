@@ -7,7 +7,7 @@ from typing import Any
 
 from PySide6.QtCore import QAbstractListModel, QMimeData, QModelIndex, QObject, Qt
 
-from studio.core.catalogue import Catalogue, base_name, misfit
+from studio.core.catalogue import Catalogue, base_name
 from studio.core.stack_commands import AddAdapter, Command, MoveAdapter, RemoveAdapter, SetBase, Several
 from studio.core.stack_document import Change, Entry, StackDocument
 from studio.core.text import frame as text
@@ -37,7 +37,7 @@ class StackModel(QAbstractListModel):
         if self.document.base is None:
             return None if self.catalogue.home_of(info) else text.base_missing(adapter=info.name, base=base_name(info))
         model = self.catalogue.model(self.document.base)
-        return misfit(info, model) if model else text.stack_base_gone(model=self.document.base.name)
+        return self.catalogue.misfit(info, model) if model else text.stack_base_gone(model=self.document.base.name)
 
     def add(self, adapters: list[Path], place: int | None = None) -> list[str]:
         """Put adapters into the stack as one step; returns a sentence for each that cannot join."""
@@ -45,8 +45,8 @@ class StackModel(QAbstractListModel):
         joining = [self.catalogue.adapter(path) for path, why in refusals if why is None]
         if joining and self.document.base is None:         # the first one decides which model the stack stands on
             base = self.catalogue.home_of(joining[0])
-            refusals += [(a.path, misfit(a, base)) for a in joining[1:]]
-            joining = [a for a in joining if misfit(a, base) is None]
+            refusals += [(a.path, self.catalogue.misfit(a, base)) for a in joining[1:]]
+            joining = [a for a in joining if self.catalogue.misfit(a, base) is None]
         else:
             base = None
         commands: list[Command] = [AddAdapter(a.path, a.name, None if place is None else place + n, base=base.path if base else None)
@@ -67,7 +67,7 @@ class StackModel(QAbstractListModel):
         """Stand the stack on another model; returns the names of the adapters that had to leave because they do not fit it."""
         model = self.catalogue.model(base)
         leaving = [e for e in self.document.entries
-                   if model is None or (info := self.catalogue.adapter(e.adapter)) is None or misfit(info, model)]
+                   if model is None or (info := self.catalogue.adapter(e.adapter)) is None or self.catalogue.misfit(info, model)]
         self.undo.push(SetBase(base, tuple(e.id for e in leaving)))
         return [e.name for e in leaving]
 
@@ -77,7 +77,7 @@ class StackModel(QAbstractListModel):
         if info is None:
             return text.entry_gone() if self.catalogue.looked else ""
         model = self.catalogue.model(self.document.base)
-        return misfit(info, model) or "" if model else ""
+        return self.catalogue.misfit(info, model) or "" if model else ""
 
     # --- Qt's side ---
 

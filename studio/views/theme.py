@@ -23,7 +23,8 @@ from PySide6.QtWidgets import QApplication, QWidget
 
 from engine.store.resources import resource
 
-ICONS = resource("icons")
+RESOURCES = resource()
+ICONS = RESOURCES / "icons"
 XS, S, M, L, XL, XXL = 4, 8, 12, 16, 24, 32        # the spacing scale, in pixels
 RADIUS = 8
 MODES = ("system", "light", "dark", "contrast")
@@ -165,7 +166,7 @@ def contrast(first: str, second: str) -> float:
 
 def _font(text_size: float) -> QFont:
     if "Inter" not in QFontDatabase.families():
-        for file in resource("fonts").glob("*.otf"):
+        for file in (RESOURCES / "fonts").glob("*.otf"):
             QFontDatabase.addApplicationFont(str(file))
     font = QFont("Inter" if "Inter" in QFontDatabase.families() else QApplication.font().family())
     font.setPointSizeF(round(10 * text_size, 1))
@@ -191,7 +192,7 @@ def _palette(t: Tokens) -> QPalette:
 
 @lru_cache(maxsize=1)
 def _template() -> str:
-    return resource("studio.qss").read_text(encoding="utf-8")
+    return (RESOURCES / "studio.qss").read_text(encoding="utf-8")
 
 
 def _sheet(t: Tokens, point: float) -> str:
@@ -200,7 +201,7 @@ def _sheet(t: Tokens, point: float) -> str:
     values |= {"title_size": f"{point * 1.7:.1f}pt", "heading_size": f"{point * 1.2:.1f}pt", "small_size": f"{point * 0.88:.1f}pt",
                "normal_size": f"{point:.1f}pt", "radius": f"{RADIUS}px", "target": f"{max(20, round(point * 2))}px",
                "mono": QFontDatabase.systemFont(QFontDatabase.SystemFont.FixedFont).family(),
-               "check": "check-dark" if contrast(t.on_accent, "#000000") < 6 else "check-light"}
+               "tint": "dark" if contrast(t.on_accent, "#000000") < 6 else "light"}
     sheet = _template()
     for name in sorted(values, key=len, reverse=True):
         sheet = sheet.replace(f"@{name}", values[name])

@@ -65,8 +65,8 @@ def kind(peft_type: str, config: dict | None = None) -> str:
     return KINDS.get(peft_type, peft_type or unknown_kind())
 
 
-def kind_and_rank(peft_type: str, rank: int | None) -> str:
-    return kind_with_rank(kind=kind(peft_type), rank=rank) if rank else kind(peft_type)
+def kind_and_rank(peft_type: str, rank: int | None, config: dict | None = None) -> str:
+    return kind_with_rank(kind=kind(peft_type, config), rank=rank) if rank else kind(peft_type, config)
 
 
 unknown_kind = Phrase("unknown kind")
@@ -95,3 +95,145 @@ no_adapter_in_drop = Phrase("There is no adapter in this folder (adapter_config.
 row_spoken = Phrase("{name}, position {place} of {count}, strength {percent} percent, {state}")
 on = Phrase("on")
 off = Phrase("off")
+
+library = Phrase("Library")
+library_help = Phrase("Models with the adapters that fit them. Enter puts an adapter into the stack.")
+library_search = Phrase("Search the library")
+library_empty = Phrase("Your library is empty")
+library_empty_do = Phrase("A model comes first; the adapters you teach it will stand here.")
+get_starter = Phrase("Get the starter model")
+imported = Phrase("{name} is in the library now.")
+no_adapter_in_drop_do = Phrase("Drop the folder that holds adapter_config.json and adapter_model.safetensors.")
+
+# the stack
+mix = Phrase("Mix")
+mix_heading = Phrase("Mix adapters")
+mix_intro = Phrase("An adapter is a skill file. Stack several on one model and set how strongly each is heard; a slider is heard at the next word.")
+stack = Phrase("Adapter stack")
+stack_help = Phrase("Alt+Up and Alt+Down move a row, Delete removes it, Space switches it, Left and Right change its strength.")
+stack_model = Phrase("Model of the stack")
+stack_model_help = Phrase("All adapters of a stack sit on this model.")
+stands_on = Phrase("Model")
+choose_model = Phrase("Choose a model")
+no_model_yet = Phrase("No model in the library yet")
+gone = Phrase("{name} (gone)")
+add_adapter_menu = Phrase("Add an adapter")
+advanced = Phrase("Advanced")
+advanced_stack_help = Phrase("Sliders from −100 % to 200 %: a negative strength turns a skill round.")
+go_try = Phrase("Try it")
+go_export = Phrase("Export")
+export_needs = Phrase("Switch an adapter on first: without one the export would be the model itself.")
+no_adapters_yet = Phrase("There is no adapter in the library yet. Teach one, or drop an adapter folder on the library.")
+stack_empty = Phrase("Drag an adapter here")
+stack_empty_do = Phrase("from the library at the left, or choose it there and press Enter")
+handle_help = Phrase("Drag to change the order (Alt+Up, Alt+Down)")
+switch_of = Phrase("{name} on")
+switch_help = Phrase("On or off (Space). An adapter that is off stays in the stack but is not heard.")
+strength_of = Phrase("Strength of {name}")
+strength_number_of = Phrase("Strength of {name} in percent")
+slider_help = Phrase("Strength: 100 % is exactly as it was taught, 0 % is silent. Double-click for 100 %.")
+remove_of = Phrase("Remove {name} from the stack")
+removed = Phrase("{name} left the stack.")
+moved = Phrase("{name}, position {place} of {count}")
+added = Phrase("{name} is in the stack, position {count}.")
+left_the_stack = Counted("{names} was taught on another model and left the stack. Undo brings it back.",
+                         "{names} were taught on another model and left the stack. Undo brings them back.")
+_heard_nothing = Phrase("The model alone is heard: no adapter is on.")
+_heard_no_model = Phrase("Choose a model, or add an adapter: its model comes with it.")
+_heard_one = Phrase("{name} at {percent} %")
+_heard_all = Phrase("Heard: {list}.")
+_and = Phrase("{first} and {last}")
+
+
+def heard(has_model: bool, entries: list[tuple[str, str]]) -> str:
+    """What a stack says in one sentence; entries are (name, percent as the country writes it)."""
+    if not has_model:
+        return _heard_no_model()
+    if not entries:
+        return _heard_nothing()
+    parts = [_heard_one(name=name, percent=percent) for name, percent in entries]
+    return _heard_all(list=_and(first=", ".join(parts[:-1]), last=parts[-1]) if len(parts) > 1 else parts[0])
+
+# the window
+app_name = Phrase("Adapter Studio")
+workspaces = Phrase("Workspaces")
+activity = Phrase("Activity")
+inspector = Phrase("Inspector")
+not_now = Phrase("This cannot be done now.")
+menu_file, menu_edit, menu_stack, menu_go = Phrase("File"), Phrase("Edit"), Phrase("Stack"), Phrase("Go")
+menu_work, menu_view, menu_help = Phrase("Work"), Phrase("View"), Phrase("Help")
+MENUS = (menu_file, menu_edit, menu_stack, menu_work, menu_go, menu_view, menu_help)
+palette = Phrase("Commands")
+palette_field = Phrase("What do you want to do?")
+palette_list = Phrase("Commands found")
+
+# the inspector
+inspector_empty = Phrase("Nothing is selected")
+inspector_empty_do = Phrase("Choose a model or an adapter in the library to see what is known about it.")
+a_model = Phrase("Model")
+an_adapter = Phrase("{kind} adapter")
+a_place = Phrase("A place in the model")
+on_disk = Phrase("On disk")
+taught = Phrase("How it was taught")
+yes = Phrase("yes")
+no_chat = Phrase("no: it cannot be taught from questions and answers")
+add_to_stack = Phrase("Add to stack")
+open_folder = Phrase("Open folder")
+copy_path = Phrase("Copy path")
+fact_parameters = Phrase("Parameters")
+fact_family = Phrase("Family")
+fact_format = Phrase("Number format")
+fact_size = Phrase("Size")
+fact_chat = Phrase("Made for chat")
+fact_adapters = Phrase("Adapters that fit")
+fact_folder = Phrase("Folder")
+fact_fingerprint = Phrase("Fingerprint")
+fact_path = Phrase("Path")
+fact_numbers = Phrase("Numbers")
+fact_why = Phrase("Why")
+fact_do = Phrase("What you can do")
+fact_base = Phrase("Made for")
+fact_capacity = Phrase("Capacity (rank)")
+fact_places = Phrase("Sits in")
+fact_examples = Phrase("Examples")
+fact_rows = Phrase("Rows learned")
+fact_passes = Phrase("Passes")
+fact_error = Phrase("Error on unseen")
+fact_made = Phrase("Made on")
+from_to = Phrase("{before} → {after}")
+_places_in_layers = Phrase("{places}, {layers}")
+
+
+def places_in_layers(places: str, layers: str) -> str:
+    return _places_in_layers(places=places, layers=layers)
+
+
+# activity
+idle = Phrase("Nothing is running")
+waiting = Counted("{n} job waits", "{n} jobs wait")
+running = Phrase("{title}: {stage}")
+step_of = Phrase("step {step} of {steps}")
+progress = Phrase("Progress of the job that runs")
+show_queue = Phrase("Show the queue")
+pause_job = Phrase("Pause the job")
+pause_job_help = Phrase("Saves where it is and stops; it goes on from there when you resume it.")
+pausing = Phrase("Pausing: the job saves where it is.")
+memory = Phrase("Memory {used} of {total} GB")
+memory_help = Phrase("Memory of this computer in use by all programs")
+disk = Phrase("{free} free")
+disk_help = Phrase("Room left on the disk where the library lies")
+disk_gone = Phrase("The library's disk is not there")
+undo = Phrase("Undo")
+redo = Phrase("Redo")
+undo_what = Phrase("Undo: {words}")
+redo_what = Phrase("Redo: {words}")
+_minutes_left = Counted("about {n} minute left", "about {n} minutes left")
+_hours_left = Phrase("about {hours} h {minutes} min left")
+_soon = Phrase("less than a minute left")
+
+
+def time_left(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return _soon()
+    return _minutes_left(minutes) if minutes < 90 else _hours_left(hours=minutes // 60, minutes=minutes % 60)

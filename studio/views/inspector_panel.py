@@ -1,0 +1,171 @@
+"""The inspector: what is known about the thing that is selected, told from its small files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable
+
+from PySide6.QtCore import QUrl, Qt, Signal
+from PySide6.QtGui import QDesktopServices, QGuiApplication
+from PySide6.QtWidgets import QFrame, QGridLayout, QHBoxLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+
+from engine.errors import StudioError
+from engine.store.library import AdapterInfo, ModelInfo
+from studio.core.catalogue import Catalogue, Module, base_name, modules
+from studio.core.text import frame as text
+from studio.views import a11y, theme
+
+Fact = tuple[str, str]
+
+
+def facts_of(thing: object, catalogue: Catalogue) -> tuple[str, str, str, list[tuple[str, list[Fact]]]]:
+    """(icon, title, subtitle, sections of facts) of whatever can be selected."""
+    match thing:
+        case ModelInfo():
+            return "model", thing.name, text.a_model(), [
+                ("", [(text.fact_parameters(), text.short_number(thing.parameters)), (text.fact_family(), thing.model_type or "–"),
+                      (text.fact_format(), thing.dtype or "–"), (text.fact_size(), text.size(thing.bytes)),
+                      (text.fact_chat(), text.yes() if thing.has_chat_template else text.no_chat()),
+                      (text.fact_adapters(), str(len(catalogue.adapters_for(thing))))]),
+                (text.on_disk(), [(text.fact_folder(), str(thing.path)), (text.fact_fingerprint(), thing.fingerprint[:16])])]
+        case AdapterInfo():
+            return "adapter", thing.name, text.an_adapter(kind=text.kind(thing.peft_type, thing.config)), _adapter_facts(thing, catalogue)
+        case Module():
+            return "module", thing.name, text.a_place(), [
+                ("", [(text.fact_path(), thing.path), (text.fact_numbers(), text.short_number(thing.parameters)),
+                      *((part, " × ".join(map(str, shape))) for part, shape in thing.parts)])]
+        case StudioError():
+            return "warning", thing.what, "", [("", [(label, words) for label, words in ((text.fact_why(), thing.why), (text.fact_do(), thing.do),
+                                                     (text.fact_folder(), str(thing.facts.get("path", "")))) if words])]
+    return "info", text.inspector_empty(), text.inspector_empty_do(), []
+
+
+def _adapter_facts(adapter: AdapterInfo, catalogue: Catalogue) -> list[tuple[str, list[Fact]]]:
+    places = modules(adapter)
+    layers = {m.layer for m in places if m.layer is not None}
+    home = catalogue.home_of(adapter)
+    facts = [(text.fact_base(), home.name if home else text.gone(name=base_name(adapter)))]
+    if adapter.rank:
+        facts.append((text.fact_capacity(), str(adapter.rank)))
+    facts += [(text.fact_places(), text.places_in_layers(text.places(len(places)), text.layers(len(layers)))),
+              (text.fact_numbers(), text.short_number(adapter.parameters)), (text.fact_size(), text.size(adapter.bytes))]
+    sections = [("", facts)]
+    if taught := _taught(adapter.recipe):
+        sections.append((text.taught(), taught))
+    sections.append((text.on_disk(), [(text.fact_folder(), str(adapter.path)), (text.fact_fingerprint(), adapter.fingerprint[:16])]))
+    return sections
+
+
+def _taught(recipe: dict[str, Any]) -> list[Fact]:
+    """What a recipe says about the teaching. It may come from anywhere: each part is looked at before it is believed."""
+    facts: list[Fact] = []
+    data, scores, spec = (part if isinstance(part := recipe.get(name), dict) else {} for name in ("data", "scores", "spec"))
+    if isinstance(file := data.get("file"), str):
+        facts.append((text.fact_examples(), file[:120]))
+    if isinstance(rows := data.get("rows"), int):
+        facts.append((text.fact_rows(), str(rows)))
+    if isinstance(passes := spec.get("passes"), (int, float)):
+        facts.append((text.fact_passes(), f"{passes:g}"))
+    before, after = scores.get("before"), scores.get("after")
+    if isinstance(before, (int, float)) and isinstance(after, (int, float)):
+        facts.append((text.fact_error(), text.from_to(before=f"{before:.2f}", after=f"{after:.2f}")))
+    if isinstance(made := recipe.get("made"), str):
+        facts.append((text.fact_made(), made[:10]))
+    return facts
+
+
+class InspectorPanel(QScrollArea):
+    """The dock at the right. ``add`` puts an adapter into the stack."""
+
+    said = Signal(str)
+
+    def __init__(self, catalogue: Catalogue, add: Callable[[list[Path]], object], parent: QWidget | None = None):
+        super().__init__(parent)
+        self.title = text.inspector()
+        a11y.name(self, self.title)
+        self._catalogue, self._add, self._thing = catalogue, add, None
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        theme.changed.connect(lambda *_: self.show_thing(self._thing))
+        catalogue.subscribe(self._refresh)
+        self.show_thing(None)
+
+    def thing(self) -> object:
+        return self._thing
+
+    def show_thing(self, thing: object) -> None:
+        """Show a `ModelInfo`, `AdapterInfo`, `Module`, `StudioError`, or None."""
+        self._thing = thing
+        icon, title, subtitle, sections = facts_of(thing, self._catalogue)
+        content = QWidget()
+        theme.look(content, "page")
+        layout = QVBoxLayout(content)
+        layout.setContentsMargins(theme.L, theme.M, theme.L, theme.L)
+        layout.setSpacing(theme.S)
+        mark = QLabel()
+        mark.setPixmap(theme.icon(icon, "accent" if thing is not None else "muted").pixmap(24, 24))
+        layout.addWidget(mark)
+        layout.addWidget(_label(title, "heading" if thing is not None else "strong"))
+        if subtitle:
+            layout.addWidget(_label(subtitle, "muted"))
+        for heading, facts in sections:
+            layout.addSpacing(theme.XS)
+            if heading:
+                layout.addWidget(_label(heading, "strong"))
+            layout.addLayout(_table(facts))
+        layout.addSpacing(theme.S)
+        layout.addLayout(self._buttons(thing))
+        layout.addStretch(1)
+        self.setWidget(content)
+
+    def _buttons(self, thing: object) -> QHBoxLayout:
+        row = QHBoxLayout()
+        row.setSpacing(theme.S)
+        if isinstance(thing, AdapterInfo):
+            add = theme.look(QPushButton(text.add_to_stack()), "primary")
+            add.clicked.connect(lambda: self._add([thing.path]))
+            row.addWidget(add)
+        if (path := getattr(thing, "path", None)) and not isinstance(thing, Module):
+            show = QPushButton(text.open_folder())
+            show.clicked.connect(lambda: QDesktopServices.openUrl(QUrl.fromLocalFile(str(path))))
+            copy = QPushButton(text.copy_path())
+            copy.clicked.connect(lambda: (QGuiApplication.clipboard().setText(str(path)), self.said.emit(text.copied())))
+            row.addWidget(show)
+            if not isinstance(thing, AdapterInfo):
+                row.addWidget(copy)
+        row.addStretch(1)
+        return row
+
+    def _refresh(self) -> None:
+        """The library changed: show the newest knowledge of the same thing, or nothing if it is gone."""
+        match self._thing:
+            case AdapterInfo():
+                self.show_thing(self._catalogue.adapter(self._thing.path))
+            case ModelInfo():
+                self.show_thing(self._catalogue.model(self._thing.path))
+
+
+def _label(words: str, looks: str) -> QLabel:
+    label = QLabel(words, wordWrap=True, textFormat=Qt.TextFormat.PlainText)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    return theme.look(label, looks)
+
+
+def _table(facts: list[Fact]) -> QGridLayout:
+    """Names at the left, values at the right; long values stand below their name and may be cut, with the whole as tooltip."""
+    grid = QGridLayout()
+    grid.setHorizontalSpacing(theme.M)
+    grid.setVerticalSpacing(theme.XS)
+    grid.setColumnStretch(1, 1)
+    for row, (name, value) in enumerate(facts):
+        spoken = theme.look(QLabel(name), "muted small")
+        if len(value) > 26:
+            shown = theme.look(QLabel(value, wordWrap=True), "small") if " " in value else theme.look(a11y.ElidedLabel(value), "small")
+        else:
+            shown = theme.look(QLabel(value), "small")
+        shown.setTextFormat(Qt.TextFormat.PlainText)
+        grid.addWidget(spoken, row, 0, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
+        grid.addWidget(shown, row, 1)
+    return grid

@@ -1,0 +1,192 @@
+"""The window: library at the left, workspaces in the middle, inspector at the right, activity at the bottom.
+
+Menus, shortcuts and the command palette are all made from the one registry of actions.
+"""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QByteArray, Qt, QTimer, Signal
+from PySide6.QtGui import QAction, QKeySequence, QShortcut
+from PySide6.QtWidgets import QDockWidget, QMainWindow, QMenu, QTabWidget, QVBoxLayout, QWidget
+
+from studio.core.actions import Action, ActionRegistry
+from studio.core.settings import Settings
+from studio.core.text import frame as text
+from studio.views import a11y, notify, theme
+from studio.views.palette import Palette
+
+LAYOUT_VERSION = 1
+
+
+class MainWindow(QMainWindow):
+    """The frame round panels that know nothing of each other. ``closing`` is emitted once, when the person closes it."""
+
+    closing = Signal()
+
+    def __init__(self, settings: Settings, actions: ActionRegistry, *, library: QWidget, inspector: QWidget, activity: QWidget):
+        super().__init__()
+        self.setWindowTitle(text.app_name())
+        self.setMinimumSize(900, 560)
+        self.setDockOptions(QMainWindow.DockOption.AnimatedDocks | QMainWindow.DockOption.AllowTabbedDocks)
+        self._settings, self._actions, self._closed = settings, actions, False
+        self.activity = activity
+        self.tabs = a11y.name(QTabWidget(), text.workspaces())
+        self.tabs.setDocumentMode(True)
+        self.tabs.setIconSize(self.tabs.iconSize() * 1.0)
+        self.notices = notify.NoticeArea()
+        self.panels: dict[str, QWidget] = {}
+        middle = QWidget()
+        layout = QVBoxLayout(middle)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(theme.S)
+        layout.addWidget(self.notices)
+        layout.addWidget(self.tabs, 1)
+        centre = QWidget()
+        whole = QVBoxLayout(centre)
+        whole.setContentsMargins(0, 0, 0, 0)
+        whole.setSpacing(0)
+        whole.addWidget(middle, 1)
+        self.setCentralWidget(centre)
+        bottom = self._dock("activity", text.activity(), activity, Qt.DockWidgetArea.BottomDockWidgetArea)
+        bottom.setTitleBarWidget(QWidget())
+        bottom.setFeatures(QDockWidget.DockWidgetFeature.NoDockWidgetFeatures)
+        self.library = self._dock("library", text.library(), library, Qt.DockWidgetArea.LeftDockWidgetArea)
+        self.inspector = self._dock("inspector", text.inspector(), inspector, Qt.DockWidgetArea.RightDockWidgetArea)
+        self.resizeDocks([self.library, self.inspector], [270, 260], Qt.Orientation.Horizontal)
+        self.palette_box = Palette(actions, self)
+        self.palette_box.refused.connect(self.say_refusal)
+        self._menus: list[QMenu] = []
+        self._shortcuts: list[QShortcut] = []
+        actions.subscribe(lambda: self._rebuild.start())
+        self._rebuild = QTimer(self, singleShot=True, interval=0)
+        self._rebuild.timeout.connect(self.build_menus)
+        theme.changed.connect(self._retint)
+        self.tabs.currentChanged.connect(self._tab_changed)
+
+    # --- workspaces ---
+
+    def add_panel(self, key: str, panel: QWidget, icon: str) -> None:
+        """Add a workspace at the end of the tabs; its `said` and `failed` are heard."""
+        self.panels[key] = panel
+        self.tabs.addTab(panel, theme.icon(icon, "muted"), panel.title)
+        self.tabs.tabBar().setTabToolTip(self.tabs.count() - 1, f"Ctrl+{self.tabs.count()}")
+        panel.setProperty("icon", icon)
+        self.listen(panel)
+        a11y.quiet_wheels_inside(panel)
+
+    def listen(self, panel: QWidget) -> None:
+        """Show what a panel says in the activity bar and its errors as notices."""
+        if hasattr(panel, "said"):
+            panel.said.connect(self.say)
+        if hasattr(panel, "failed"):
+            panel.failed.connect(lambda error: notify.show_error(self, error))
+
+    def go(self, key: str) -> None:
+        """Show a workspace: start, teach, mix, try, export or queue."""
+        self.tabs.setCurrentWidget(self.panels[key])
+
+    def current(self) -> str:
+        return next((key for key, panel in self.panels.items() if panel is self.tabs.currentWidget()), "")
+
+    def say(self, words: str) -> None:
+        self.activity.say(words)
+
+    def say_refusal(self, why: str) -> None:
+        self.say(why or text.not_now())
+
+    # --- actions ---
+
+    def build_menus(self) -> None:
+        """Make menus and shortcuts anew from the registry."""
+        self.menuBar().clear()
+        for old in (*self._menus, *self._shortcuts):
+            old.deleteLater()
+        self._menus, self._shortcuts = [], []
+        for category in text.MENUS:
+            actions = [a for a in self._actions if a.category == category()]
+            if actions:
+                self._menus.append(self._menu(category(), actions))
+        for action in self._actions:
+            if action.shortcut and not action.local:
+                shortcut = QShortcut(QKeySequence(action.shortcut), self)
+                shortcut.activated.connect(lambda id=action.id: self.run(id))
+                self._shortcuts.append(shortcut)
+
+    def run(self, id: str) -> None:
+        """Do an action, or say why it cannot be done now."""
+        if (why := self._actions.execute(id)) is not None:
+            self.say_refusal(why)
+
+    def open_palette(self) -> None:
+        self.palette_box.open_over(self)
+
+    def _menu(self, title: str, actions: list[Action]) -> QMenu:
+        """Its items know shortcuts only as words: the shortcut itself lives in the window, so that a grey item still says why not."""
+        menu = self.menuBar().addMenu(title)
+        menu.setToolTipsVisible(True)
+        rows: list[tuple[QAction, Action]] = []
+        group = ""
+        for action in actions:
+            section = action.id.rpartition(".")[0]
+            if group and section != group:
+                menu.addSeparator()
+            group = section
+            words = QKeySequence(action.shortcut).toString(QKeySequence.SequenceFormat.NativeText)
+            row = menu.addAction(f"{action.title}\t{words}" if words else action.title)
+            row.triggered.connect(lambda _=False, id=action.id: self.run(id))
+            row.setCheckable(action.checked is not None)
+            row.setStatusTip(action.help)
+            rows.append((row, action))
+
+        def refresh() -> None:
+            for row, action in rows:
+                why = action.refusal()
+                row.setEnabled(why is None)
+                row.setToolTip(why or action.help)
+                if action.checked is not None:
+                    row.setChecked(action.checked())
+        menu.aboutToShow.connect(refresh)
+        return menu
+
+    # --- where it was left ---
+
+    def restore(self) -> None:
+        """Place, docks and workspace as they were left; a sensible size at the first start."""
+        self.resize(1280, 820)
+        if self._settings.get("geometry"):
+            self.restoreGeometry(QByteArray.fromBase64(self._settings.get("geometry").encode()))
+        if self._settings.get("layout"):
+            self.restoreState(QByteArray.fromBase64(self._settings.get("layout").encode()), LAYOUT_VERSION)
+        if self._settings.get("tab") in self.panels:
+            self.go(self._settings.get("tab"))
+
+    def remember(self) -> None:
+        values = self._settings.values
+        values.geometry = bytes(self.saveGeometry().toBase64()).decode()
+        values.layout = bytes(self.saveState(LAYOUT_VERSION).toBase64()).decode()
+        values.tab = self.current()
+        self._settings.save()
+
+    def closeEvent(self, event) -> None:   # noqa: N802 (Qt's name)
+        if not self._closed:
+            self._closed = True
+            self.closing.emit()
+        event.accept()
+
+    # --- small things ---
+
+    def _dock(self, name: str, title: str, widget: QWidget, area: Qt.DockWidgetArea) -> QDockWidget:
+        dock = QDockWidget(title, self)
+        dock.setObjectName(name)
+        dock.setWidget(widget)
+        dock.setFeatures(QDockWidget.DockWidgetFeature.DockWidgetClosable | QDockWidget.DockWidgetFeature.DockWidgetMovable)
+        self.addDockWidget(area, dock)
+        return dock
+
+    def _tab_changed(self, *_) -> None:
+        self._retint()
+
+    def _retint(self, *_) -> None:
+        for key, panel in self.panels.items():
+            place = self.tabs.indexOf(panel)
+            self.tabs.setTabIcon(place, theme.icon(panel.property("icon"), "accent" if key == self.current() else "muted"))
