@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load as load_bytes
 from torch import Tensor
 
 from engine.errors import BadAdapter, Unreachable, WrongBase
@@ -16,6 +15,8 @@ from engine.store.headers import read_header
 from engine.store.library import read_json
 
 WEIGHTS = "adapter_model.safetensors"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
+           "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 
 
 def locate(model_id: Path | str, subfolder: str | None = None, **hub: object) -> Path:
@@ -59,8 +60,26 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise BadAdapter(f"Can't find weights for {folder.name}.",
                          "It has only adapter_model.bin, a format that could run a program when opened." if pickle else f"{WEIGHTS} is missing.",
                          "Get the adapter again, in safetensors format.")
-    read_header(path, BadAdapter)
-    return load_bytes(path.read_bytes())
+    header = read_header(path, BadAdapter)
+    if strange := sorted({t.dtype for t in header.tensors.values()} - _DTYPES.keys()):
+        raise BadAdapter(f"The adapter {folder.name} holds numbers of the kind {', '.join(strange)}.", "This version cannot use them.",
+                         "Get the adapter in 16 or 32 bit.")
+    data = torch.empty(max((t.end for t in header.tensors.values()), default=0), dtype=torch.uint8)
+    with open(path, "rb") as file:
+        file.seek(header.data_start)
+        if file.readinto(data.numpy()) != data.numel():
+            raise BadAdapter(f"The adapter {folder.name} changed while it was read.", do="Try again.")
+    return {name: _view(data, t.start, t.end, _DTYPES[t.dtype]).view(t.shape) for name, t in header.tensors.items()}
+
+
+def _view(data: Tensor, start: int, end: int, dtype: torch.dtype) -> Tensor:
+    piece = data[start:end]
+    return (piece if start % dtype.itemsize == 0 else piece.clone()).view(dtype)
+
+
+def _all_finite(tensors: list[Tensor]) -> bool:
+    """One pass without temporaries; a value that is no number shows in the extremes."""
+    return all(torch.isfinite(torch.stack(torch.aminmax(t))).all() for t in tensors if t.is_floating_point() and t.numel())
 
 
 def unknown_settings(folder: Path) -> list[str]:
@@ -102,7 +121,7 @@ def match(tensors: dict[str, Tensor], method: Method, expected: dict[str, dict[s
     if not loaded:
         raise WrongBase("Nothing of the adapter fits this model.", "Not one of its tensors belongs to a layer of the model.",
                         "Choose the model that it was made for.", details="\n".join(list(tensors)[:50]))
-    unsound = [key for key in loaded if tensors[key].is_floating_point() and not torch.isfinite(tensors[key]).all()]
+    unsound = [key for key in loaded if not _all_finite([tensors[key]])]
     if unsound:
         raise BadAdapter("The adapter holds values that are not numbers.", f"{len(unsound)} of its tensors are broken.",
                          "Train it again with a lower learning speed, or get it again.", details="\n".join(unsound[:50]))

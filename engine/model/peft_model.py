@@ -62,12 +62,13 @@ class PeftModel(nn.Module):
         super().__init__()
         self.peft_config: dict[str, PeftConfig] = {}
         self._injection = Injection()
-        self._trained_before = {id(p) for p in model.parameters() if p.requires_grad}
+        self._trained: set[str] = set()    # adapters that train
+        self._thawed = [p for p in model.parameters() if p.requires_grad]   # of the base; frozen while there are adapters
         self.base_model = Tuned(model)
         trainable = not peft_config.inference_mode
         self.load_report = self._admit(adapter_name, peft_config, trainable=trainable, autocast=autocast_adapter_dtype, folder=folder)
-        model.requires_grad_(False)
-        self.set_requires_grad(adapter_name, trainable)
+        for parameter in self._thawed:
+            parameter.requires_grad_(False)
         self.stack.arrange([adapter_name])
 
     # --- looking ---
@@ -142,6 +143,7 @@ class PeftModel(nn.Module):
         inject(model, self._injection, name, config, planned, trainable=trainable, given=given, dtype=torch.float32 if autocast else None)
         config.target_modules = planned.resolved
         self.peft_config[name] = config
+        self._trained |= {name} if trainable else set()
         return report
 
     def add_adapter(self, adapter_name: str, peft_config: TargetedConfig, autocast_adapter_dtype: bool = True) -> None:
@@ -183,18 +185,22 @@ class PeftModel(nn.Module):
             raise ValueError(f"Adapter {unknown[0]} not found; there are {sorted(self.peft_config)}.")
         self.unmerge_adapter()
         self.stack.arrange(entries)
-        for name, config in self.peft_config.items():
-            self.set_requires_grad(name, name in entries and not inference_mode and not config.inference_mode)
+        wanted = {name for name in entries if not inference_mode and not self.peft_config[name].inference_mode}
+        self.set_requires_grad(self._trained - wanted, False)
+        self.set_requires_grad(wanted - self._trained, True)
 
     def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
         """Say which adapters train; nothing else changes."""
-        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+        for name in {adapter_names} if isinstance(adapter_names, str) else set(adapter_names):
+            if name not in self.peft_config:
+                raise ValueError(f"Adapter {name} not found; there are {sorted(self.peft_config)}.")
             for layer in self.adapted.values():
                 if name in layer.tenants:
                     tenant = layer.tenants[name]
                     specs = tenant.method.tensors(tenant.config, layer.site)
                     for key, tensor in layer.tensors(name).items():
                         tensor.requires_grad_(requires_grad and specs[key].trainable)
+            self._trained = self._trained | {name} if requires_grad else self._trained - {name}
         self.stack.changed()
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -207,6 +213,7 @@ class PeftModel(nn.Module):
             if adapter_name in layer.tenants:
                 layer.remove(adapter_name)
         del self.peft_config[adapter_name]
+        self._trained.discard(adapter_name)
         self.stack.arrange({n: s for n, s in self.stack.entries if n != adapter_name})
 
     @contextmanager
@@ -261,8 +268,8 @@ class PeftModel(nn.Module):
         model = self.get_base_model()
         eject(model, self._injection)
         self.peft_config.clear()
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in self._trained_before)
+        for parameter in self._thawed:
+            parameter.requires_grad_(True)
         return model
 
     def _to_merge(self, names: list[str] | None, safe: bool) -> list[str]:

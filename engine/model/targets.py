@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -66,14 +67,8 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
     """
     wanted = _wanted(model, config)
     result, hits = Plan(), set()
-    inside: str | None = None              # prefix of the adapted layer whose own parts are being walked
-    for path, module in model.named_modules():
-        if inside is not None and path.startswith(inside):
-            continue
+    for path, module in modules(model):
         adapted = isinstance(module, Adapted)
-        inside = f"{path}." if adapted else None
-        if not path:
-            continue
         entry, reason = _match(path, module, config, wanted)
         if entry is None:
             result.reasons[path] = reason
@@ -99,6 +94,22 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
             f"Target modules {config.target_modules} not found in the base model.", "The adapter would sit on no layer at all.",
             f"Did you mean {', '.join(near)}?" if near else "Check that the adapter was made for this model.")
     return result
+
+
+def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module below ``model`` once, in `named_modules` order, with adapted layers as one: what is inside them is nobody's target,
+    and so the walk stays as short for the hundredth adapter as for the first."""
+    seen: set[int] = {id(model)}
+
+    def walk(prefix: str, parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        for name, child in parent._modules.items():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                yield prefix + name, child
+                if not isinstance(child, Adapted):
+                    yield from walk(f"{prefix}{name}.", child)
+
+    return walk("", model)
 
 
 @dataclass(frozen=True)
