@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Callable
 
 from PySide6.QtCore import QItemSelectionModel, QModelIndex, QSize, Qt, QTimer, Signal
-from PySide6.QtGui import QKeyEvent, QPainter
+from PySide6.QtGui import QGuiApplication, QKeyEvent, QKeySequence, QPainter
 from PySide6.QtWidgets import (QAbstractItemView, QFrame, QHBoxLayout, QLabel, QLineEdit, QPushButton, QStackedLayout, QStyle,
                                QStyledItemDelegate, QStyleOptionViewItem, QTreeView, QVBoxLayout, QWidget)
 
@@ -73,8 +73,15 @@ class LibraryTree(QTreeView):
         rows = sorted(self.selectedIndexes(), key=lambda i: self.visualRect(i).top())
         return [i.data(THING) for i in rows if i.data(KIND) == "adapter"]
 
+    def copy(self) -> None:
+        """The selected adapters to the clipboard, as a drag would carry them."""
+        if adapters := self.adapters():
+            QGuiApplication.clipboard().setMimeData(drag.pack(adapters=[a.path for a in adapters], names=[a.name for a in adapters]))
+
     def keyPressEvent(self, event: QKeyEvent) -> None:      # noqa: N802
-        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and self.adapters():
+        if event.matches(QKeySequence.StandardKey.Copy):
+            self.copy()
+        elif event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and self.adapters():
             self.entered.emit([a.path for a in self.adapters()])
         elif event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and self.currentIndex().isValid():
             self.setExpanded(self.currentIndex(), not self.isExpanded(self.currentIndex()))

@@ -28,24 +28,20 @@ class MainWindow(QMainWindow):
         self.setWindowTitle(text.app_name())
         self.setMinimumSize(900, 560)
         self.setDockOptions(QMainWindow.DockOption.AnimatedDocks | QMainWindow.DockOption.AllowTabbedDocks)
-        self._settings, self._actions, self._closed = settings, actions, False
+        self._settings, self._actions, self.closed, self._ended = settings, actions, False, False
         self.activity = activity
         self.tabs = a11y.name(QTabWidget(), text.workspaces())
         self.tabs.setDocumentMode(True)
-        self.tabs.setIconSize(self.tabs.iconSize() * 1.0)
         self.notices = notify.NoticeArea()
         self.panels: dict[str, QWidget] = {}
-        middle = QWidget()
-        layout = QVBoxLayout(middle)
+        self._holders: dict[str, QWidget] = {}
+        self._icons: dict[str, str] = {}
+        centre = QWidget()
+        layout = QVBoxLayout(centre)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(theme.S)
         layout.addWidget(self.notices)
         layout.addWidget(self.tabs, 1)
-        centre = QWidget()
-        whole = QVBoxLayout(centre)
-        whole.setContentsMargins(0, 0, 0, 0)
-        whole.setSpacing(0)
-        whole.addWidget(middle, 1)
         self.setCentralWidget(centre)
         bottom = self._dock("activity", text.activity(), activity, Qt.DockWidgetArea.BottomDockWidgetArea)
         bottom.setTitleBarWidget(QWidget())
@@ -65,12 +61,19 @@ class MainWindow(QMainWindow):
 
     # --- workspaces ---
 
-    def add_panel(self, key: str, panel: QWidget, icon: str) -> None:
-        """Add a workspace at the end of the tabs; its `said` and `failed` are heard."""
-        self.panels[key] = panel
-        self.tabs.addTab(panel, theme.icon(icon, "muted"), panel.title)
+    def reserve(self, key: str, title: str, icon: str) -> None:
+        """Add the place of a workspace at the end of the tabs; `fill` brings its panel."""
+        holder = theme.look(QWidget(), "page")
+        layout = QVBoxLayout(holder)
+        layout.setContentsMargins(0, 0, 0, 0)
+        self._holders[key], self._icons[key] = holder, icon
+        self.tabs.addTab(holder, theme.icon(icon, "muted"), title)
         self.tabs.tabBar().setTabToolTip(self.tabs.count() - 1, f"Ctrl+{self.tabs.count()}")
-        panel.setProperty("icon", icon)
+
+    def fill(self, key: str, panel: QWidget) -> None:
+        """Put a panel into its place; its `said` and `failed` are heard."""
+        self.panels[key] = panel
+        self._holders[key].layout().addWidget(panel)
         self.listen(panel)
         a11y.quiet_wheels_inside(panel)
 
@@ -83,10 +86,10 @@ class MainWindow(QMainWindow):
 
     def go(self, key: str) -> None:
         """Show a workspace: start, teach, mix, try, export or queue."""
-        self.tabs.setCurrentWidget(self.panels[key])
+        self.tabs.setCurrentWidget(self._holders[key])
 
     def current(self) -> str:
-        return next((key for key, panel in self.panels.items() if panel is self.tabs.currentWidget()), "")
+        return next((key for key, holder in self._holders.items() if holder is self.tabs.currentWidget()), "")
 
     def say(self, words: str) -> None:
         self.activity.say(words)
@@ -157,7 +160,7 @@ class MainWindow(QMainWindow):
             self.restoreGeometry(QByteArray.fromBase64(self._settings.get("geometry").encode()))
         if self._settings.get("layout"):
             self.restoreState(QByteArray.fromBase64(self._settings.get("layout").encode()), LAYOUT_VERSION)
-        if self._settings.get("tab") in self.panels:
+        if self._settings.get("tab") in self._holders:
             self.go(self._settings.get("tab"))
 
     def remember(self) -> None:
@@ -168,10 +171,20 @@ class MainWindow(QMainWindow):
         self._settings.save()
 
     def closeEvent(self, event) -> None:   # noqa: N802 (Qt's name)
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             self.closing.emit()
-        event.accept()
+        event.setAccepted(self._ended or not self.isVisible())
+
+    def wait_for_end(self) -> None:
+        """Stay and be read, but do nothing more: what runs is being saved."""
+        for part in (self.tabs, self.library, self.inspector, self.menuBar()):
+            part.setEnabled(False)
+
+    def end(self) -> None:
+        """Go now."""
+        self._ended = True
+        self.close()
 
     # --- small things ---
 
@@ -187,6 +200,5 @@ class MainWindow(QMainWindow):
         self._retint()
 
     def _retint(self, *_) -> None:
-        for key, panel in self.panels.items():
-            place = self.tabs.indexOf(panel)
-            self.tabs.setTabIcon(place, theme.icon(panel.property("icon"), "accent" if key == self.current() else "muted"))
+        for key, holder in self._holders.items():
+            self.tabs.setTabIcon(self.tabs.indexOf(holder), theme.icon(self._icons[key], "accent" if key == self.current() else "muted"))

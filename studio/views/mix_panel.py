@@ -161,7 +161,12 @@ class MixPanel(QWidget):
         path = self.base.itemData(place)
         if path is None:
             self._fill_bases()
-        elif left := self.model.choose_base(Path(path)):
+        else:
+            self.choose_base(Path(path))
+
+    def choose_base(self, base: Path) -> None:
+        """Stand the stack on another model; says which adapters had to leave."""
+        if left := self.model.choose_base(base):
             self.said.emit(text.left_the_stack(len(left), names=", ".join(left)))
 
     def _offer(self) -> None:

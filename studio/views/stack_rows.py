@@ -6,7 +6,7 @@ import itertools
 import time
 
 from PySide6.QtCore import QEvent, QModelIndex, QObject, QSize, Qt, Signal
-from PySide6.QtGui import QKeySequence, QShortcut
+from PySide6.QtGui import QGuiApplication, QKeySequence, QShortcut
 from PySide6.QtWidgets import (QAbstractItemView, QCheckBox, QDoubleSpinBox, QFrame, QGridLayout, QHBoxLayout, QLabel, QListView, QSlider,
                                QStyledItemDelegate, QToolButton, QWidget)
 
@@ -205,6 +205,8 @@ class StackList(QListView):
         self._bind("Space", Qt.ShortcutContext.WidgetShortcut, self.switch_current)
         self._bind("Left", Qt.ShortcutContext.WidgetShortcut, lambda: self.nudge(-5))
         self._bind("Right", Qt.ShortcutContext.WidgetShortcut, lambda: self.nudge(5))
+        for keys, act in (("Ctrl+C", self.copy), ("Ctrl+X", self.cut), ("Ctrl+V", self.paste)):
+            self._bind(keys, Qt.ShortcutContext.WidgetShortcut, act)
         self._bind("Alt+Up", Qt.ShortcutContext.WidgetWithChildrenShortcut, lambda: self.move_current(-1))
         self._bind("Alt+Down", Qt.ShortcutContext.WidgetWithChildrenShortcut, lambda: self.move_current(1))
         theme.changed.connect(self._retint)
@@ -241,6 +243,22 @@ class StackList(QListView):
         """Back to exactly 100 %."""
         if entry := self.current():
             self._model.undo.push(SetStrength(entry.id, 1.0))
+
+    def copy(self) -> None:
+        """The current row's adapter to the clipboard, as a drag from the library would carry it."""
+        if entry := self.current():
+            QGuiApplication.clipboard().setMimeData(drag.pack(adapters=[entry.adapter], names=[entry.name]))
+
+    def cut(self) -> None:
+        self.copy()
+        self.remove_current()
+
+    def paste(self) -> None:
+        """Adapters from the clipboard, behind the current row."""
+        place = self.currentIndex().row() + 1 if self.currentIndex().isValid() else None
+        load = drag.unpack(QGuiApplication.clipboard().mimeData())
+        for why in self._model.add(list(load.adapters), place):
+            self.spoke.emit(why)
 
     def set_wide(self, wide: bool) -> None:
         """Advanced: sliders from −100 to 200 percent."""

@@ -237,3 +237,103 @@ def time_left(seconds: float) -> str:
     if minutes < 1:
         return _soon()
     return _minutes_left(minutes) if minutes < 90 else _hours_left(hours=minutes // 60, minutes=minutes % 60)
+
+# workspaces
+_workspaces = {"start": Phrase("Start"), "teach": Phrase("Teach"), "mix": Phrase("Mix"), "try": Phrase("Try"), "export": Phrase("Export"),
+               "queue": Phrase("Queue")}
+_workspaces_help = {"start": Phrase("Where to begin, and what this computer can do"), "teach": Phrase("Teach a model from your examples"),
+                    "mix": Phrase("Stack adapters and set how strongly each is heard"), "try": Phrase("Talk to the stack, beside the untouched model"),
+                    "export": Phrase("Bake the stack into a model and prove it"), "queue": Phrase("Every job: running, waiting and past")}
+
+
+def workspace(key: str) -> str:
+    return _workspaces[key]()
+
+
+def workspace_help(key: str) -> str:
+    return _workspaces_help[key]()
+
+
+# the machine
+card_nvidia, card_amd, card_apple = Phrase("an NVIDIA graphics card"), Phrase("an AMD graphics card"), Phrase("an Apple chip")
+card_none = Phrase("no graphics card")
+cores = Counted("{n} core", "{n} cores")
+machine = Phrase("{cores}, {memory} GB memory, {card}: {reach}.")
+reach_night = Phrase("models up to about {size} billion parameters can be taught overnight")
+reach_small = Phrase("small models such as the starter model can be taught")
+
+# actions
+do_import = Phrase("Add an adapter folder…")
+do_import_help = Phrase("Checks an adapter folder and copies it into the library")
+do_starter = Phrase("Get the starter model")
+do_starter_help = Phrase("A small chat model that learns in minutes, also without a graphics card")
+starter_job = Phrase("Get the starter model")
+starter_here = Phrase("The starter model is in the library.")
+starter_coming = Phrase("The starter model is on its way.")
+do_refresh = Phrase("Look at the library again")
+do_refresh_help = Phrase("Finds models and adapters that other programs put there")
+do_folder = Phrase("Show the studio's folder")
+do_folder_help = Phrase("Opens the folder that holds library, runs and exports")
+do_quit = Phrase("Quit")
+do_quit_help = Phrase("A running job is saved and can be resumed at the next start")
+do_undo_help = Phrase("Takes back the last change of the stack")
+do_redo_help = Phrase("Does again what was taken back")
+nothing_to_undo = Phrase("There is nothing to undo.")
+nothing_to_redo = Phrase("There is nothing to redo.")
+do_cut = Phrase("Cut")
+do_cut_help = Phrase("Takes the chosen row out of the stack, ready to be pasted")
+do_copy = Phrase("Copy")
+do_copy_help = Phrase("Copies the chosen adapter, ready to be pasted into the stack")
+do_paste = Phrase("Paste into the stack")
+do_paste_help = Phrase("Puts copied adapters behind the chosen row")
+do_find = Phrase("Search the library")
+do_find_help = Phrase("Goes to the search field above the library")
+do_add_help = Phrase("Puts the adapter that is chosen in the library at the end of the stack")
+choose_an_adapter = Phrase("Choose an adapter in the library first.")
+choose_a_row = Phrase("Choose a row of the stack first.")
+do_switch = Phrase("Switch on or off")
+do_switch_help = Phrase("An adapter that is off stays in the stack but is not heard")
+do_full = Phrase("Strength back to 100 %")
+do_full_help = Phrase("Exactly as the adapter was taught")
+do_up = Phrase("Move up")
+do_up_help = Phrase("Moves the chosen row one place up")
+do_down = Phrase("Move down")
+do_down_help = Phrase("Moves the chosen row one place down")
+do_remove = Phrase("Remove from the stack")
+do_remove_help = Phrase("The adapter stays in the library")
+do_resume = Phrase("Resume")
+do_resume_help = Phrase("Goes on with all jobs that were paused or interrupted")
+nothing_to_resume = Phrase("No job is paused or interrupted.")
+do_palette = Phrase("Command palette…")
+do_palette_help = Phrase("Finds every command by a few letters")
+_themes = {"system": Phrase("Colours of the system"), "light": Phrase("Light"), "dark": Phrase("Dark"), "contrast": Phrase("High contrast")}
+do_theme_help = Phrase("Changes the colours of the window")
+
+
+def theme_name(mode: str) -> str:
+    return _themes[mode]()
+
+
+do_larger = Phrase("Larger text")
+do_larger_help = Phrase("Makes all text larger")
+do_smaller = Phrase("Smaller text")
+do_smaller_help = Phrase("Makes all text smaller")
+do_normal = Phrase("Normal text size")
+do_normal_help = Phrase("Back to the size at the beginning")
+largest = Phrase("The text is as large as it can be.")
+smallest = Phrase("The text is as small as it can be.")
+do_dock_help = Phrase("Shows or hides this side of the window")
+do_shortcuts = Phrase("Keyboard shortcuts")
+do_shortcuts_help = Phrase("All keys at a glance")
+column_what, column_keys, column_does = Phrase("Command"), Phrase("Keys"), Phrase("What it does")
+do_about = Phrase("About Adapter Studio")
+do_about_help = Phrase("Version and folder")
+about = Phrase("Version {version}\n\nTeach, mix and export adapters for language models on your own computer.\n\nEverything lies in {folder}")
+
+# jobs
+job_done = Phrase("Done: {title}")
+interrupted = Phrase("“{title}” was interrupted and is not done yet.")
+resumes_at = Phrase("Nothing is lost up to step {step}: it goes on from there.")
+begins_anew = Phrase("It had not saved anything yet and begins anew.")
+closing = Phrase("“{title}” is being saved, then the window closes.")
+closing_why = Phrase("It goes on where it stopped when you open the studio again and press Resume.")
