@@ -119,24 +119,25 @@ class InspectorPanel(QScrollArea):
         layout.addLayout(self._buttons(thing))
         layout.addStretch(1)
         self.setWidget(content)
+        self.setMinimumWidth(max(230, content.minimumSizeHint().width() + 12))
 
-    def _buttons(self, thing: object) -> QHBoxLayout:
-        row = QHBoxLayout()
-        row.setSpacing(theme.S)
+    def _buttons(self, thing: object) -> QVBoxLayout:
+        column = QVBoxLayout()
+        column.setSpacing(theme.S)
         if isinstance(thing, AdapterInfo):
             add = theme.look(QPushButton(text.add_to_stack()), "primary")
             add.clicked.connect(lambda: self._add([thing.path]))
-            row.addWidget(add)
-        if (path := getattr(thing, "path", None)) and not isinstance(thing, Module):
-            show = QPushButton(text.open_folder())
-            show.clicked.connect(lambda: QDesktopServices.openUrl(QUrl.fromLocalFile(str(path))))
-            copy = QPushButton(text.copy_path())
-            copy.clicked.connect(lambda: (QGuiApplication.clipboard().setText(str(path)), self.said.emit(text.copied())))
+            column.addWidget(add)
+        if isinstance(thing, (AdapterInfo, ModelInfo)):
+            show, copy = QPushButton(text.open_folder()), QPushButton(text.copy_path())
+            show.clicked.connect(lambda: QDesktopServices.openUrl(QUrl.fromLocalFile(str(thing.path))))
+            copy.clicked.connect(lambda: (QGuiApplication.clipboard().setText(str(thing.path)), self.said.emit(text.copied())))
+            row = QHBoxLayout()
+            row.setSpacing(theme.S)
             row.addWidget(show)
-            if not isinstance(thing, AdapterInfo):
-                row.addWidget(copy)
-        row.addStretch(1)
-        return row
+            row.addWidget(copy)
+            column.addLayout(row)
+        return column
 
     def _refresh(self) -> None:
         """The library changed: show the newest knowledge of the same thing, or nothing if it is gone."""
@@ -154,17 +155,14 @@ def _label(words: str, looks: str) -> QLabel:
 
 
 def _table(facts: list[Fact]) -> QGridLayout:
-    """Names at the left, values at the right; long values stand below their name and may be cut, with the whole as tooltip."""
+    """Names at the left, values at the right; long ones wrap between words, or are cut with the whole as tooltip."""
     grid = QGridLayout()
     grid.setHorizontalSpacing(theme.M)
     grid.setVerticalSpacing(theme.XS)
     grid.setColumnStretch(1, 1)
     for row, (name, value) in enumerate(facts):
         spoken = theme.look(QLabel(name), "muted small")
-        if len(value) > 26:
-            shown = theme.look(QLabel(value, wordWrap=True), "small") if " " in value else theme.look(a11y.ElidedLabel(value), "small")
-        else:
-            shown = theme.look(QLabel(value), "small")
+        shown = theme.look(QLabel(value, wordWrap=True) if " " in value else a11y.ElidedLabel(value), "small")
         shown.setTextFormat(Qt.TextFormat.PlainText)
         grid.addWidget(spoken, row, 0, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
         grid.addWidget(shown, row, 1)

@@ -30,7 +30,7 @@ class TreeDelegate(QStyledItemDelegate):
         kind, note = index.data(KIND), index.data(NOTE)
         option.features |= QStyleOptionViewItem.ViewItemFeature.HasDisplay | QStyleOptionViewItem.ViewItemFeature.HasDecoration
         option.icon = theme.icon(ICON_OF.get(kind, "fact"), "warn" if kind == "problem" else "accent" if kind == "adapter" else "muted")
-        option.decorationSize = QSize(16, 16)
+        option.decorationSize = QSize(option.fontMetrics.height(), option.fontMetrics.height())
         if kind in ("model", "group"):
             option.font.setWeight(option.font.Weight.DemiBold)
         room = option.rect.width() - 30 - (option.fontMetrics.horizontalAdvance(note) + 10 if note else 0)
@@ -135,6 +135,7 @@ class LibraryPanel(QWidget):
         self.model.modelReset.connect(self._reopen)
         self.tree.selectionModel().selectionChanged.connect(self._tell_selection)
         theme.changed.connect(self._repaint)
+        self._repaint()
         self._reopen()
 
     def select(self, path: Path) -> None:
@@ -219,7 +220,11 @@ class LibraryPanel(QWidget):
         if chosen:
             self.selected.emit(chosen[-1].data(THING))
 
-    def _repaint(self) -> None:
+    def sizeHint(self) -> QSize:            # noqa: N802 (Qt's name)
+        return QSize(self.fontMetrics().averageCharWidth() * 36, 400)
+
+    def _repaint(self, *_) -> None:
+        self.setMinimumWidth(self.fontMetrics().averageCharWidth() * 26)
         self.tree.viewport().update()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from PySide6.QtCore import QByteArray, Qt, QTimer, Signal
 from PySide6.QtGui import QAction, QKeySequence, QShortcut
-from PySide6.QtWidgets import QDockWidget, QMainWindow, QMenu, QTabWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QDockWidget, QHBoxLayout, QLabel, QMainWindow, QMenu, QTabWidget, QToolButton, QVBoxLayout, QWidget
 
 from studio.core.actions import Action, ActionRegistry
 from studio.core.settings import Settings
@@ -32,6 +32,8 @@ class MainWindow(QMainWindow):
         self.activity = activity
         self.tabs = a11y.name(QTabWidget(), text.workspaces())
         self.tabs.setDocumentMode(True)
+        self.tabs.tabBar().setDrawBase(False)
+        a11y.name(self.tabs.tabBar(), text.workspaces())
         self.notices = notify.NoticeArea()
         self.panels: dict[str, QWidget] = {}
         self._holders: dict[str, QWidget] = {}
@@ -39,16 +41,15 @@ class MainWindow(QMainWindow):
         centre = QWidget()
         layout = QVBoxLayout(centre)
         layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(theme.S)
-        layout.addWidget(self.notices)
+        layout.setSpacing(0)
         layout.addWidget(self.tabs, 1)
+        layout.addWidget(self.notices)
         self.setCentralWidget(centre)
         bottom = self._dock("activity", text.activity(), activity, Qt.DockWidgetArea.BottomDockWidgetArea)
         bottom.setTitleBarWidget(QWidget())
         bottom.setFeatures(QDockWidget.DockWidgetFeature.NoDockWidgetFeatures)
         self.library = self._dock("library", text.library(), library, Qt.DockWidgetArea.LeftDockWidgetArea)
         self.inspector = self._dock("inspector", text.inspector(), inspector, Qt.DockWidgetArea.RightDockWidgetArea)
-        self.resizeDocks([self.library, self.inspector], [270, 260], Qt.Orientation.Horizontal)
         self.palette_box = Palette(actions, self)
         self.palette_box.refused.connect(self.say_refusal)
         self._menus: list[QMenu] = []
@@ -158,6 +159,7 @@ class MainWindow(QMainWindow):
         self.resize(1280, 820)
         if self._settings.get("geometry"):
             self.restoreGeometry(QByteArray.fromBase64(self._settings.get("geometry").encode()))
+        self.resizeDocks([self.library, self.inspector], [280, 270], Qt.Orientation.Horizontal)
         if self._settings.get("layout"):
             self.restoreState(QByteArray.fromBase64(self._settings.get("layout").encode()), LAYOUT_VERSION)
         if self._settings.get("tab") in self._holders:
@@ -192,6 +194,7 @@ class MainWindow(QMainWindow):
         dock = QDockWidget(title, self)
         dock.setObjectName(name)
         dock.setWidget(widget)
+        dock.setTitleBarWidget(_DockTitle(title, dock))
         dock.setFeatures(QDockWidget.DockWidgetFeature.DockWidgetClosable | QDockWidget.DockWidgetFeature.DockWidgetMovable)
         self.addDockWidget(area, dock)
         return dock
@@ -202,3 +205,22 @@ class MainWindow(QMainWindow):
     def _retint(self, *_) -> None:
         for key, holder in self._holders.items():
             self.tabs.setTabIcon(self.tabs.indexOf(holder), theme.icon(self._icons[key], "accent" if key == self.current() else "muted"))
+
+
+class _DockTitle(QWidget):
+    """The head of a dock: its name and a button that closes it. It can be dragged like Qt's own."""
+
+    def __init__(self, title: str, dock: QDockWidget):
+        super().__init__()
+        self._close = a11y.name(QToolButton(), text.close_dock(name=title))
+        self._close.setToolTip(text.close_dock_help(name=title))
+        self._close.clicked.connect(dock.close)
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(theme.M, theme.S, theme.S, 0)
+        layout.addWidget(theme.look(QLabel(title), "strong"), 1)
+        layout.addWidget(self._close)
+        theme.changed.connect(self._retint)
+        self._retint()
+
+    def _retint(self, *_) -> None:
+        self._close.setIcon(theme.icon("close", "muted"))

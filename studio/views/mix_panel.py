@@ -139,7 +139,7 @@ class MixPanel(QWidget):
         self._empty.setVisible(empty)
         if empty:
             self._empty.raise_()
-        heard = self._document.heard()
+        heard = [e for e in self._document.heard() if not self.model.problem(e)]
         self.heard.setText(text.heard(self._document.base is not None, [(e.name, _percent(e.strength)) for e in heard]))
         self.try_button.setEnabled(self._document.base is not None)
         self.export_button.setEnabled(bool(heard))

@@ -1,4 +1,4 @@
-"""The one place for errors, warnings and small good news: calm banners above the work, never a modal box.
+"""The one place for errors, warnings and small good news: calm banners below the work, never a modal box.
 
     notify.show_error(self, error)                                   # what · why · what to do, details folded, copy
     notify.tell(self, "Adapter removed.", button=("Undo", undo))     # passes by itself after a while unless it has focus
@@ -104,9 +104,12 @@ class Notice(QFrame):
         timer.start()
 
     def dismiss(self) -> None:
+        area = self.parentWidget()
         self.hide()
         self.setParent(None)
         self.deleteLater()
+        if isinstance(area, NoticeArea):
+            area.setVisible(bool(area.notices()))
 
     def keyPressEvent(self, event) -> None:    # noqa: N802 (Qt's name)
         if event.key() == Qt.Key.Key_Escape:
@@ -135,8 +138,9 @@ class NoticeArea(QWidget):
         super().__init__(parent)
         a11y.name(self, text.notices())
         self._layout = QVBoxLayout(self)
-        self._layout.setContentsMargins(theme.L, 0, theme.L, 0)
+        self._layout.setContentsMargins(theme.L, theme.S, theme.L, theme.S)
         self._layout.setSpacing(theme.S)
+        self.hide()
 
     def notices(self) -> list[Notice]:
         return [self._layout.itemAt(i).widget() for i in range(self._layout.count())]

@@ -6,7 +6,7 @@ import itertools
 import time
 
 from PySide6.QtCore import QEvent, QModelIndex, QObject, QSize, Qt, Signal
-from PySide6.QtGui import QGuiApplication, QKeySequence, QShortcut
+from PySide6.QtGui import QGuiApplication, QKeySequence, QPainter, QShortcut
 from PySide6.QtWidgets import (QAbstractItemView, QCheckBox, QDoubleSpinBox, QFrame, QGridLayout, QHBoxLayout, QLabel, QListView, QSlider,
                                QStyledItemDelegate, QToolButton, QWidget)
 
@@ -58,6 +58,16 @@ class StrengthSlider(QSlider):
 
     def mouseDoubleClickEvent(self, event) -> None:          # noqa: N802
         self.setValue(PERCENT)
+
+    def paintEvent(self, event) -> None:                     # noqa: N802
+        """The slider, and a small mark below 100 %."""
+        super().paintEvent(event)
+        room = self.width() - 18
+        x = 9 + room * (PERCENT - self.minimum()) / (self.maximum() - self.minimum())
+        painter = QPainter(self)
+        painter.setPen(theme.color("strong_border"))
+        painter.drawLine(round(x), self.height() - 4, round(x), self.height())
+        painter.end()
 
     def set_wide(self, wide: bool) -> None:
         self.setRange(-100 if wide else 0, 200 if wide else 150)
