@@ -1,6 +1,6 @@
 """The run folder: the one contract between whoever asks for a job and whoever does it.
 
-``spec.json`` what is to be done · ``events.jsonl`` append-only, numbered · ``cancel`` / ``pause`` / ``sample`` empty files
+``spec.json`` what is to be done · ``events.jsonl`` append-only, numbered · ``cancel`` / ``pause`` / ``sample`` / ``finish`` empty files
 that ask for something between two steps · ``checkpoints/`` written atomically by the job · ``outcome.json`` the final event.
 Resuming needs nothing but this folder.
 """
@@ -18,7 +18,7 @@ from engine import events, specs
 from engine.errors import StudioError
 from engine.store.atomic import write_json
 
-REQUESTS = ("cancel", "pause", "sample")
+REQUESTS = ("cancel", "pause", "sample", "finish")
 
 
 class RunFolder:
@@ -50,7 +50,7 @@ class RunFolder:
     # --- requests: files, so that they work across processes, machines and restarts ---
 
     def ask(self, request: str) -> None:
-        """Ask the running job for ``cancel``, ``pause`` or ``sample``."""
+        """Ask the running job for ``cancel``, ``pause``, ``sample`` or ``finish`` (end now, and keep what there is)."""
         assert request in REQUESTS, request
         (self.path / request).touch()
 

@@ -92,6 +92,7 @@ class Training:
         yield from self._resume()
         try:
             while True:
+                self._ending = self.step > 0 and self.run_folder.asked("finish")
                 if self._evaluation_is_due():
                     yield from self._evaluate()
                 if self.over:
@@ -114,8 +115,12 @@ class Training:
 
     @property
     def over(self) -> bool:
-        """All steps done, or the unseen error did not get better for a while (a state with equal error is not better)."""
-        return self.step >= len(self.schedule) or (self.spec.early_stop and self._since_best() >= PATIENCE)
+        """All steps done, asked to finish, or the unseen error did not get better for a while (an equal error is not better)."""
+        return self._at_the_end or (self.spec.early_stop and self._since_best() >= PATIENCE)
+
+    @property
+    def _at_the_end(self) -> bool:
+        return self._ending or self.step >= len(self.schedule)
 
     def _listen(self) -> None:
         for request in ("cancel", "pause"):
@@ -182,7 +187,7 @@ class Training:
 
     def _evaluation_is_due(self) -> bool:
         done = self.evaluations[-1][0] if self.evaluations else -1
-        return done < self.step and (self.step in self.evaluate_at or (self.step >= len(self.schedule) and bool(self.material.test)))
+        return done < self.step and (self.step in self.evaluate_at or (self._at_the_end and bool(self.material.test)))
 
     def _evaluate(self) -> Iterator[Event]:
         start = time.monotonic()
@@ -253,6 +258,7 @@ class Training:
         return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
 
     _saved_step = -1
+    _ending = False                        # asked to finish: seen once a step, so that the last state is tested too
 
     def _resume(self) -> Iterator[Event]:
         checkpoints.sweep(self.run_folder.checkpoints)

@@ -149,6 +149,12 @@ class JobQueue:
             if self._running == id:
                 RunFolder(self._store.job(id).folder).ask("sample")
 
+    def finish(self, id: int) -> None:
+        """Ask a running training to end now and keep its adapter. Nothing happens if it is not running."""
+        with self._wake:
+            if self._running == id:
+                RunFolder(self._store.job(id).folder).ask("finish")
+
     def move(self, id: int, position: int) -> None:
         """Put a job at this place among all jobs, 0 first."""
         for job in self._store.move(id, position):
