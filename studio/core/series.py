@@ -135,7 +135,7 @@ def _reduce(function: np.ufunc, values: np.ndarray) -> np.ndarray:
 class Smooth:
     """A running mean that starts unbiased: the calm line over a noisy curve. Follows rewinds of its source."""
 
-    def __init__(self, keep: float = 0.9):
+    def __init__(self, keep: float = 0.8):
         self.series, self._keep, self._state = Series(), keep, []
 
     def append(self, x: float, y: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from PySide6.QtCore import QTimer, Signal
+from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QColor
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStackedWidget, QTableView, QWidget
 
@@ -18,6 +18,7 @@ from studio.models.series_table import EVENT, LEARNED, UNSEEN, SeriesTable
 from studio.views import a11y, theme
 from studio.views.parts import Column, Row, button, text
 
+PLOT, TABLE, NOTHING = range(3)
 REDRAW = 100                               # milliseconds between two pictures, at least
 
 
@@ -29,7 +30,7 @@ class CurveView(QWidget):
     def __init__(self):
         super().__init__()
         self.table = SeriesTable(self)
-        self._plot = None
+        self._plot, self._tabular = None, False
         self._timer = QTimer(self, interval=REDRAW, singleShot=True)
         self._timer.timeout.connect(self._draw)
         self._swap = button(words.TRAIN_SHOW_TABLE(), self.toggle_table, "quiet")
@@ -39,6 +40,9 @@ class CurveView(QWidget):
         Column(parent=self._place)
         self._stack.addWidget(self._place)
         self._stack.addWidget(self._table_view())
+        nothing = text(words.TRAIN_NO_POINTS(), "muted")
+        nothing.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self._stack.addWidget(nothing)
         self._stack.setMinimumHeight(220)
         self._legend = [(text("●", wrap=False), "curve_learned"), (text("●", wrap=False), "curve_unseen")]
         Column(Row(text(words.TRAIN_CURVE(), "strong", wrap=False), theme.L, self._legend[0][0], text(words.TRAIN_LEARNED(), "muted small", wrap=False),
@@ -107,8 +111,8 @@ class CurveView(QWidget):
         return words.TRAIN_POINTS(step=f"{self._raw.x[-1]:.0f}", learned=f"{self._smooth.series.y[-1]:.2f}", unseen=unseen)
 
     def toggle_table(self) -> None:
-        self._swap.setChecked(self._stack.currentIndex() == 0)
-        self._stack.setCurrentIndex(1 - self._stack.currentIndex())
+        self._tabular = not self._tabular
+        self._swap.setChecked(self._tabular)
         self._soon()
 
     # --- drawing ---
@@ -131,7 +135,11 @@ class CurveView(QWidget):
         self._draw()
 
     def _draw(self) -> None:
-        if not self.isVisible() or self._stack.currentIndex():
+        if not self.isVisible():
+            return
+        empty = not len(self._raw) and not len(self._unseen)
+        self._stack.setCurrentIndex(TABLE if self._tabular else NOTHING if empty else PLOT)
+        if self._tabular or empty:
             return
         if self._plot is None:
             self._make_plot()
@@ -198,7 +206,8 @@ class CurveView(QWidget):
         if self._plot is None:
             return
         pg, faint = self._pg, QColor(t.curve_learned)
-        faint.setAlphaF(0.35)
+        self._plot.setBackground(t.card)
+        faint.setAlphaF(0.5)
         self._line_raw.setPen(pg.mkPen(faint, width=1))
         self._line_smooth.setPen(pg.mkPen(t.curve_learned, width=2))
         self._line_unseen.setPen(pg.mkPen(t.curve_unseen, width=2))

@@ -14,9 +14,10 @@ from PySide6.QtWidgets import QCheckBox, QComboBox, QFormLayout, QHBoxLayout, QL
 
 from studio.core.text import teach as words
 from studio.views import a11y, theme
-from studio.views.parts import text
+from studio.views.parts import Column, Fold, text
 
-NO_NUMBER, TOO_PRECISE = "not a number", 12
+TOO_PRECISE = 12                           # digits; more would show what binary numbers are like
+LABELS = 190                               # pixels, so that all forms of a page line up
 
 
 class Faulty(ValueError):
@@ -201,28 +202,28 @@ class Form(QWidget):
 
     Args:
         fields: dicts as `describe_fields` gives them. leave_out: names that are chosen elsewhere.
-        advanced: None shows all fields flat; True only advanced ones, False only simple ones.
+        folded: title under which the advanced fields are folded away; empty shows all of them flat.
     """
 
     changed = Signal(str)                  # name of the field that was edited by hand
 
-    def __init__(self, fields: list[dict], *, leave_out: tuple[str, ...] = (), advanced: bool | None = None,
-                 locale: QLocale | None = None):
+    def __init__(self, fields: list[dict], *, leave_out: tuple[str, ...] = (), folded: str = "", locale: QLocale | None = None):
         super().__init__()
         self.fields: dict[str, Field] = {}
-        layout = QFormLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setHorizontalSpacing(theme.L)
-        layout.setVerticalSpacing(theme.M)
-        layout.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        layout.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop)
+        simple, advanced = _rows(), _rows()
         for about in fields:
-            if about["name"] in leave_out or (advanced is not None and about["advanced"] is not advanced):
+            if about["name"] in leave_out:
                 continue
             field = Field(about, locale or QLocale())
             self.fields[about["name"]] = field
             field.changed.connect(lambda name=about["name"]: self._edited(name))
-            layout.addRow(self._label(about, field), field)
+            (advanced if folded and about["advanced"] else simple).addRow(self._label(about, field), field)
+        column = Column(simple, spacing=theme.M, parent=self)
+        if advanced.rowCount():
+            inside = QWidget()
+            inside.setLayout(advanced)
+            self.fold = Fold(folded, inside)
+            column.addWidget(self.fold)
 
     def values(self) -> dict[str, Any]:
         """Name → value of every field that can be read; those with a fault are left out (see `problems`)."""
@@ -287,6 +288,7 @@ class Form(QWidget):
 
     def _label(self, about: dict, field: Field) -> QWidget:
         holder = QWidget()
+        holder.setMinimumWidth(LABELS)
         column = QVBoxLayout(holder)
         column.setContentsMargins(0, 4, 0, 0)
         column.setSpacing(0)
@@ -299,3 +301,13 @@ class Form(QWidget):
             column.addWidget(text(technical, "muted small", wrap=False))
         column.addStretch(1)
         return holder
+
+
+def _rows() -> QFormLayout:
+    layout = QFormLayout()
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setHorizontalSpacing(theme.L)
+    layout.setVerticalSpacing(theme.M)
+    layout.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    layout.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop)
+    return layout

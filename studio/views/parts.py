@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Callable
 
-from PySide6.QtCore import QSize, Qt, Signal
+from PySide6.QtCore import QEvent, QSize, Qt, Signal
 from PySide6.QtWidgets import (QFrame, QHBoxLayout, QLabel, QLayout, QPushButton, QScrollArea, QSizePolicy, QToolButton, QVBoxLayout,
                                QWidget)
 
@@ -27,7 +27,7 @@ def text(words: str = "", looks: str = "", *, wrap: bool = True, selectable: boo
 
 def button(words: str, slot: Callable[[], object], looks: str = "", *, help: str = "", icon: str = "") -> QPushButton:
     """A push button; ``help`` becomes its tooltip and description, ``icon`` a name of ``resources/icons``."""
-    made = QPushButton(words)
+    made = QPushButton(f" {words}" if icon and words else words)     # the blank keeps the words off the icon
     made.clicked.connect(lambda _=False: slot())
     made.setAutoDefault(False)
     a11y.name(made, words, help)
@@ -168,8 +168,9 @@ class Fold(QWidget):
 class CardButton(QPushButton):
     """A card that can be pressed: large, with several lines, heard as one button. Grows with its content."""
 
-    def __init__(self, name: str, *items, description: str = "", spacing: int = theme.XS, margin: int = theme.L, checkable: bool = False):
+    def __init__(self, name: str, *items, description: str = "", spacing: int = theme.XS, margin: int = theme.L, checkable: bool = False, least: int = 0):
         super().__init__()
+        self.least = least
         theme.look(self, "card")
         a11y.name(self, name, description)
         self.setCheckable(checkable)
@@ -180,24 +181,30 @@ class CardButton(QPushButton):
             label.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
 
     def sizeHint(self) -> QSize:           # noqa: N802 (Qt's names)
-        hint = self.layout().totalSizeHint()
-        return QSize(hint.width(), self.heightForWidth(max(self.width(), hint.width())))
+        return QSize(self.layout().totalSizeHint().width(), self._height())
 
     def minimumSizeHint(self) -> QSize:    # noqa: N802
-        least = self.layout().totalMinimumSize()
-        return QSize(least.width(), self.heightForWidth(self.width()) if self.width() > least.width() else least.height())
-
-    def hasHeightForWidth(self) -> bool:   # noqa: N802
-        return True
-
-    def heightForWidth(self, width: int) -> int:    # noqa: N802
-        layout = self.layout()
-        return layout.totalHeightForWidth(width) if layout.hasHeightForWidth() else layout.totalSizeHint().height()
+        return QSize(self.layout().totalMinimumSize().width(), self._height())
 
     def resizeEvent(self, event) -> None:  # noqa: N802
         super().resizeEvent(event)
-        if event.oldSize().width() != event.size().width():
-            self.updateGeometry()
+        self._fit()
+
+    def event(self, event: QEvent) -> bool:
+        done = super().event(event)
+        if event.type() in (QEvent.Type.LayoutRequest, QEvent.Type.Polish):
+            self._fit()
+        return done
+
+    def _height(self) -> int:
+        """What the content needs at the present width."""
+        layout = self.layout()
+        return layout.totalHeightForWidth(self.width()) if layout.hasHeightForWidth() else layout.totalSizeHint().height()
+
+    def _fit(self) -> None:
+        """A push button's style sets a fixed least height; the content's is the one that counts."""
+        if self.layout() is not None and self.minimumHeight() != max(self.least, self._height()):
+            self.setMinimumHeight(max(self.least, self._height()))
 
 
 def picture(name: str, role: str = "accent", size: int = 28) -> QLabel:
@@ -224,21 +231,22 @@ def error_card(error, *buttons: QWidget) -> QFrame:
 
     from studio.core.text import work as words
 
-    frame = card(Row(picture("error", "bad", 20), text(error.what, "strong", selectable=True), spacing=theme.M), looks="notice-bad", margin=theme.M)
-    frame.layout().itemAt(0).layout().setStretch(1, 1)
+    column = Column(text(error.what, "strong", selectable=True), spacing=theme.XS)
+    mark = picture("error", "bad", 20)
+    line = Row(mark, column, spacing=theme.M)
+    line.setAlignment(mark, Qt.AlignmentFlag.AlignTop)
+    line.setStretch(1, 1)
+    frame = card(line, looks="notice-bad", margin=theme.M)
     if more := " ".join(part for part in (error.why, error.do) if part):
-        frame.layout().addWidget(text(more, selectable=True))
+        column.addWidget(text(more, selectable=True))
     row = Row(*buttons)
     if error.details:
         box = text(error.details, "mono small", selectable=True)
-        fold = Fold(words.DETAILS(), box)
         whole = "\n".join((error.what, error.why, error.do, error.details))
         row.addWidget(button(words.COPY_DETAILS(), lambda: QGuiApplication.clipboard().setText(whole), "link"))
+        column.addWidget(Fold(words.DETAILS(), box))
+    if row.count():
         row.addStretch(1)
-        frame.layout().addLayout(row)
-        frame.layout().addWidget(fold)
-    elif buttons:
-        row.addStretch(1)
-        frame.layout().addLayout(row)
+        column.addLayout(row)
     a11y.name(frame, error.what, more)
     return frame

@@ -63,9 +63,11 @@ class QueuePanel(QWidget):
         self.resume = button(words.QUEUE_RESUME(), lambda: self._ask("resume"), help=words.QUEUE_RESUME_HELP(), icon="play")
         self.cancel = button(words.QUEUE_CANCEL(), lambda: self._ask("cancel"), help=words.QUEUE_CANCEL_HELP(), icon="stop")
         self.remove = button(words.REMOVE(), self._remove, help=words.QUEUE_REMOVE_HELP(), icon="remove")
-        self.up = button(words.QUEUE_UP(), lambda: self._move(-1), icon="up")
-        self.down = button(words.QUEUE_DOWN(), lambda: self._move(1), icon="down")
+        self.up = button("", lambda: self._move(-1), "quiet", help=words.QUEUE_UP(), icon="up")
+        self.down = button("", lambda: self._move(1), "quiet", help=words.QUEUE_DOWN(), icon="down")
         self.open = button(words.QUEUE_OPEN(), self._open, icon="teach")
+        a11y.name(self.up, words.QUEUE_UP())
+        a11y.name(self.down, words.QUEUE_DOWN())
         for keys, made in (("Alt+Up", self.up), ("Alt+Down", self.down), ("Del", self.remove), ("Space", None), ("Return", self.open)):
             shortcut = QShortcut(QKeySequence(keys), self.view, context=Qt.ShortcutContext.WidgetShortcut)
             shortcut.activated.connect(made.click if made is not None else self._toggle)
@@ -137,7 +139,7 @@ class QueuePanel(QWidget):
             self._told = (job.id, job.state)
             clear(self._trouble)
             if job.error and job.state in (State.FAILED, State.INTERRUPTED):
-                self._trouble.addWidget(error_card(StudioError.from_dict(job.error)))
+                self._trouble.addWidget(error_card(StudioError.from_dict({**job.error, "details": ""})))
         if job.id != self._shown:
             self._shown = job.id
             self._show_log()

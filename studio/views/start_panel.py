@@ -49,9 +49,8 @@ class StartPanel(QWidget):
         big = Row(spacing=theme.L)
         for key, icon, title, help in (("teach", "teach", words.START_TEACH(), words.START_TEACH_HELP()),
                                        ("mix", "mix", words.START_MIX(), words.START_MIX_HELP()), ("try", "try", words.START_TRY(), words.START_TRY_HELP())):
-            made = CardButton(title, picture(icon, "accent", 32), theme.S, text(title, "heading"), text(help, "muted"), None, description=help, margin=theme.XL)
+            made = CardButton(title, picture(icon, "accent", 32), theme.S, text(title, "heading"), text(help, "muted"), None, description=help, margin=theme.XL, least=168)
             made.clicked.connect(lambda _=False, k=key: self.go.emit(k))
-            made.setMinimumHeight(168)
             self.cards[key] = made
             big.addWidget(made, 1)
         self._fetch_title, self._fetch_body = text(words.START_FETCH_TITLE(), "heading"), text(words.START_FETCH_BODY(), "muted")

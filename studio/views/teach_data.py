@@ -230,6 +230,7 @@ class DataPage(QWidget):
         """One example as a small conversation that can be chosen."""
         said = " ".join(f"{_role(m)}: {m.get('content', '')}" for m in messages)
         made = CardButton(said[:300], spacing=theme.XS, margin=theme.S, checkable=True)
+        theme.look(made, "card bubbles")
         for message in messages:
             role = message.get("role", "text")
             bubble = card(text(_short(str(message.get("content", "")))), margin=theme.S, looks=f"bubble-{'user' if role != 'assistant' else role}")

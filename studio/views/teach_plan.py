@@ -29,6 +29,7 @@ class PlanPage(QWidget):
         self._draft, self._talk, self._queue = draft, talk_bridge, queue_bridge
         self._prices: dict[str, PlanReport] = {}
         self._asked: dict[str, int] = {}
+        self._unpriced: dict[str, str] = {}    # preset → why its price is not known
         self._method_form: Form | None = None
         self._later = QTimer(self, interval=500, singleShot=True)
         self._later.timeout.connect(self._ask_prices)
@@ -61,14 +62,14 @@ class PlanPage(QWidget):
         self.prompts.setTabChangesFocus(True)
         a11y.name(self.prompts, words.PLAN_PROMPTS(), words.PLAN_PROMPTS_HELP())
         self.prompts.textChanged.connect(lambda: self._draft.put(prompts=self.prompts.toPlainText().splitlines()))
-        self.form = Form(describe_fields(TrainSpec), leave_out=CHOSEN_ELSEWHERE)
+        self.form = Form(describe_fields(TrainSpec), leave_out=CHOSEN_ELSEWHERE, folded=words.PLAN_SPEC_FORM())
         self.form.changed.connect(lambda _: self._draft.put(overrides=self.form.different()))
         self._method_place = QVBoxLayout()
         self._method_title = text(words.PLAN_METHOD_FORM(method="LoRA"), "heading")
         self.reset = button(words.PLAN_RESET(), self._reset, "link")
         inside = QWidget()
         theme.look(inside, "page")
-        Column(text(words.PLAN_SPEC_FORM(), "heading"), self.form, theme.M, self._method_title, self._method_place, Row(self.reset, None),
+        Column(self.form, theme.S, self._method_title, self._method_place, Row(self.reset, None),
                spacing=theme.M, margin=theme.M, parent=inside)
         self.advanced = Fold(words.PLAN_ADVANCED_NONE(), inside)
         self.advanced.toggled.connect(lambda on: on and self._ask_methods())
@@ -77,9 +78,11 @@ class PlanPage(QWidget):
         self._needs = text("", "muted")
         label = text(words.PLAN_NAME(), "strong")
         label.setBuddy(self.name)
+        last = Row(self.start, self._needs, spacing=theme.L)
+        last.setStretch(1, 1)
         Column(page(text(words.PLAN_HEAD(), "title"), Column(label, self.name, self._name_fault, spacing=theme.XS), presets, self._warning,
                     Column(text(words.PLAN_PROMPTS(), "strong"), text(words.PLAN_PROMPTS_HELP(), "muted small"), self.prompts, spacing=theme.XS),
-                    card(self.advanced, margin=theme.S), self._trouble, Row(self.start, self._needs, spacing=theme.L), None), parent=self)
+                    card(self.advanced, margin=theme.S), self._trouble, last, None), parent=self)
 
     # --- draft → page ---
 
@@ -162,6 +165,7 @@ class PlanPage(QWidget):
         for key in sorted(plan.PRESETS, key=lambda k: k != draft.preset):
             if key in self._prices:
                 continue
+            self._unpriced.pop(key, None)
             self._talk.forget(self._asked.get(key, 0))
             spec = self._spec_of(key)
             if spec.problems():
@@ -182,15 +186,16 @@ class PlanPage(QWidget):
 
     def _no_price(self, key: str, error: StudioError) -> None:
         self._asked.pop(key, None)
-        self.price_labels[key].setText(words.PLAN_NO_PRICE(why=error.what))
+        self._unpriced[key] = words.PLAN_NO_PRICE(why=error.what)
+        self._show_prices()
 
     def _show_prices(self) -> None:
         waiting = words.PLAN_MEASURING() if self._draft.report is not None and self._draft.draft.base else words.PLAN_AFTER()
         for key, label in self.price_labels.items():
             if key in self._prices:
                 label.setText(plan.price(self._prices[key], self._final(key)))
-            elif key in self._asked or waiting == words.PLAN_AFTER():
-                label.setText(waiting)
+            else:
+                label.setText(self._unpriced.get(key, waiting))
             self.cards[key].setAccessibleDescription(f"{words.PRESET_HELP[key]()} {label.text()}")
         chosen = self._prices.get(self._draft.draft.preset)
         caution = plan.warnings(chosen) if chosen else []
@@ -214,7 +219,7 @@ class PlanPage(QWidget):
         if found is None or self._method_form is not None:
             return
         self._method_title.setText(words.PLAN_METHOD_FORM(method=found["title"]))
-        self._method_form = Form(found["fields"])
+        self._method_form = Form(found["fields"], folded=words.PLAN_METHOD_MORE())
         self._show_defaults()
         self._method_form.put(self._draft.draft.method_overrides)
         self._method_form.changed.connect(lambda _: self._draft.put(method_overrides=self._method_form.different()))

@@ -53,7 +53,7 @@ class TrainPage(QWidget):
         self.verdict, self._advice = text("", "heading", selectable=True), text("", "muted")
         self._verdict_card = card(self.verdict, self._advice, spacing=theme.XS)
         self.curve = CurveView()
-        self.curve.setMinimumHeight(280)
+        self.curve.setFixedHeight(330)
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
         a11y.name(self.bar, words.TRAIN_HEAD(name=""))
@@ -66,7 +66,7 @@ class TrainPage(QWidget):
         self._none = card(text(words.NEEDS_START()), looks="sunken")
         self._all = QWidget()
         theme.look(self._all, "page")
-        Column(self._verdict_card, self._trouble, card(self.curve, self.bar, self._numbers), Row(self.pause, self.stop, self.sample, theme.M, self._safe, None),
+        Column(self._verdict_card, self._trouble, Row(self.pause, self.stop, self.sample, theme.M, self._safe, None), card(self.curve, self.bar, self._numbers),
                self._strip, spacing=theme.L, parent=self._all)
         head = Row(self._head, self.picker, spacing=theme.L)
         head.setStretch(0, 1)
@@ -178,10 +178,11 @@ class TrainPage(QWidget):
         if job.state is State.FAILED and job.error:
             self._trouble.addWidget(error_card(StudioError.from_dict(job.error)))
         go_on = not running and job.can_resume
-        self.pause.setText(words.TRAIN_RESUME() if go_on else words.TRAIN_PAUSE())
+        said = words.TRAIN_RESUME() if go_on else words.TRAIN_PAUSE()
+        self.pause.setText(f" {said}")
         self.pause.setProperty("tint", ["play" if go_on else "pause", "text"])
         self.pause.setIcon(theme.icon(*self.pause.property("tint")))
-        a11y.name(self.pause, self.pause.text(), work.QUEUE_RESUME_HELP() if go_on else work.QUEUE_PAUSE_HELP())
+        a11y.name(self.pause, said, work.QUEUE_RESUME_HELP() if go_on else work.QUEUE_PAUSE_HELP())
         self.pause.setEnabled(running or waiting or go_on)
         self.stop.setEnabled(running)
         self.sample.setEnabled(running and bool(job.spec.prompts))
@@ -237,6 +238,7 @@ class TrainPage(QWidget):
         else:
             self.bar.setRange(0, 0 if job.state is State.RUNNING and self.isVisible() else 1)
         self._numbers.setText("  ·  ".join(part for part in parts if part))
+        self._numbers.setVisible(bool(parts))
         self.bar.setAccessibleDescription(self._numbers.text())
         safe = ""
         if job.state is State.RUNNING:

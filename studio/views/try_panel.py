@@ -64,7 +64,7 @@ class Answer(QFrame):
             self._text.setText(self.said or "…")
             return
         style = f"background-color:{theme.tokens().added_mark};text-decoration:underline"
-        body = "".join(f'<span style="{style}">{html.escape(piece)}</span>' if differs else html.escape(piece) for piece, differs in pieces)
+        body = "".join(_marked(piece, style) if differs else html.escape(piece) for piece, differs in pieces)
         self._text.setTextFormat(Qt.TextFormat.RichText)
         self._text.setText(f'<div style="white-space:pre-wrap">{body}</div>')
 
@@ -182,7 +182,7 @@ class TryPanel(QWidget):
         self.strip = StrengthStrip(self._document, self._undo)
         side = card(text(words.TRY_MODEL(), "strong"), self.models, theme.S, text(words.TRY_STACK(), "strong"), self.strip, theme.S, self.compare, None,
                     Row(text(words.TRY_LENGTH(), "muted small", wrap=False), None, self.length), Row(text(words.TRY_TEMPERATURE(), "muted small", wrap=False), None, self.temperature))
-        side.setFixedWidth(286)
+        side.setFixedWidth(252)
         return side
 
     # --- model and stack ---
@@ -360,6 +360,12 @@ class TryPanel(QWidget):
         retint(self)
         for turn in self.turns:
             turn.mark()
+
+
+def _marked(piece: str, style: str) -> str:
+    """A differing piece; the blanks before it stay plain."""
+    words_ = piece.lstrip()
+    return f'{html.escape(piece[:len(piece) - len(words_)])}<span style="{style}">{html.escape(words_)}</span>'
 
 
 def _history(turns: list[Turn], column: str) -> list[dict]:
