@@ -106,7 +106,7 @@ class Series:
         """
         first = max(0, int(np.searchsorted(self._x.view, left, "left")) - 1)
         last = min(len(self), int(np.searchsorted(self._x.view, right, "right")) + 1)
-        if last - first <= 2 * max(points, 1):
+        if not self._levels or last - first <= 2 * max(points, 1):
             return self._x.view[first:last].copy(), self._y.view[first:last].copy()
         depth = 0
         while (last - first) / FACTOR ** (depth + 1) > points and depth + 1 < len(self._levels):
