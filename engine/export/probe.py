@@ -81,3 +81,14 @@ def distance(pairs: list[tuple[Tensor, Tensor]]) -> Distance:
         same += int((reference.argmax(-1) == other.argmax(-1)).sum())
         rows += len(reference)
     return Distance(largest, kl / rows, same / rows)
+
+
+def loudness(triples: list[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """At what strength the stack is in another model: its difference from the base, projected on the live stack's difference.
+
+    Of (base, live, other) logits. 1 is exactly as heard, 0 is not at all; rounding has no direction and cancels out over a million
+    numbers, so that this tells a merge at 90 % from one that is merely rounded.
+    """
+    along = sum(float(((other - base).double() * (live - base).double()).sum()) for base, live, other in triples)
+    whole = sum(float((live - base).double().square().sum()) for base, live, _ in triples)
+    return along / whole if whole else float("nan")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.errors import BadAdapter, Cancelled
 from engine.events import Checked
-from engine.export.probe import ANSWER, Distance, Probe, distance, logits_of
+from engine.export.probe import ANSWER, Distance, Probe, distance, logits_of, loudness
 from engine.generate.sampling import Speech, end_tokens, prompt_ids
 from engine.merge.plan import MergePlan
 from engine.store.library import ModelInfo, read_model
@@ -22,18 +22,19 @@ from engine.store.library import ModelInfo, read_model
 class Tolerance:
     """How far a correct export may be from the live stack, both computed in float32: what rounding the weights costs, with room.
 
-    ``lost`` is the greatest share of the stack's own effect (as divergence from the base) that rounding may eat.
+    ``largest`` in logits, ``kl`` in nats, ``agreement`` as a share of places; ``strength``: how far the export's strength may be from 1.
+    Measured on SmolLM2-135M with an audible adapter: bfloat16 0.18 and 6e-5, 99 %, see `Verification`.
     """
 
     largest: float
     kl: float
     agreement: float
-    lost: float
+    strength: float
 
 
-TOLERANCES = {"F32": Tolerance(2e-3, 1e-5, 0.99, 0.01), "F16": Tolerance(0.1, 1e-3, 0.97, 0.1), "BF16": Tolerance(1.0, 2e-2, 0.9, 0.5),
-              "F64": Tolerance(2e-3, 1e-5, 0.99, 0.01)}
-COARSE = Tolerance(4.0, 0.1, 0.8, 0.5)     # where memory is too small to compute both in float32
+EXACT = Tolerance(1e-3, 1e-5, 0.99, 0.001)
+TOLERANCES = {"F32": EXACT, "F64": EXACT, "F16": Tolerance(0.2, 1e-3, 0.97, 0.02), "BF16": Tolerance(1.0, 1e-2, 0.9, 0.1)}
+COARSE = Tolerance(4.0, 0.1, 0.8, 0.2)     # where memory is too small to compute both in float32
 
 
 def comparing_format(base: ModelInfo) -> str:
@@ -73,15 +74,23 @@ class Verification:
 
     def _all(self) -> Iterator[Checked]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         try:
             read_model(self.folder)
             model, report = AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, self.compare), local_files_only=True,
                                                                  use_safetensors=True, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:         # whatever transformers says: the folder cannot be opened, and that is the finding
             yield Checked("reloads", False, f"The finished folder cannot be opened: {error}"[:400])
             return
+        finally:
+            if bars:
+                logging.enable_progress_bar()
         lost = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
         yield Checked("reloads", not lost, "The folder opens again in plain transformers, without the studio." if not lost else
                       f"Opened again, {len(lost)} of its tensors are missing or do not belong: {lost[0]}.")
@@ -154,11 +163,12 @@ class Verification:
         passed = apart.finite and apart.largest <= limit.largest
         yield Checked("equals-live-stack", passed, f"Over {questions}, no logit is further than {apart.largest:.2g} from the live stack.",
                       apart.largest, limit.largest)
-        allowed = min(limit.kl, limit.lost * effect.kl) if effect.finite else limit.kl
-        allowed = max(allowed, 1e-9)
-        passed = apart.finite and apart.kl <= allowed
-        yield Checked("keeps-the-effect", passed, f"Its probabilities differ by {apart.kl:.2g} nats from the live stack; the stack differs by "
-                      f"{effect.kl:.2g} from the base.", apart.kl, allowed)
+        yield Checked("same-probabilities", apart.finite and apart.kl <= limit.kl,
+                      f"Its probabilities differ by {apart.kl:.2g} nats from the live stack's; those differ by {effect.kl:.2g} from the base's.",
+                      apart.kl, limit.kl)
+        loud = loudness([(probe.base, probe.live, mine) for probe, mine in zip(self.probes, heard)])
+        yield Checked("same-strength", abs(loud - 1) <= limit.strength, f"The stack is in it at {loud:.1%} of the strength that you heard.",
+                      abs(loud - 1), limit.strength)
         yield Checked("same-likeliest-word", apart.agreement >= limit.agreement,
                       f"In {apart.agreement:.1%} of the places the likeliest next token is the live stack's.", apart.agreement, limit.agreement)
         if exact:

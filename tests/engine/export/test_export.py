@@ -54,7 +54,7 @@ def test_what_is_exported_is_what_was_heard(shelf, order):
     result = events[-1].result
     checks = {e.name: e for e in events if isinstance(e, Checked)}
     assert set(checks) == {"reloads", "untouched", "chat-template", "stop-tokens", "vocabulary", "differs-from-base", "equals-live-stack",
-                           "keeps-the-effect", "same-likeliest-word", "same-answers"}
+                           "same-probabilities", "same-strength", "same-likeliest-word", "same-answers"}
     assert all(c.passed and c.sentence for c in checks.values()) and isinstance(events[-1], Finished) and result["verified"]
     assert any(isinstance(e, Progress) and e.total and e.done == e.total for e in events)
 
@@ -82,6 +82,25 @@ def test_other_formats_are_verified_within_their_tolerance(order, dtype):
         entry.strength /= 5                # a quiet stack: its effect must survive the rounding all the same
     events = list(export(spec, run))
     assert events[-1].result["verified"] and "same-answers" not in [e.name for e in events if isinstance(e, Checked)]
+
+
+def test_a_merge_at_the_wrong_strength_is_caught_even_through_rounding(shelf, order, monkeypatch):
+    """bfloat16 moves every logit by more than this error does; its direction gives it away."""
+    spec, run = order
+    spec.dtype = "bfloat16"
+    for entry in spec.stack:
+        entry.strength /= 6
+    original = module.plan_merge
+
+    def too_quiet(base, entries, dtype):
+        return original(base, [StackEntry(entry.adapter, 0.8 * entry.strength) for entry in entries], dtype)
+
+    listened = module._listen
+    monkeypatch.setattr(module, "plan_merge", too_quiet)
+    monkeypatch.setattr(module, "_listen", lambda plan, *rest: listened(original(plan.base, spec.stack, spec.dtype), *rest))
+    with pytest.raises(VerificationFailed) as caught:
+        list(export(spec, run))
+    assert "same-strength" in caught.value.facts["checks"]
 
 
 def test_unverified_when_asked(order):
@@ -140,7 +159,7 @@ def _not_numbers(folder, spec):
 
 
 @pytest.mark.parametrize("harm, name", [
-    (_the_base_instead, "differs-from-base"), (_half_the_strength, "equals-live-stack"), (_one_layer_less, "equals-live-stack"),
+    (_the_base_instead, "differs-from-base"), (_half_the_strength, "same-strength"), (_one_layer_less, "equals-live-stack"),
     (_an_untouched_norm, "untouched"), (_no_tensor, "reloads"), (_cut_off, "reloads"), (_other_template, "chat-template"), (_other_stop, "stop-tokens"),
     (_not_numbers, "equals-live-stack")])
 def test_every_kind_of_wrong_result_is_caught(order, monkeypatch, harm, name):
