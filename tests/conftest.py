@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+PERSONS_HOME = os.environ.get("ADAPTER_STUDIO_HOME")    # only to save a download: nothing else of it is looked at
 GRACE = 5.0                                # seconds that a thread or process may take to end after its test
 TOLERATED_THREADS = ("tqdm", "TMonitor", "Dummy-")     # other people's helpers that end with the interpreter
 TOLERATED_PROCESSES = ("resource_tracker", "forkserver")
@@ -42,6 +43,29 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory):
     before = _digest(folder)
     yield folder
     assert _digest(folder) == before, "a test has changed the shared base_folder"
+
+
+@pytest.fixture(scope="session")
+def starter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real starter model, fetched once a session (or taken from the library of ``ADAPTER_STUDIO_HOME``). Only to be read."""
+    from engine.bases.fetch import fetch
+    from engine.errors import Unreachable
+    from engine.specs import FetchSpec
+    from engine.store.home import Home
+    from engine.store.runs import RunFolder
+
+    if PERSONS_HOME and (Home(Path(PERSONS_HOME)).starter / "config.json").exists():
+        return Home(Path(PERSONS_HOME)).starter
+    home = Home(tmp_path_factory.mktemp("starter"))
+    spec = FetchSpec(out=str(home.starter))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADAPTER_STUDIO_HOME", str(home.root))
+        try:
+            for _ in fetch(spec, RunFolder.create(home.runs / "fetch", spec)):
+                continue
+        except Unreachable as error:
+            pytest.skip(f"the starter model cannot be had here: {error}")
+    return home.starter
 
 
 @pytest.fixture(autouse=True)

@@ -46,7 +46,10 @@ def convert(file: Path | str, folder: Path | str, dtype: str = "bfloat16") -> It
         raise BadModel(f"The file {file.name} cannot be read.", "It is damaged, or not a GGUF file.", "Get it again.",
                        details=f"{type(error).__name__}: {error}", path=str(file)) from error
     yield Progress("Reading the model file", 2, 4)
-    config = llama_config(facts, tied=not any(t.name == "output.weight" for t in reader.tensors))
+    shapes = {tensor.name: tuple(map(int, reversed(tensor.shape))) for tensor in reader.tensors}
+    if "token_embd.weight" not in shapes:
+        raise BadModel(f"The file {file.name} cannot be read.", "It has no word table.", "Get it again.", path=str(file))
+    config = llama_config(facts, vocabulary=shapes["token_embd.weight"][0], tied="output.weight" not in shapes)
     yield Progress("Reading the model file", 3, 4)
     tokenizer = make_tokenizer(facts)
     tensors: dict[str, torch.Tensor] = {}
@@ -104,7 +107,7 @@ class _Facts:
         return float(str(np.float32(value))) if isinstance(value, float) else value     # 1e-05, not 9.999999747378752e-06
 
 
-def llama_config(facts: _Facts, *, tied: bool):
+def llama_config(facts: _Facts, *, vocabulary: int, tied: bool):
     """The `transformers.LlamaConfig` that the file describes. Raises `BadModel` for other architectures."""
     from transformers import LlamaConfig
 
@@ -113,7 +116,7 @@ def llama_config(facts: _Facts, *, tied: bool):
                        "Get the original model folder instead.", path=str(facts.file))
     hidden, heads = facts("llama.embedding_length"), facts("llama.attention.head_count")
     return LlamaConfig(
-        architectures=["LlamaForCausalLM"], vocab_size=facts("llama.vocab_size", len(facts("tokenizer.ggml.tokens"))), hidden_size=hidden,
+        architectures=["LlamaForCausalLM"], vocab_size=vocabulary, hidden_size=hidden,
         intermediate_size=facts("llama.feed_forward_length"), num_hidden_layers=facts("llama.block_count"), num_attention_heads=heads,
         num_key_value_heads=facts("llama.attention.head_count_kv", heads), head_dim=facts("llama.attention.key_length", hidden // heads),
         max_position_embeddings=facts("llama.context_length"), rms_norm_eps=facts("llama.attention.layer_norm_rms_epsilon"),

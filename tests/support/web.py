@@ -1,0 +1,94 @@
+"""A web server on the loopback for one test: files with ranges and marks, that can cut, lie or fall silent; and a small Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Web:
+    """``files``: path → bytes. ``cut``: bytes after which each answer is cut off, one entry an answer. ``silent``: never answers."""
+
+    def __init__(self):
+        self.files: dict[str, bytes] = {}
+        self.cut: list[int] = []
+        self.status: dict[str, int] = {}
+        self.moved: dict[str, str] = {}                    # path → path that it redirects to
+        self.ranges_allowed = True
+        self.silent = threading.Event()
+        self.closing = threading.Event()
+        self.asked: list[tuple[str, str, str]] = []        # path, Range, Authorization
+        self.address = ""
+
+    def put_model(self, name: str, files: dict[str, bytes], commit: str = "c0ffee") -> None:
+        """Serve a Hub repository with its listing."""
+        siblings = []
+        for file, content in files.items():
+            self.files[f"/{name}/resolve/{commit}/{file}"] = content
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            entry = {"rfilename": file, "size": len(content), "blobId": blob}
+            if file.endswith(".safetensors"):
+                entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+            siblings.append(entry)
+        self.files[f"/api/models/{name}/revision/main"] = json.dumps({"sha": commit, "siblings": siblings}).encode()
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[Web]:
+    """A running `Web`; its threads have ended when this does."""
+    web = Web()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path, wanted = self.path.partition("?")[0], self.headers.get("Range", "")
+            web.asked.append((path, wanted, self.headers.get("Authorization", "")))
+            if web.silent.is_set():
+                web.closing.wait(30)
+                return
+            if path in web.moved:
+                self.send_response(302)
+                self.send_header("Location", web.address + web.moved[path])
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            content = web.files.get(path)
+            if content is None or path in web.status:
+                return self.send_error(web.status.get(path, 404))
+            start, mark = 0, f'"{hashlib.sha256(content).hexdigest()}"'
+            if wanted and web.ranges_allowed and self.headers.get("If-Range", mark) == mark:
+                start = int(wanted.removeprefix("bytes=").rstrip("-"))
+                if start >= len(content):
+                    return self.send_error(416)
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            else:
+                self.send_response(200)
+            self.send_header("ETag", mark)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            body = content[start:]
+            self.wfile.write(body[:web.cut.pop(0)] if web.cut else body)
+            self.close_connection = True
+
+        def log_message(self, *arguments) -> None:
+            """Tests are quiet."""
+
+        def handle(self) -> None:
+            with contextlib.suppress(ConnectionError):     # the client has left: that is what is being tested
+                super().handle()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads, server.block_on_close = False, True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="web")
+    thread.start()
+    web.address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield web
+    finally:
+        web.closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
