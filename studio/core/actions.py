@@ -100,14 +100,19 @@ class ActionRegistry:
 def match(query: str, text: str) -> float | None:
     """How badly ``query`` fits ``text`` (0 is best), or None if its letters do not all occur in order.
 
-    A piece of the text beats the first letters of its words ("as" finds "Add to Stack"), which beat scattered letters.
+    The beginning of a word beats the first letters of words ("as" finds "Add to Stack"), then come pieces of words, then scattered letters.
     """
     query, text = query.strip().casefold(), text.casefold()
     if (place := text.find(query)) >= 0:
-        return (0 if place == 0 or text[place - 1] == " " else 1) + place / 1000
+        begins = place == 0 or text[place - 1] == " "
+        if begins:
+            return place / 1000
     letters = query.replace(" ", "")
-    if letters in "".join(word[0] for word in text.split()):
-        return 2
+    initials = iter(word[0] for word in text.split())
+    if all(letter in initials for letter in letters):
+        return 1
+    if place >= 0:
+        return 2 + place / 1000
     places, position = [], -1
     for letter in letters:
         if (position := text.find(letter, position + 1)) < 0:

@@ -23,7 +23,7 @@ class StackModel(QAbstractListModel):
     def __init__(self, document: StackDocument, undo: UndoStack, catalogue: Catalogue, parent: QObject | None = None):
         super().__init__(parent)
         self.document, self.undo, self.catalogue = document, undo, catalogue
-        self._ids = [e.id for e in document.entries]
+        self._rows = list(document.entries)            # what Qt was told; the document is ahead of it while it is being told
         document.changed.connect(self._follow)
         catalogue.subscribe(self._all_data_changed)
 
@@ -82,19 +82,18 @@ class StackModel(QAbstractListModel):
     # --- Qt's side ---
 
     def rowCount(self, parent: QModelIndex = QModelIndex()) -> int:      # noqa: N802
-        return 0 if parent.isValid() else len(self._ids)
+        return 0 if parent.isValid() else len(self._rows)
 
     def data(self, index: QModelIndex, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         if not index.isValid():
             return None
-        id = self._ids[index.row()]
+        entry = self._rows[index.row()]
         if role == ID:
-            return id
-        entry = self.document.entry(id)
+            return entry.id
         if role == Qt.ItemDataRole.DisplayRole:
             return entry.name
         if role == Qt.ItemDataRole.AccessibleTextRole:
-            return text.row_spoken(name=entry.name, place=index.row() + 1, count=len(self._ids), percent=round(entry.strength * 100),
+            return text.row_spoken(name=entry.name, place=index.row() + 1, count=len(self._rows), percent=round(entry.strength * 100),
                                    state=text.on() if entry.enabled else text.off())
         if role == ENTRY:
             return entry
@@ -124,7 +123,7 @@ class StackModel(QAbstractListModel):
         """None if this may be dropped here, else why not (empty when it is nothing of ours)."""
         load = drag.unpack(mime)
         if load.entries:
-            return None if set(load.entries) <= set(self._ids) else ""
+            return None if set(load.entries) <= set(self._ids()) else ""
         if load.adapters:
             whys = [self.refusal(path) for path in load.adapters]
             return None if None in whys else whys[0]
@@ -138,11 +137,11 @@ class StackModel(QAbstractListModel):
     def dropMimeData(self, mime: QMimeData, action, row: int, column: int, parent: QModelIndex) -> bool:        # noqa: N802
         """Adapters join, rows move. (Files from outside are the panel's: they must be copied first.)"""
         load = drag.unpack(mime)
-        place = row if row >= 0 else len(self._ids)
+        place = row if row >= 0 else len(self._rows)
         if load.entries:
             for id in load.entries:
-                if id in self._ids:
-                    here = self._ids.index(id)
+                if id in self._ids():
+                    here = self._ids().index(id)
                     self.move(id, place - 1 if here < place else place)
             return True
         if load.adapters:
@@ -154,38 +153,42 @@ class StackModel(QAbstractListModel):
 
     def _follow(self, change: Change) -> None:
         if change.kind == "structure":
-            self._follow_structure([e.id for e in self.document.entries])
+            self._follow_structure(list(self.document.entries))
         elif change.kind == "base":
             self._all_data_changed()
-        if change.entry_id in self._ids:
-            index = self.index(self._ids.index(change.entry_id))
-            self.dataChanged.emit(index, index)
+        elif change.entry_id in self._ids():
+            row = self._ids().index(change.entry_id)
+            self._rows[row] = self.document.entry(change.entry_id)
+            self.dataChanged.emit(self.index(row), self.index(row))
 
-    def _follow_structure(self, ids: list[int]) -> None:
-        old, none = self._ids, QModelIndex()
-        gone, come = [i for i in old if i not in ids], [i for i in ids if i not in old]
+    def _ids(self) -> list[int]:
+        return [entry.id for entry in self._rows]
+
+    def _follow_structure(self, rows: list[Entry]) -> None:
+        old, new, none = self._ids(), [e.id for e in rows], QModelIndex()
+        gone, come = [i for i in old if i not in new], [i for i in new if i not in old]
         if len(come) == 1 and not gone:
-            place = ids.index(come[0])
+            place = new.index(come[0])
             self.beginInsertRows(none, place, place)
-            self._ids = ids
+            self._rows = rows
             self.endInsertRows()
         elif len(gone) == 1 and not come:
             place = old.index(gone[0])
             self.beginRemoveRows(none, place, place)
-            self._ids = ids
+            self._rows = rows
             self.endRemoveRows()
-        elif (moved := _moved(old, ids)) is not None:
+        elif (moved := _moved(old, new)) is not None:
             self.beginMoveRows(none, moved[0], moved[0], none, moved[1] + (moved[1] > moved[0]))
-            self._ids = ids
+            self._rows = rows
             self.endMoveRows()
-        elif old != ids:
+        elif old != new:
             self.beginResetModel()
-            self._ids = ids
+            self._rows = rows
             self.endResetModel()
 
     def _all_data_changed(self) -> None:
-        if self._ids:
-            self.dataChanged.emit(self.index(0), self.index(len(self._ids) - 1))
+        if self._rows:
+            self.dataChanged.emit(self.index(0), self.index(len(self._rows) - 1))
 
 
 def _moved(old: list[int], new: list[int]) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Callable
 
 from PySide6.QtCore import QItemSelectionModel, QModelIndex, QSize, Qt, QTimer, Signal
-from PySide6.QtGui import QGuiApplication, QKeyEvent, QKeySequence, QPainter
+from PySide6.QtGui import QFontMetrics, QGuiApplication, QKeyEvent, QKeySequence, QPainter
 from PySide6.QtWidgets import (QAbstractItemView, QFrame, QHBoxLayout, QLabel, QLineEdit, QPushButton, QStackedLayout, QStyle,
                                QStyledItemDelegate, QStyleOptionViewItem, QTreeView, QVBoxLayout, QWidget)
 
@@ -33,8 +33,9 @@ class TreeDelegate(QStyledItemDelegate):
         option.decorationSize = QSize(option.fontMetrics.height(), option.fontMetrics.height())
         if kind in ("model", "group"):
             option.font.setWeight(option.font.Weight.DemiBold)
-        room = option.rect.width() - 30 - (option.fontMetrics.horizontalAdvance(note) + 10 if note else 0)
-        option.text = option.fontMetrics.elidedText(index.data(), Qt.TextElideMode.ElideMiddle, max(room, 40))
+        metrics = QFontMetrics(option.font)
+        room = option.rect.width() - option.decorationSize.width() - 18 - (option.fontMetrics.horizontalAdvance(note) + 14 if note else 0)
+        option.text = metrics.elidedText(index.data(), Qt.TextElideMode.ElideMiddle, max(room, 40))
         option.index = index
 
     def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex) -> QSize:          # noqa: N802

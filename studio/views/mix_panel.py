@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from PySide6.QtCore import QLocale, QPoint, Qt, Signal
-from PySide6.QtWidgets import QCheckBox, QComboBox, QFrame, QHBoxLayout, QLabel, QMenu, QPushButton, QStackedLayout, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QCheckBox, QComboBox, QFrame, QHBoxLayout, QLabel, QMenu, QPushButton, QSizePolicy, QStackedLayout, QVBoxLayout, QWidget
 
 from studio.core.catalogue import Catalogue
 from studio.core.stack_document import Change, StackDocument, same_path
@@ -32,8 +32,10 @@ class MixPanel(QWidget):
         self.model = StackModel(document, undo, catalogue, self)
         self.list = StackList(self.model)
         self.base = a11y.name(QComboBox(), text.stack_model(), text.stack_model_help())
-        self.base.setMinimumWidth(260)
-        self.base.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
+        self.base.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.base.setMinimumContentsLength(12)
+        self.base.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.base.setMaximumWidth(420)
         self.base.activated.connect(self._choose_base)
         self.add_button = QPushButton(text.add_adapter_menu())
         self.add_button.clicked.connect(self._offer)
@@ -80,8 +82,8 @@ class MixPanel(QWidget):
         heading = theme.look(QLabel(text.mix_heading()), "title")
         stands = theme.look(QLabel(text.stands_on()), "muted")
         stands.setBuddy(self.base)
-        for widget in (stands, self.base):
-            top.addWidget(widget)
+        top.addWidget(stands)
+        top.addWidget(self.base, 1)
         top.addStretch(1)
         top.addWidget(self.wide)
         top.addWidget(self.add_button)
