@@ -17,23 +17,20 @@ from engine.store.home import safe_name
 from studio.core.text import work as words
 from studio.jobs.job import Job, State
 from studio.views import a11y, theme
-from studio.views.parts import Column, Fold, Row, button, card, clear, error_card, page, picture, retint, text
+from studio.views.parts import Column, Fold, Panel, Row, button, card, clear, error_card, page, picture, text
 
 FORMATS = ("same", "float32", "bfloat16", "float16")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CHOOSE, RUN, RESULT = range(3)
 
 
-class ExportPanel(QWidget):
+class ExportPanel(Panel):
     """Signals: `said(str)`, `failed(StudioError)`, `library_changed()`."""
 
-    said = Signal(str)
-    failed = Signal(object)
     library_changed = Signal()
 
     def __init__(self, home, document, catalogue, queue_bridge):
-        super().__init__()
-        self.title = words.EXPORT_TITLE()
+        super().__init__(words.EXPORT_TITLE())
         self._document, self._catalogue, self._queue = document, catalogue, queue_bridge
         self._folder = Path(home.exports)
         self._named_by_hand = False
@@ -49,7 +46,6 @@ class ExportPanel(QWidget):
         catalogue.subscribe(self._later.start)
         queue_bridge.changed.connect(self._job_changed)
         queue_bridge.event.connect(self._heard)
-        theme.changed.connect(lambda _: retint(self))
         self.refresh()
         self._pick_up()
 

@@ -47,12 +47,28 @@ def _tint(made: QPushButton, icon: str, role: str) -> None:
 
 
 def retint(root: QWidget) -> None:
-    """Icons in the colours of the new theme; panels call this on `theme.changed`."""
+    """Icons in the colours of the new theme; `Panel` does it on `theme.changed`."""
     for made in root.findChildren(QPushButton):
         if made.property("tint"):
             made.setIcon(theme.icon(*made.property("tint")))
     for fold in root.findChildren(Fold):
         fold.retint()
+
+
+class Panel(QWidget):
+    """A workspace: `said(str)` goes to the status line, `failed(StudioError)` to the notices; its icons follow the theme."""
+
+    said = Signal(str)
+    failed = Signal(object)
+
+    def __init__(self, title: str):
+        super().__init__()
+        self.title = title
+        theme.changed.connect(self.restyle)        # a method, not a lambda: it is disconnected when the panel goes
+
+    def restyle(self, *_: object) -> None:
+        """The theme has changed."""
+        retint(self)
 
 
 class Column(QVBoxLayout):

@@ -12,21 +12,18 @@ from studio.core.text import work as words
 from studio.jobs.job import Job, State
 from studio.models.jobs_model import PROGRESS, STATE, TITLE, JobRole, JobsModel, when
 from studio.views import a11y, theme
-from studio.views.parts import Column, Row, button, card, clear, error_card, retint, text
+from studio.views.parts import Column, Panel, Row, button, card, clear, error_card, text
 
 LOG_LINES = 400
 
 
-class QueuePanel(QWidget):
+class QueuePanel(Panel):
     """Signals: `said(str)`, `failed(StudioError)`, `opened(job id)` for a training that should be shown in Teach."""
 
-    said = Signal(str)
-    failed = Signal(object)
     opened = Signal(int)
 
     def __init__(self, queue_bridge):
-        super().__init__()
-        self.title = words.QUEUE_TITLE()
+        super().__init__(words.QUEUE_TITLE())
         self._queue = queue_bridge
         self.model = JobsModel(queue_bridge, self)
         self._shown: int | None = None
@@ -36,8 +33,7 @@ class QueuePanel(QWidget):
         self.model.rowsInserted.connect(lambda *_: self._refresh())
         self.model.rowsRemoved.connect(lambda *_: self._refresh())
         self.model.dataChanged.connect(lambda *_: self._refresh())
-        queue_bridge.event.connect(lambda id, event: id == self._shown and self._later.start())
-        theme.changed.connect(lambda _: retint(self))
+        queue_bridge.event.connect(self._heard)
         self._refresh()
 
     def _build(self) -> None:
@@ -143,6 +139,10 @@ class QueuePanel(QWidget):
         if job.id != self._shown:
             self._shown = job.id
             self._show_log()
+
+    def _heard(self, id: int, _event: events.Event) -> None:
+        if id == self._shown and not self._later.isActive():
+            self._later.start()
 
     def _enable(self, job: Job | None) -> None:
         row, last = self.view.currentIndex().row(), self.model.rowCount() - 1

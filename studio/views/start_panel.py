@@ -14,33 +14,29 @@ from studio.core.text import work as words
 from studio.jobs.job import Job, State
 from studio.models.jobs_model import when
 from studio.views import a11y, theme
-from studio.views.parts import CardButton, Column, Row, button, card, clear, error_card, page, picture, retint, text
+from studio.views.parts import CardButton, Column, Panel, Row, button, card, clear, error_card, page, picture, text
 
 STARTER = "SmolLM2-135M-Instruct"          # name of its folder in the library
 RECENT = 6
 
 
-class StartPanel(QWidget):
+class StartPanel(Panel):
     """Signals: `said(str)`, `failed(StudioError)`, `go(str)` to another panel, `sample_wanted()`, `opened(job id)`, `library_changed()`."""
 
-    said = Signal(str)
-    failed = Signal(object)
     go = Signal(str)
     sample_wanted = Signal()
     opened = Signal(int)
     library_changed = Signal()
 
     def __init__(self, home, machine_sentence: str, actions, catalogue, queue_bridge):
-        super().__init__()
-        self.title = words.START_TITLE()
+        super().__init__(words.START_TITLE())
         self._home, self._catalogue, self._queue = home, catalogue, queue_bridge
         self._fetching: Job | None = None
         self._build(machine_sentence)
         catalogue.subscribe(self.refresh)
         queue_bridge.changed.connect(self._job_changed)
-        queue_bridge.removed.connect(lambda _: self._show_recent())
+        queue_bridge.removed.connect(self._show_recent)
         queue_bridge.event.connect(self._heard)
-        theme.changed.connect(lambda _: retint(self))
         self._fetching = next((job for job in reversed(self._jobs()) if isinstance(job.spec, FetchSpec) and job.state is not State.FINISHED), None)
         self.refresh()
 
@@ -104,7 +100,7 @@ class StartPanel(QWidget):
         if stopped and self._fetching.error:
             self._fetch_trouble.addWidget(error_card(StudioError.from_dict(self._fetching.error)))
 
-    def _show_recent(self) -> None:
+    def _show_recent(self, *_: object) -> None:
         clear(self._recent)
         jobs = sorted(self._jobs(), key=lambda job: -(job.ended or job.started or job.created))
         jobs = [job for job in jobs if job.spec.kind in ("train", "export")][:RECENT]

@@ -41,7 +41,7 @@ class DataPage(QWidget):
         self._later = QTimer(self, interval=250, singleShot=True)
         self._later.timeout.connect(self._render)
         draft.changed.connect(self._changed)
-        theme.changed.connect(lambda *_: self._later.start())
+        theme.changed.connect(self._restyle)
         if draft.draft.data:
             self._look()
 
@@ -241,6 +241,9 @@ class DataPage(QWidget):
             inner.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
         made.toggled.connect(lambda on, n=number: on and self._pick(n))
         return made
+
+    def _restyle(self, *_: object) -> None:
+        self._later.start()
 
     def _pick(self, number: int) -> None:
         self._row = number

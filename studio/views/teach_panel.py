@@ -15,7 +15,7 @@ from studio.core.text import teach as words
 from studio.jobs.job import Job
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
-from studio.views.parts import Column, Row, retint, text
+from studio.views.parts import Column, Panel, Row, text
 from studio.views.teach_data import DataPage
 from studio.views.teach_model import ModelPage
 from studio.views.teach_plan import PlanPage
@@ -25,18 +25,15 @@ from studio.views.teach_train import TrainPage
 STEPS = ("data", "model", "plan", "train", "review")
 
 
-class TeachPanel(QWidget):
+class TeachPanel(Panel):
     """Signals: `said(str)`, `failed(StudioError)`, `kept(adapter Path, base Path)`, `library_changed()`, `go(str)` to another panel."""
 
-    said = Signal(str)
-    failed = Signal(object)
     kept = Signal(object, object)
     library_changed = Signal()
     go = Signal(str)
 
     def __init__(self, home, catalogue, queue_bridge, talk_bridge, settings):
-        super().__init__()
-        self.title = words.TITLE()
+        super().__init__(words.TITLE())
         self._catalogue = catalogue
         self.draft = TeachDraft(home, settings)
         self._samples, damaged = _samples()
@@ -86,7 +83,6 @@ class TeachPanel(QWidget):
         self.review.kept.connect(self.kept)
         self.review.more_wanted.connect(self._more)
         self.review.discarded.connect(lambda _: self.library_changed.emit())
-        theme.changed.connect(lambda _: retint(self))
 
     # --- for the frame ---
 

@@ -33,7 +33,7 @@ class ReviewPage(QWidget):
         self._sure = False
         self._build()
         draft.changed.connect(lambda part: part == "job" and self.refresh())
-        queue_bridge.changed.connect(lambda job: job.id == draft.job_id and self.refresh())
+        queue_bridge.changed.connect(self._job_changed)
 
     def _build(self) -> None:
         self._head, self.answer = text("", "title"), text("", "heading")
@@ -69,6 +69,10 @@ class ReviewPage(QWidget):
         except StudioError:
             job, past = None, []           # it was removed a moment ago: there is nothing to review
         self._show(job if job is not None and job.state is State.FINISHED else None, past)
+
+    def _job_changed(self, job: Job) -> None:
+        if job.id == self._draft.job_id:
+            self.refresh()
 
     def _show(self, job: Job | None, past: list[events.Event] = ()) -> None:
         self._job = job

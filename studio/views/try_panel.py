@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from PySide6.QtCore import QTimer, Qt, Signal
+from PySide6.QtCore import QTimer, Qt
 from PySide6.QtGui import QKeySequence, QShortcut
 from PySide6.QtWidgets import (QCheckBox, QComboBox, QDoubleSpinBox, QFrame, QLabel, QPlainTextEdit, QScrollArea, QSizePolicy, QSpinBox, QVBoxLayout,
                                QWidget)
@@ -18,7 +18,7 @@ from studio.core.stack_commands import SetBase
 from studio.core.stack_document import Change, same_path
 from studio.core.text import work as words
 from studio.views import a11y, theme
-from studio.views.parts import Column, Row, button, card, clear, error_card, retint, text
+from studio.views.parts import Column, Panel, Row, button, card, clear, error_card, text
 from studio.views.strength_strip import StrengthStrip
 
 COLUMNS = ("stack", "base")
@@ -93,15 +93,12 @@ class Turn(QWidget):
             self.answers["base"].mark(second)
 
 
-class TryPanel(QWidget):
+class TryPanel(Panel):
     """Signals: `said(str)`, `failed(StudioError)`."""
 
-    said = Signal(str)
-    failed = Signal(object)
 
     def __init__(self, document, talk_bridge, catalogue, undo):
-        super().__init__()
-        self.title = words.TRY_TITLE()
+        super().__init__(words.TRY_TITLE())
         self._document, self._talk, self._catalogue, self._undo = document, talk_bridge, catalogue, undo
         self.turns: list[Turn] = []
         self._tickets: set[int] = set()
@@ -114,7 +111,6 @@ class TryPanel(QWidget):
         self._build()
         document.changed.connect(self._changed)
         catalogue.subscribe(self._list_models)
-        theme.changed.connect(self._restyle)
         self._list_models()
         self._enable()
 
@@ -356,8 +352,8 @@ class TryPanel(QWidget):
     def _to_the_end(self, _low: int, high: int) -> None:
         self.scroll.verticalScrollBar().setValue(high)
 
-    def _restyle(self, *_: object) -> None:
-        retint(self)
+    def restyle(self, *_: object) -> None:
+        super().restyle()
         for turn in self.turns:
             turn.mark()
 

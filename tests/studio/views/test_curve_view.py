@@ -1,0 +1,74 @@
+"""The curve, its table twin and its sentence tell the same."""
+
+import math
+
+import pytest
+
+from studio.models.series_table import EVENT, LEARNED, UNSEEN
+from studio.views import a11y, theme
+from studio.views.curve_view import NOTHING, PLOT, TABLE, CurveView
+
+
+@pytest.fixture
+def curve(qtbot, qapp):
+    theme.apply(qapp, "light")
+    made = CurveView()
+    qtbot.addWidget(made)
+    made.resize(600, 320)
+    return made
+
+
+def feed(curve, steps=40):
+    curve.unseen(0, 3.0)
+    for step in range(1, steps + 1):
+        curve.learned(step, 3.0 - 0.04 * step)
+        if step % 10 == 0:
+            curve.unseen(step, 3 - 0.05 * step + 0.0012 * step * step)
+            curve.mark(step, "saved")
+
+
+def column(curve, number):
+    return [curve.table.index(row, number).data() for row in range(curve.table.rowCount())]
+
+
+def test_nothing_is_loaded_or_drawn_before_it_is_seen(curve):
+    feed(curve)
+    curve.draw_now()
+    assert curve._plot is None and curve.points == 40
+    curve.show()
+    curve.draw_now()
+    assert curve._plot is not None and curve._stack.currentIndex() == PLOT
+
+
+def test_without_numbers_it_says_so(curve):
+    curve.show()
+    curve.draw_now()
+    assert curve._stack.currentIndex() == NOTHING and "No numbers" in curve.sentence()
+
+
+def test_table_and_sentence_tell_what_the_picture_shows(curve, qtmodeltester):
+    feed(curve)
+    qtmodeltester.check(curve.table)
+    assert column(curve, 0) == [str(step) for step in range(41)]
+    assert column(curve, UNSEEN)[20] == "2.4800" and column(curve, EVENT)[20] == "saved" and column(curve, LEARNED)[0] == ""
+    assert "step 40" in curve.sentence() and curve.best() == (20.0, pytest.approx(2.48))
+    curve.show()
+    curve._swap.click()
+    curve.draw_now()
+    assert curve._stack.currentIndex() == TABLE and a11y.unnamed(curve) == []
+
+
+def test_a_resumed_run_rewrites_its_past(curve):
+    feed(curve)
+    curve.learned(21, 9.0)
+    assert curve.points == 21 and column(curve, 0)[-1] == "21" and len(curve.errors()[1]) == 3
+    assert curve.best()[0] == 20.0
+
+
+def test_a_number_that_is_none_leaves_a_gap_and_breaks_nothing(curve):
+    feed(curve, 20)
+    curve.learned(21, math.nan)
+    curve.unseen(21, math.nan)
+    curve.show()
+    curve.draw_now()
+    assert column(curve, LEARNED)[-1] == "–"
