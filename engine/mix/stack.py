@@ -6,11 +6,12 @@ Chat, export, verification and the command line all go through here, so what is 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import BadAdapter, InvalidSpec, StudioError, WrongBase
+from engine.errors import BadAdapter, InvalidSpec, StudioError, UnsupportedLayer, WrongBase
 from engine.model.peft_model import PeftModel
 from engine.specs.jobs import StackEntry
 from engine.store.home import safe_name
@@ -37,6 +38,9 @@ def check_entries(base: ModelInfo, entries: Sequence[StackEntry]) -> list[Adapte
         if not math.isfinite(entry.strength):
             raise InvalidSpec(f"The strength of {Path(entry.adapter).name} is not a number.", do="Set it anew.")
         info = read_adapter(entry.adapter)
+        if whole := [key for key, tensor in info.header.tensors.items() if ".lora_" in key and tensor.dtype not in ("F64", "F32", "F16", "BF16")]:
+            raise BadAdapter(f"The adapter “{info.name}” cannot be used.", f"{len(whole)} of its tensors are in a format that adapters do not have.",
+                             "Get it again, or choose another one.", details="\n".join(whole[:50]), path=str(info.path))
         _check_base(base, info)
         infos.append(info)
     return infos
@@ -125,16 +129,35 @@ class StackOnBase:
             else:
                 self.model = PeftModel.from_pretrained(self.model, placed.info.path, placed.name)
                 report = self.model.load_report
+        except UnsupportedLayer as problem:
+            raise WrongBase(f"The adapter “{placed.info.name}” does not fit {self.base.name}.", f"{problem.what} {problem.why}".strip(),
+                            "Choose the model that it was made for, or take the adapter out of the stack.", details=repr(problem)) from problem
         except StudioError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError) as problem:      # settings that contradict the file or the model
-            raise BadAdapter(f"The adapter “{placed.info.name}” cannot be used.", str(problem)[:300], "Get it again, or choose another one.",
-                             details=repr(problem)) from problem
+        except (ValueError, TypeError, KeyError, AttributeError, re.error) as problem:      # settings that contradict the file or the model
+            raise BadAdapter(f"The adapter “{placed.info.name}” cannot be used.", "Its settings contradict its contents.",
+                             "Get it again, or choose another one.", details=repr(problem)) from problem
+        if not self._has_sound_scales(placed.name):
+            self._forget([placed], dict(self.model.stack.entries))
+            raise BadAdapter(f"The adapter “{placed.info.name}” cannot be used.", "Its loudness (lora_alpha) is not a number.",
+                             "Get it again, or choose another one.")
         if not report.complete:
             self._forget([placed], dict(self.model.stack.entries))
             raise BadAdapter(f"Only a part of the adapter “{placed.info.name}” fits this model.", report.sentence(),
                              "Choose the model that it was made for, or get the adapter again, whole.",
                              details="\n".join([*report.missing, *report.unexpected][:100]))
+
+    def _has_sound_scales(self, name: str) -> bool:
+        """Whether the low-rank form of an adapter can be computed at every layer that it sits on."""
+        for layer in self.model.adapted.values():
+            if (tenant := layer.tenants.get(name)) is not None:
+                try:
+                    factors = tenant.method.factors(layer.tensors(name), tenant.config, layer.site)
+                    if factors is not None and not math.isfinite(factors.scale):
+                        return False
+                except (TypeError, ValueError):
+                    return False
+        return True
 
     def _forget(self, which: Iterable[Placed], stack: dict[str, float]) -> None:
         """Delete adapters from the model; with none left the plain base comes out. ``stack`` is arranged where it is not empty."""
