@@ -32,6 +32,7 @@ OLDEST = (3, 11)
 TORCH = "2.13.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/"      # PyTorch's own wheels, by build
 ROCM = ("rocm7.2", "rocm7.1", "rocm7.0", "rocm6.4")
+HELD: "list[int]" = []                     # handle of the lock; programs that work on .venv inherit it and so keep it beyond our death
 ROOM = 2_500_000_000                       # bytes that a set-up without CUDA needs at its peak
 
 # library that Qt opens → package: Debian and Ubuntu, Fedora, Arch
@@ -149,7 +150,8 @@ def missing_libraries(x11: bool, can_load=loads) -> "list[str]":
 def install_line(missing: "list[str]", has=shutil.which) -> "list[str]":
     """The command that installs the packages of these libraries on this system; empty where its packages are not known."""
     known = {**QT_LIBRARIES, **X11_LIBRARIES}
-    for column, command in enumerate((["apt-get", "install", "-y", "--no-install-recommends"], ["dnf", "install", "-y"], ["pacman", "-S", "--needed"])):
+    apt = ["apt-get", "install", "-y", "--no-install-recommends"]
+    for column, command in enumerate((apt, ["dnf", "install", "-y"], ["pacman", "-S", "--needed"])):
         if has(command[0]):
             return [*command, *dict.fromkeys(known[name][column] for name in missing)]
     return []
@@ -221,7 +223,12 @@ def only_one():
                     say("Another run.py is setting up this folder; waiting for it …")
                 waited = True
                 time.sleep(0.3)
-        yield                              # closing the file gives the lock back
+        if os.name != "nt":
+            HELD.append(file.fileno())
+        try:
+            yield                          # closing the file gives the lock back
+        finally:
+            HELD.clear()
 
 
 def pip(*arguments: str) -> bool:
@@ -230,7 +237,7 @@ def pip(*arguments: str) -> bool:
         log.write(f"\n$ pip {' '.join(arguments)}\n")
         log.flush()
         command = [str(venv_python()), "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-        return subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT, check=False).returncode == 0
+        return subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT, pass_fds=HELD, check=False).returncode == 0
 
 
 def make_venv() -> None:
@@ -255,7 +262,7 @@ def make_venv() -> None:
         throw_away()
     VENV.mkdir()
     BEGUN.touch()
-    done = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True, pass_fds=HELD, check=False)
     if done.returncode:
         raise Stop("Python could not make its environment:\n" + (done.stdout + done.stderr).strip())
 
