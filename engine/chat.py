@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from pathlib import Path
@@ -78,11 +79,10 @@ class Chat:
         try:
             strength = float(number)
             place = 0 if not which and len(names) == 1 else names.index(which[0]) if which[0] in names else int(which[0]) - 1
-            entry = self._stack[place] if place >= 0 else self._stack[len(names)]
+            changed = dataclasses.replace(self._stack[place if place >= 0 else len(names)], strength=strength)
         except (ValueError, IndexError):
             raise InvalidSpec("Which strength?", do="For example: /strength 0.5, or /strength 2 0.5 for the second adapter.") from None
-        entry.strength = strength
-        entry.check()
+        self._stack[place] = changed.check()
         self._session.set_strengths([e.strength if e.enabled else 0.0 for e in self._stack])
 
     def _say(self, question: str) -> None:

@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):              # a stream that a test or a notebook put there
             stream.reconfigure(encoding="utf-8", errors="replace")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")                    # beside other programs, spinning threads slow everyone down
     arguments = parser().parse_args(argv)
     if arguments.home:
         os.environ["ADAPTER_STUDIO_HOME"] = str(Path(arguments.home).expanduser().resolve())
