@@ -130,6 +130,14 @@ class Lora(Method):
             return Factors(p["lora_embedding_A"], p["lora_embedding_B"], self.scale(cfg, site))
         return Factors(p["lora_A.weight"].flatten(1), p["lora_B.weight"].flatten(1), self.scale(cfg, site), p.get("lora_B.bias"))
 
+    def from_factors(self, f: Factors, site: Site) -> Tensors:
+        """The inverse of `factors`, for a config whose scale is 1."""
+        if site.kind == "embedding":
+            return {"lora_embedding_A": f.A, "lora_embedding_B": f.B}
+        channels = site.columns // math.prod(site.kernel)
+        tensors = {"lora_A.weight": f.A.reshape(-1, channels, *site.kernel), "lora_B.weight": f.B.reshape(*f.B.shape, *(1,) * len(site.kernel))}
+        return tensors if f.bias is None else {**tensors, "lora_B.bias": f.bias}
+
     def delta(self, p: Tensors, cfg: LoraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         f = self.factors(p, cfg, site)
         return f.scale * (f.B @ f.A)

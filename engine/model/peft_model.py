@@ -19,7 +19,7 @@ from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import save_adapter
 from engine.hosts.adapted import Adapted
 from engine.hosts.stack import LiveStack
-from engine.methods.base import PeftConfig, TargetedConfig
+from engine.methods.base import PeftConfig, TargetedConfig, Tensors
 from engine.methods.registry import law
 from engine.model.inject import Injection, bake, check_name, eject, inject
 from engine.model.targets import plan
@@ -128,13 +128,14 @@ class PeftModel(nn.Module):
 
     # --- adapters ---
 
-    def _admit(self, name: str, config: TargetedConfig, *, trainable: bool, autocast: bool = True, folder: Path | None = None) -> LoadReport:
+    def _admit(self, name: str, config: TargetedConfig, *, trainable: bool, autocast: bool = True, folder: Path | None = None,
+               given: dict[str, Tensors] | None = None) -> LoadReport:
         """Plan, read, inject: the one way an adapter comes in, new or from ``folder``. Changes nothing if it raises."""
         check_name(name)
         if name in self.peft_config:
             raise ValueError(f"Adapter with name {name!r} already exists.")
         model, method = self.get_base_model(), law(config)
-        planned, given, report = plan(model, method, config), None, LoadReport()
+        planned, report = plan(model, method, config), LoadReport()
         if folder is not None:
             expected = {t.path: method.tensors(config, t.site) for t in planned.targets}
             given, report = match(read_tensors(folder), method, expected, unknown_settings(folder))
@@ -286,6 +287,20 @@ class PeftModel(nn.Module):
                 if not torch.isfinite(layer.compose(names=names)).all():
                     raise ValueError(f"NaNs detected in the merged weights of {path}. The adapter seems to be broken")
         return names
+
+    def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "svd",
+                             svd_rank: int | None = None, svd_clamp: float | None = None, *, density: float | None = None,
+                             majority_sign_method: str = "total") -> None:
+        """A new LoRA adapter made of several low-rank ones (PEFT method of the same name); not active yet. See `engine.mix.combine`.
+
+        Every adapter counts with its own scaling, rsLoRA's too, and with its learned bias. Raises `ValueError` for adapters of other
+        kinds, unequal numbers of names and weights, or ranks that differ where they must not; nothing is added then.
+        """
+        from engine.mix.weighted import weighted_adapter
+
+        config, tensors = weighted_adapter(self.get_base_model(), self.adapted, adapters, weights, combination_type, svd_rank, svd_clamp,
+                                           density, majority_sign_method)
+        self._admit(adapter_name, config, trainable=False, given=tensors)
 
     # --- files ---
 

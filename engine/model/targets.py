@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -87,7 +87,9 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
     if not isinstance(wanted, (str, _AllLinear)):
         leaves = sorted({p.rpartition(".")[2] for p in result.reasons})
         result.unmatched = {e: difflib.get_close_matches(e.rpartition(".")[2], leaves, 3) for e in wanted if e not in hits}
-    result.resolved = _spelled_out(result) if isinstance(wanted, _AllLinear) else wanted
+    result.resolved = wanted
+    if isinstance(wanted, _AllLinear):
+        result.resolved = shortest_names((t.path for t in result.targets), (p for p, reason in result.reasons.items() if reason != "matched"))
     if not result.targets:
         near = sorted({name for names in result.unmatched.values() for name in names})
         raise NoMatchingPeftModuleError(
@@ -134,11 +136,11 @@ def _wanted(model: nn.Module, config: TargetedConfig) -> str | list[str] | _AllL
     return targets
 
 
-def _spelled_out(result: Plan) -> list[str]:
-    """The matched modules by the shortest names that match no other module."""
-    others = {path.rpartition(".")[2] for path, reason in result.reasons.items() if reason != "matched"}
-    leaves = ((t.path, t.path.rpartition(".")[2]) for t in result.targets)
-    return sorted({path if leaf in others else leaf for path, leaf in leaves})
+def shortest_names(chosen: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The chosen modules by the shortest names that match none of the others."""
+    taken = {path.rpartition(".")[2] for path in others}
+    leaves = ((path, path.rpartition(".")[2]) for path in chosen)
+    return sorted({path if leaf in taken else leaf for path, leaf in leaves})
 
 
 def _match(path: str, module: nn.Module, config: TargetedConfig, wanted: str | list[str] | _AllLinear) -> tuple[str | None, str]:

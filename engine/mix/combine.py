@@ -1,0 +1,124 @@
+"""Several low-rank adapters made into one, site by site, by every combination that PEFT knows.
+
+``cat`` is the exact weighted sum. ``svd`` is the best approximation of it at a given rank, found from thin factors (two QRs and the SVD
+of a small core) instead of a dense matrix. The others follow their papers: TIES (arXiv 2306.01708), DARE (arXiv 2311.03099).
+As in PEFT, those without ``_svd`` combine A and B separately and are therefore no sum of the adapters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.methods.base import Factors
+
+SEPARATE = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+DENSE = ("ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
+KINDS = ("cat", "svd", *SEPARATE, *DENSE)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to combine. Raises `ValueError` for a combination that cannot be.
+
+    Args:
+        kind: one of `KINDS`. rank: of the result, for ``svd`` and ``…_svd``. clamp: quantile at which the factors of an SVD are cut off.
+        density: share of the values that pruning keeps. signs: how TIES elects a sign, by ``"total"`` or by ``"frequency"``.
+    """
+
+    kind: str
+    rank: int = 0
+    clamp: float | None = None
+    density: float | None = None
+    signs: str = "total"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"Invalid combination_type: {self.kind}. Choose one of {', '.join(KINDS)}.")
+        if self.kind.removesuffix("_svd") not in ("cat", "svd", "linear") and (self.density is None or not 0 <= self.density <= 1):
+            raise ValueError(f"{self.kind} needs a density between 0 and 1, not {self.density}.")
+        if self.signs not in ("total", "frequency"):
+            raise ValueError(f"majority_sign_method must be “total” or “frequency”, not {self.signs}.")
+
+
+def combine(parts: Sequence[Factors], weights: Sequence[float], recipe: Recipe) -> Factors:
+    """One pair of factors, at scale 1, for what several have at one site; biases add up.
+
+    Args:
+        parts: float factors of the same layer; for the kinds in `SEPARATE` all of the same rank.
+    """
+    strengths = [w * f.scale for w, f in zip(weights, parts, strict=True)]
+    if recipe.kind == "cat":
+        A, B = torch.cat([s * f.A for s, f in zip(strengths, parts)]), torch.cat([f.B for f in parts], dim=1)
+    elif recipe.kind == "svd":
+        A, B = thin_svd(torch.cat([f.A for f in parts]), torch.cat([s * f.B for s, f in zip(strengths, parts)], dim=1), recipe.rank)
+    elif recipe.kind in SEPARATE:
+        A = _arithmetic([f.A for f in parts], [math.copysign(math.sqrt(abs(s)), s) for s in strengths], recipe)
+        B = _arithmetic([f.B for f in parts], [math.sqrt(abs(s)) for s in strengths], recipe)
+    else:
+        delta = _arithmetic([f.scale * (f.B @ f.A) for f in parts], list(weights), recipe)
+        A, B = dense_svd(delta, recipe.rank)
+    if recipe.clamp is not None and recipe.kind.endswith("svd"):
+        limit = torch.quantile(torch.cat([B.flatten(), A.flatten()]), recipe.clamp)
+        A, B = A.clamp(-limit, limit), B.clamp(-limit, limit)
+    biases = [s * f.bias for s, f in zip(strengths, parts) if f.bias is not None]
+    return Factors(A, B, 1.0, sum(biases[1:], biases[0]) if biases else None)
+
+
+def thin_svd(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best rank-``rank`` form of B·A with A ``(R, columns)``, B ``(out, R)``; cost grows with out + columns, not their product."""
+    if A.shape[0] >= min(A.shape[1], B.shape[0]):
+        return dense_svd(B @ A, rank)
+    Qb, Rb = torch.linalg.qr(B)
+    Qa, Ra = torch.linalg.qr(A.T)
+    U, S, Vh = torch.linalg.svd(Rb @ Ra.T)
+    return _pad(Vh[:rank] @ Qa.T, Qb @ (U[:, :rank] * S[:rank]), rank)
+
+
+def dense_svd(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best rank-``rank`` form of a dense ``(out, columns)``."""
+    U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+    return _pad(Vh[:rank], U[:, :rank] * S[:rank], rank)
+
+
+def _pad(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Zeros up to the asked rank, where the matrix has less."""
+    lack = rank - A.shape[0]
+    return (torch.cat([A, A.new_zeros(lack, A.shape[1])]), torch.cat([B, B.new_zeros(B.shape[0], lack)], dim=1)) if lack > 0 else (A, B)
+
+
+# --- arithmetic on whole tensors ---
+
+def _arithmetic(tensors: list[Tensor], weights: list[float], recipe: Recipe) -> Tensor:
+    kind = recipe.kind.removesuffix("_svd")
+    thin: Callable[[Tensor, float], Tensor] | None = {"ties": keep_largest, "magnitude_prune": keep_largest, "dare_linear": keep_random,
+                                                      "dare_ties": keep_random}.get(kind)
+    if thin is not None and recipe.density < 1:
+        tensors = [thin(t, recipe.density) for t in tensors]
+    weighted = torch.stack([w * t for w, t in zip(weights, tensors)])
+    if not kind.endswith("ties"):
+        return weighted.sum(0)
+    agrees = elected(torch.stack(tensors), recipe.signs)
+    return (weighted * agrees).sum(0) / agrees.sum(0).clamp(min=1)
+
+
+def keep_largest(tensor: Tensor, density: float) -> Tensor:
+    """Only the share ``density`` of values with the largest magnitude."""
+    flat = tensor.flatten()
+    kept = flat.abs().topk(int(density * flat.numel())).indices
+    return torch.zeros_like(flat).index_copy(0, kept, flat[kept]).view_as(tensor)
+
+
+def keep_random(tensor: Tensor, density: float) -> Tensor:
+    """Each value with probability ``density``, enlarged so that the expectation stays; draws from the global stream as PEFT does."""
+    return tensor * torch.bernoulli(torch.full_like(tensor, density)) / density if density else torch.zeros_like(tensor)
+
+
+def elected(tensors: Tensor, signs: str) -> Tensor:
+    """Where each of the stacked tensors has the sign that the majority has: by summed value, or by count."""
+    vote = tensors.sum(0) if signs == "total" else tensors.sign().sum(0)
+    return tensors.sign() == torch.where(vote >= 0, 1, -1)

@@ -1,0 +1,55 @@
+"""From several adapters in a model to the config and tensors of one: what `PeftModel.add_weighted_adapter` adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from engine.hosts.adapted import Adapted
+from engine.methods.base import Factors, Tensors
+from engine.methods.lora import METHOD, LoraConfig
+from engine.mix.combine import SEPARATE, Recipe, combine
+from engine.model.targets import modules, shortest_names
+
+
+@torch.no_grad()
+def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: Sequence[str], weights: Sequence[float], kind: str,
+                     rank: int | None, clamp: float | None, density: float | None, signs: str) -> tuple[LoraConfig, dict[str, Tensors]]:
+    """(config, module path → tensors) of a LoRA that is the combination. Raises `ValueError`; see `PeftModel.add_weighted_adapter`."""
+    if not adapters or len(adapters) != len(weights):
+        raise ValueError(f"There must be as many weights as adapters: {len(adapters)} adapters, {len(weights)} weights.")
+    parts = {path: _factors(layer, path, adapters) for path, layer in layers.items() if any(a in layer.tenants for a in adapters)}
+    if unknown := [a for a in adapters if not any(a in found for found in parts.values())]:
+        raise ValueError(f"Adapter {unknown[0]} does not exist")
+    ranks = {f.A.shape[0] for found in parts.values() for f in found.values()}
+    if kind in SEPARATE and any(len({f.A.shape[0] for f in found.values()}) > 1 for found in parts.values()):
+        raise ValueError(f"All adapters must have the same r value when using combination_type {kind}.")
+    recipe = Recipe(kind, rank or max(ranks), clamp, density, signs)
+    by_name = dict(zip(adapters, weights))
+    combined = {path: combine(list(found.values()), [by_name[a] for a in found], recipe) for path, found in parts.items()}
+    return _config(model, combined), {path: METHOD.from_factors(f, layers[path].site) for path, f in combined.items()}
+
+
+def _factors(layer: Adapted, path: str, adapters: Sequence[str]) -> dict[str, Factors]:
+    """The low-rank form, in float32 or better, of each of the adapters that sits on this layer."""
+    found: dict[str, Factors] = {}
+    for name in dict.fromkeys(adapters):
+        if name in layer.tenants:
+            tenant = layer.tenants[name]
+            tensors = {k: t.to(torch.promote_types(t.dtype, torch.float32)) for k, t in layer.tensors(name).items()}
+            factors = tenant.method.factors(tensors, tenant.config, layer.site)
+            if factors is None:
+                raise ValueError(f"{tenant.method.title} has no low-rank form at {path}, so the adapter {name} cannot be combined into one LoRA.")
+            found[name] = factors
+    return found
+
+
+def _config(model: nn.Module, combined: Mapping[str, Factors]) -> LoraConfig:
+    ranks = {path: f.A.shape[0] for path, f in combined.items()}
+    rank = max(ranks.values())
+    return LoraConfig(
+        r=rank, lora_alpha=rank, inference_mode=True, lora_bias=any(f.bias is not None for f in combined.values()),
+        target_modules=shortest_names(combined, (path for path, _ in modules(model) if path not in combined)),
+        rank_pattern={path: r for path, r in ranks.items() if r != rank}, alpha_pattern={path: r for path, r in ranks.items() if r != rank})
