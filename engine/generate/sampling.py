@@ -14,7 +14,7 @@ import torch
 from jinja2 import TemplateError
 
 from engine.data.render import chat_text, prepare_tokenizer
-from engine.errors import BadData, Diverged
+from engine.errors import BadData, BadModel, Diverged, StudioError
 from engine.generate.text import Detokenizer
 
 CHUNK = 512                                # prompt tokens a forward: bounds memory and how long a stop goes unheard
@@ -134,8 +134,14 @@ def listening(model) -> Iterator[None]:
 
 
 def prompt_ids(tokenizer, messages: list[dict]) -> list[int]:
-    """The chat as the model reads it, opened for its answer: by the same template and rules as in training."""
-    text = chat_text(prepare_tokenizer(tokenizer), messages, cue=True)
+    """The chat as the model reads it, opened for its answer: by the same template and rules as in training. Raises `BadModel`."""
+    try:
+        text = chat_text(prepare_tokenizer(tokenizer), messages, cue=True)
+    except (StudioError, MemoryError):
+        raise
+    except Exception as problem:           # a template is a small program of the model's maker; it can fail in any way
+        raise BadModel("The model's chat template cannot be used.", "It fails on an ordinary conversation.",
+                       "Get the model again, or choose another one.", details=repr(problem)) from problem
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -70,7 +70,9 @@ def skeleton(base: ModelInfo) -> nn.Module:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path, local_files_only=True)).eval()
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as problem:
+    except MemoryError:
+        raise
+    except Exception as problem:           # transformers raises anything for a description that makes no sense
         raise BadModel(f"The model {base.name} could not be read.", "Its description does not fit a language model that is known here.",
                        "Get the model again, or choose another one.", details=repr(problem), path=str(base.path)) from problem
 

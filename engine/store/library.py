@@ -74,8 +74,12 @@ def read_model(path: Path | str) -> ModelInfo:
     config = read_json(path / "config.json", BadModel)
     index = path / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(read_json(index, BadModel).get("weight_map", {}).values()))
-        if any(not isinstance(n, str) or Path(n).name != n for n in names):
+        places = read_json(index, BadModel).get("weight_map")
+        if not isinstance(places, dict) or any(not isinstance(n, str) for n in places.values()):
+            raise BadModel(f"The file {index.name} cannot be read.", "It does not say which tensor lies in which file.", "Get the model again.",
+                           path=str(index))
+        names = sorted(set(places.values()))
+        if any(Path(n).name != n for n in names):
             raise BadModel(f"The model {path.name} points to files outside its folder.", do="Do not use it.", path=str(path))
     else:
         names = sorted(p.name for p in path.glob("*.safetensors"))
