@@ -226,8 +226,7 @@ class Studio(QObject):
         self.library.select(Path(adapter))
         if not same_path(self.document.base, base):
             self.mix.choose_base(Path(base))
-        if not any(same_path(entry.adapter, adapter) for entry in self.document.entries):
-            self.mix.add([Path(adapter)])
+        self.mix.add([Path(adapter)])
         self.window.go("try")
 
     def _bring_in_and_add(self, folders: list[Path], place: int) -> None:

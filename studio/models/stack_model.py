@@ -9,7 +9,7 @@ from PySide6.QtCore import QAbstractListModel, QMimeData, QModelIndex, QObject, 
 
 from studio.core.catalogue import Catalogue, base_name
 from studio.core.stack_commands import AddAdapter, Command, MoveAdapter, RemoveAdapter, SetBase, Several
-from studio.core.stack_document import Change, Entry, StackDocument
+from studio.core.stack_document import Change, Entry, StackDocument, same_path
 from studio.core.text import frame as text
 from studio.models import drag
 from studio.models.undo import UndoStack
@@ -34,6 +34,8 @@ class StackModel(QAbstractListModel):
         info = self.catalogue.adapter(adapter)
         if info is None:
             return text.not_in_library(name=adapter.name)
+        if any(same_path(entry.adapter, adapter) for entry in self.document.entries):
+            return text.already_in_stack(name=info.name)
         if self.document.base is None:
             return None if self.catalogue.home_of(info) else text.base_missing(adapter=info.name, base=base_name(info))
         model = self.catalogue.model(self.document.base)

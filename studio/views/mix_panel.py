@@ -33,7 +33,7 @@ class MixPanel(QWidget):
         self.list = StackList(self.model)
         self.base = a11y.name(QComboBox(), text.stack_model(), text.stack_model_help())
         self.base.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.base.setMinimumContentsLength(12)
+        self.base.setMinimumContentsLength(18)
         self.base.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.base.setMaximumWidth(420)
         self.base.activated.connect(self._choose_base)
@@ -51,7 +51,7 @@ class MixPanel(QWidget):
         self._empty = _EmptyStack(self.add_button.click)
         self._lay_out()
         self.list.hovered.connect(self._empty.glow)
-        self.list.refused.connect(self.said)
+        self.list.refused.connect(self._show_refusal)
         self.list.spoke.connect(self._speak)
         self.list.failed.connect(self.failed)
         self.list.files.connect(self.files)
@@ -83,7 +83,7 @@ class MixPanel(QWidget):
         stands = theme.look(QLabel(text.stands_on()), "muted")
         stands.setBuddy(self.base)
         top.addWidget(stands)
-        top.addWidget(self.base, 1)
+        top.addWidget(self.base, 4)
         top.addStretch(1)
         top.addWidget(self.wide)
         top.addWidget(self.add_button)
@@ -148,6 +148,15 @@ class MixPanel(QWidget):
         self.export_button.setToolTip("" if heard else text.export_needs())
         self.add_button.setEnabled(bool(self._catalogue.adapters))
         self.add_button.setToolTip("" if self._catalogue.adapters else text.no_adapters_yet())
+
+    def _show_refusal(self, why: str) -> None:
+        """While something that cannot join hovers over the stack, say why right below it."""
+        theme.look(self.heard, "warn" if why else "muted")
+        if why:
+            self.heard.setText(why)
+            self.said.emit(why)
+        else:
+            self._show_state()
 
     def _tell_selected(self) -> None:
         if (entry := self.list.current()) and (info := self._catalogue.adapter(entry.adapter)):

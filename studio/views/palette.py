@@ -80,7 +80,7 @@ class Palette(QDialog):
 
     def __init__(self, registry: ActionRegistry, parent: QWidget | None = None):
         super().__init__(parent, Qt.WindowType.Popup | Qt.WindowType.FramelessWindowHint)
-        self._registry = registry
+        self._registry, self._tallest = registry, 460
         self.setWindowTitle(text.palette())
         a11y.name(self, text.palette())
         self.field = a11y.name(QLineEdit(), text.palette_field())
@@ -91,6 +91,7 @@ class Palette(QDialog):
         self.list.setItemDelegate(_Line(self.list))
         self.list.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.list.setUniformItemSizes(True)
+        self.list.setVerticalScrollMode(QListView.ScrollMode.ScrollPerPixel)
         self.list.clicked.connect(self._choose)
         frame = theme.look(QFrame(), "card")
         inner = QVBoxLayout(frame)
@@ -106,10 +107,10 @@ class Palette(QDialog):
 
     def open_over(self, window: QWidget) -> None:
         """Show it, empty and ready to type, at the upper middle of the window."""
+        width, self._tallest = min(640, window.width() - 40), min(460, window.height() - 80)
+        self.resize(width, self._tallest)
         self.field.clear()
         self._search("")
-        width, height = min(640, window.width() - 40), min(460, window.height() - 80)
-        self.resize(width, height)
         self.move(window.mapToGlobal(window.rect().topLeft()).x() + (window.width() - width) // 2, window.mapToGlobal(window.rect().topLeft()).y() + 56)
         self.show()
         self.field.setFocus()
@@ -134,6 +135,8 @@ class Palette(QDialog):
         self._model.show(self._registry.search(query))
         if self._model.rowCount():
             self.list.setCurrentIndex(self._model.index(0))
+        rows = max(1, self._model.rowCount()) * self.list.sizeHintForRow(0) if self._model.rowCount() else 40
+        self.resize(self.width(), min(self._tallest, rows + self.field.sizeHint().height() + 4 * theme.S))
 
     def _choose(self, index: QModelIndex) -> None:
         if not index.isValid():

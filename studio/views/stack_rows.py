@@ -6,7 +6,7 @@ import itertools
 import time
 
 from PySide6.QtCore import QEvent, QModelIndex, QObject, QSize, Qt, Signal
-from PySide6.QtGui import QGuiApplication, QKeySequence, QPainter, QShortcut
+from PySide6.QtGui import QCursor, QDrag, QGuiApplication, QKeySequence, QPainter, QShortcut
 from PySide6.QtWidgets import (QAbstractItemView, QCheckBox, QDoubleSpinBox, QFrame, QGridLayout, QHBoxLayout, QLabel, QListView, QSlider,
                                QStyledItemDelegate, QToolButton, QWidget)
 
@@ -183,7 +183,7 @@ class _RowSize(QStyledItemDelegate):
 class StackList(QListView):
     """The stack. Drag by the handle or Alt+Up/Down to reorder, Del removes, Space switches, Left/Right change the strength."""
 
-    refused = Signal(str)                  # why a drop is not possible, while it hovers
+    refused = Signal(str)                  # why a drop is not possible, while it hovers; empty when that is over
     hovered = Signal(bool)                 # something that may be dropped is over the list
     files = Signal(list, int)              # adapter folders dropped from outside, and the place
     failed = Signal(object)
@@ -203,6 +203,9 @@ class StackList(QListView):
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.setModel(model)
         self._rows: dict[int, StackRow] = {}
+        self.setDropIndicatorShown(False)
+        self._line = theme.look(QFrame(self.viewport()), "drop-line")      # where a drop would go
+        self._line.hide()
         self._fill()
         model.rowsInserted.connect(self._fill)
         model.modelReset.connect(self._fill)
@@ -340,7 +343,18 @@ class StackList(QListView):
         for row in self._rows.values():
             row.retint()
 
-    # --- drops ---
+    # --- drags and drops ---
+
+    def startDrag(self, actions) -> None:                    # noqa: N802
+        """The row itself travels with the pointer."""
+        index = self.currentIndex()
+        if not index.isValid():
+            return
+        row, picture = self._rows[index.data(ID)], QDrag(self)
+        picture.setMimeData(self._model.mimeData([index]))
+        picture.setPixmap(row.grab())
+        picture.setHotSpot(row.mapFromGlobal(QCursor.pos()))
+        picture.exec(Qt.DropAction.MoveAction)
 
     def dragEnterEvent(self, event) -> None:                 # noqa: N802
         if not self._judge(event):
@@ -352,13 +366,14 @@ class StackList(QListView):
         if self._judge(event):
             super().dragMoveEvent(event)
             event.acceptProposedAction()
+            self._show_line(self.place_at(event.position().toPoint()))
 
     def dragLeaveEvent(self, event) -> None:                 # noqa: N802
-        self.hovered.emit(False)
+        self._hover_ended()
         super().dragLeaveEvent(event)
 
     def dropEvent(self, event) -> None:                      # noqa: N802
-        self.hovered.emit(False)
+        self._hover_ended()
         load, place = drag.unpack(event.mimeData()), self.place_at(event.position().toPoint())
         if load.files:
             folders = [found for file in load.files if (found := drag.adapter_folder(file))]
@@ -387,8 +402,22 @@ class StackList(QListView):
     def _judge(self, event) -> bool:
         why = self._model.drop_refusal(event.mimeData())
         self.hovered.emit(why is None)
+        self.refused.emit(why or "")
         if why is not None:
-            if why:
-                self.refused.emit(why)
+            self._line.hide()
             event.ignore()
         return why is None
+
+    def _show_line(self, place: int) -> None:
+        count = self._model.rowCount()
+        if count:
+            last = self.visualRect(self._model.index(min(place, count - 1)))
+            y = last.top() - 3 if place < count else last.bottom() + 1
+            self._line.setGeometry(last.left() + 8, max(y, 0), last.width() - 16, 3)
+            self._line.show()
+            self._line.raise_()
+
+    def _hover_ended(self) -> None:
+        self._line.hide()
+        self.hovered.emit(False)
+        self.refused.emit("")

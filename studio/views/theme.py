@@ -135,7 +135,7 @@ def icon(name: str, role: str = "text") -> QIcon:
 def _tinted(name: str, role: str, theme: str) -> QIcon:
     result, renderer = QIcon(), QSvgRenderer(str(ICONS / f"{name}.svg"))
     for mode, tint in ((QIcon.Mode.Normal, color(role)), (QIcon.Mode.Disabled, color("muted", 0.45))):
-        for size in (16, 20, 24, 32, 48, 64, 96):
+        for size in (16, 20, 24, 32, 48):
             pixmap = QPixmap(QSize(size, size))
             pixmap.fill(Qt.GlobalColor.transparent)
             painter = QPainter(pixmap)

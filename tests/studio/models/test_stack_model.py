@@ -81,6 +81,12 @@ def test_what_cannot_join_says_why_before_it_is_dropped(world, name, part):
     assert model.add([path(world, name)]) == [why] and len(world.document) == 1
 
 
+def test_an_adapter_joins_once(world):
+    model = stack(world)
+    model.add([path(world, "a")])
+    assert "already" in model.refusal(path(world, "a"))
+
+
 def test_an_adapter_without_its_model_says_which_is_missing(world):
     shutil.rmtree(world.home.models / "Wide")
     world.catalogue.refresh()

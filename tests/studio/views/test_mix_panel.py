@@ -230,7 +230,10 @@ def test_a_wheel_changes_a_value_only_with_the_focus(bench, control):
 
 def test_the_list_scrolls_by_the_wheel_that_a_slider_refused(bench):
     """Qt hands a refused wheel of a real mouse on to the parents (not one that a test makes), so each of them is asked in turn."""
-    bench.put("abcabcabcabcabc")
+    for name in "defghijklmno":
+        make_adapter(bench.world.home, bench.world.home.models / "Tiny-Instruct", name)
+    bench.world.catalogue.refresh()
+    bench.put("abcdefghijklmno")
     bench.library.search.setFocus()
     bar, widget = bench.mix.list.verticalScrollBar(), bench.row("a").slider
     bar.setValue(0)
