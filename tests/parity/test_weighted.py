@@ -13,9 +13,9 @@ from tests.support.tiny import make_model
 WEIGHTS = [0.7, -1.2]
 
 
-def two(package, **more):
+def two(package, targets=("q_proj", "down_proj", "embed_tokens"), **more):
     """A model with the adapters a and b of random effect, equal for both packages."""
-    targets = ["q_proj", "down_proj", "embed_tokens"]
+    targets = list(targets)
     config = lambda: package.LoraConfig(r=4, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", **more)  # noqa: E731
     model = package.get_peft_model(make_model(tied=False), config(), "a")
     model.add_adapter("b", config())
@@ -42,7 +42,8 @@ def delta(model, name: str) -> dict[str, torch.Tensor]:
 def test_the_same_adapter_as_peft(kind, monkeypatch):
     """DARE drops by chance: here by the same rule for both, as PEFT draws other numbers in between."""
     monkeypatch.setattr(torch, "bernoulli", lambda t: (torch.arange(t.numel()) * 7 % 10 < 6).to(t.dtype).view_as(t))
-    ours, theirs = two(engine), two(peft)
+    targets = ["q_proj", "down_proj"] + ["embed_tokens"] * (kind not in DENSE)   # PEFT's dense embedding lies the other way round
+    ours, theirs = two(engine, targets), two(peft, targets)
     more = {"density": 0.6, "majority_sign_method": "frequency"} if kind not in ("cat", "svd", "linear") else {}
     for model in (ours, theirs):
         model.add_weighted_adapter(["a", "b"], WEIGHTS, "c", combination_type=kind, **more)
