@@ -188,8 +188,8 @@ def test_two_at_once_take_turns(run):
 
     code = (f"import importlib.util as u, subprocess, sys, pathlib\ns = u.spec_from_file_location('r', {str(ROOT / 'run.py')!r})\n"
             f"r = u.module_from_spec(s); s.loader.exec_module(r); r.ROOT = pathlib.Path({str(run.ROOT)!r})\n"
-            "with r.only_one():\n    print('mine', flush=True)\n"
-            "    subprocess.run([sys.executable, '-c', 'import sys; sys.stdin.read(1)'], pass_fds=r.HELD)\n")
+            "work = 'import sys; print(\"mine\", flush=True); sys.stdin.read(1)'\n"
+            "with r.only_one(): subprocess.run([sys.executable, '-c', work], pass_fds=r.HELD)\n")
     both = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     heard: dict = {}
     with selectors.DefaultSelector() as selector:
