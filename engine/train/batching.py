@@ -1,9 +1,9 @@
 """Which rows stand together: the order of training is a pure function of (seed, pass), so a resumed run needs only a step number.
 
 Rows of similar length share a step, steps are cut into micro-batches by a token budget, and within a micro-batch rows are padded
-on the right to the longest one. Right padding needs no attention mask in a causal model (nothing before it can see it), so no row
-can hear another one, whatever the architecture: attention, sliding window or recurrence. What padding would cost is bounded: the cut
-into micro-batches is the cheapest one there is, counting padded tokens and the fixed price of one more forward.
+on the right to the longest one. Right padding needs no attention mask in a causal model: nothing before it can see it. What padding
+would cost is bounded: the cut into micro-batches is the cheapest one there is, counting padded tokens and the fixed price of one more
+forward. Where the model allows it (`engine.train.attention`), the common beginning of a micro-batch's rows is there only once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.data.render import IGNORED, Rendered
+from engine.train.attention import Layout
 
 GROUP = 4                                  # steps whose rows are sorted by length together; more would make every pass alike
 OVERHEAD = 32                              # price of one more micro-batch, in tokens (SmolLM2-135M on two CPU cores: 20–40)
@@ -24,29 +25,48 @@ OVERHEAD = 32                              # price of one more micro-batch, in t
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. ``ids`` int64 ``[rows, longest]``; ``where`` flat positions whose *next* token is learned; ``targets`` those tokens."""
+    """One micro-batch. ``ids`` int64: ``[rows, longest]``, or with a ``layout`` ``[1, tokens]``; ``where`` flat positions whose *next*
+    token is learned; ``targets`` those tokens."""
 
     ids: Tensor
     where: Tensor
     targets: Tensor
+    layout: Layout | None = None
 
     @property
     def learned(self) -> int:
         return len(self.targets)
 
 
-def collate(rows: list[Rendered], pad: int = 0) -> Batch:
-    """Rows → one micro-batch, padded on the right with ``pad`` (any token: it is neither seen nor learned)."""
-    longest = max(len(row.ids) for row in rows)
+def collate(rows: list[Rendered], pad: int = 0, *, share: bool = False) -> Batch:
+    """Rows → one micro-batch, padded on the right with ``pad`` (any token: it is neither seen nor learned).
+
+    ``share``: lay the rows side by side, with their common beginning once.
+    """
+    prefix = common_prefix(rows) if share else 0
+    longest = max(len(row.ids) for row in rows) - prefix
     ids = torch.full((len(rows), longest), pad, dtype=torch.long)
     where, targets = [], []
     for i, row in enumerate(rows):
-        ids[i, :len(row.ids)] = torch.tensor(row.ids)
-        for t, label in enumerate(row.labels[1:]):
+        ids[i, :len(row.ids) - prefix] = torch.tensor(row.ids[prefix:])
+        for t, label in enumerate(row.labels[prefix + 1:]):
             if label != IGNORED:
-                where.append(i * longest + t)
+                where.append(prefix + i * longest + t)
                 targets.append(label)
-    return Batch(ids, torch.tensor(where, dtype=torch.long), torch.tensor(targets, dtype=torch.long))
+    if share:
+        ids = torch.cat([torch.tensor(rows[0].ids[:prefix], dtype=torch.long), ids.flatten()])[None]
+    return Batch(ids, torch.tensor(where, dtype=torch.long), torch.tensor(targets, dtype=torch.long),
+                 Layout(prefix, len(rows), longest) if share else None)
+
+
+def common_prefix(rows: list[Rendered]) -> int:
+    """Length of the beginning that all rows share, short of the first token from which something learned is predicted; 0 for one row."""
+    if len(rows) < 2:
+        return 0
+    first, last = min(row.ids for row in rows), max(row.ids for row in rows)      # the two that differ earliest
+    shared = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
+    learned = min(next((t for t, label in enumerate(row.labels) if t and label != IGNORED), len(row.labels)) for row in rows)
+    return max(0, min(shared, learned - 1))
 
 
 def shuffled(count: int, seed: int, salt: str) -> list[int]:
@@ -85,17 +105,18 @@ class Schedule:
         return [steps[k] for k in shuffled(len(steps), self.seed, f"steps of pass {number}")]
 
 
-def micro_batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Cut rows into micro-batches of at most ``budget`` padded tokens each (a longer single row stands alone), as cheaply as possible.
+def micro_batches(lengths: list[int], budget: int, shared: int = 0) -> list[list[int]]:
+    """Cut rows into micro-batches of at most ``budget`` computed tokens each (a longer single row stands alone), as cheaply as possible.
 
-    Returns index lists, shortest rows first. Exact by dynamic programming over the rows sorted by length.
+    ``shared`` first tokens of all rows are computed once in a micro-batch. Returns index lists, shortest rows first. Exact by dynamic
+    programming over the rows sorted by length.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     best: list[tuple[int, int]] = [(0, 0)]
     for end in range(1, len(order) + 1):
         longest = lengths[order[end - 1]]
-        options = [(best[start][0] + (end - start) * longest + OVERHEAD, start) for start in range(end - 1, -1, -1)
-                   if start == end - 1 or (end - start) * longest <= budget]
+        options = [(best[start][0] + computed_tokens(end - start, longest, shared) + OVERHEAD, start)
+                   for start in range(end - 1, -1, -1) if start == end - 1 or computed_tokens(end - start, longest, shared) <= budget]
         best.append(min(options))
     cuts, end = [], len(order)
     while end:
@@ -105,6 +126,7 @@ def micro_batches(lengths: list[int], budget: int) -> list[list[int]]:
     return cuts[::-1]
 
 
-def padded_tokens(lengths: list[int], budget: int) -> int:
-    """Tokens that are really computed for these rows, padding included."""
-    return sum(len(batch) * max(lengths[i] for i in batch) for batch in micro_batches(lengths, budget))
+def computed_tokens(rows: int, longest: int, shared: int = 0) -> int:
+    """Tokens that are really computed for a micro-batch of ``rows`` rows, padding included and the shared beginning counted once."""
+    shared = shared if rows > 1 else 0
+    return shared + rows * (longest - shared)

@@ -1,6 +1,6 @@
 """The price of a plan, measured: a few real micro-batches of the real examples through the real model on this machine.
 
-A step's seconds are taken as ``a · padded tokens + b · micro-batches``; a short and a long micro-batch give both. The whole schedule
+A step's seconds are taken as ``a · computed tokens + b · micro-batches``; a short and a long micro-batch give both. The whole schedule
 is then priced exactly as it will run. Memory is this process's, as it grows during the probe, scaled to the largest micro-batch.
 """
 
@@ -13,7 +13,7 @@ import psutil
 
 from engine.errors import OutOfMemory, explain
 from engine.specs import PlanReport, TrainSpec
-from engine.train.batching import Schedule, collate, micro_batches
+from engine.train.batching import Schedule, common_prefix, computed_tokens, micro_batches
 from engine.train.checkpoint import KEPT
 from engine.train.loop import BUDGET, EVALUATIONS, SAMPLE_SHARE, memory_mb
 from engine.train.loss import Objective
@@ -27,15 +27,19 @@ SPREAD = 0.1                               # what no probe sees: other programs,
 
 @dataclass
 class _Cost:
-    """Seconds of one micro-batch, fitted from probes [(padded tokens, seconds), …]."""
+    """Seconds of a step with these rows' lengths, fitted from probes; ``shared`` as in `micro_batches`."""
 
     token: float
     batch: float
     spread: float                          # relative error of the fit
+    shared: int
+
+    def portions(self, lengths: list[int]) -> list[int]:
+        """Computed tokens of each micro-batch."""
+        return [computed_tokens(len(part), max(lengths[i] for i in part), self.shared) for part in micro_batches(lengths, BUDGET, self.shared)]
 
     def __call__(self, lengths: list[int]) -> float:
-        parts = micro_batches(lengths, BUDGET)
-        return sum(self.token * len(part) * max(lengths[i] for i in part) + self.batch for part in parts)
+        return sum(self.token * tokens + self.batch for tokens in self.portions(lengths))
 
 
 def estimate(spec: TrainSpec) -> PlanReport:
@@ -61,7 +65,7 @@ def estimate(spec: TrainSpec) -> PlanReport:
     for k in range(len(schedule)):
         of_step = [lengths[i] for i in schedule[k]]
         seconds, tokens = seconds + step(of_step), tokens + sum(of_step)
-        widest = max(widest, *(len(p) * max(of_step[i] for i in p) for p in micro_batches(of_step, BUDGET)))
+        widest = max(widest, *step.portions(of_step))
     teaching = seconds
     if material.test:                      # a forward alone costs about a third of a step
         seconds += (1 + min(EVALUATIONS, len(schedule))) * step([len(row.ids) for row in material.test]) / 3
@@ -83,8 +87,9 @@ def _probe(model, objective: Objective, optimizer: Optimizer, material, schedule
     """Time real micro-batches: (cost, peak memory in MB, padded tokens of the largest probe). Teaches nothing that is kept."""
     longest_first = sorted(material.learn, key=lambda row: -len(row.ids))
     of_first = [material.learn[i] for i in schedule[0]]
-    usual = [of_first[i] for i in micro_batches([len(r.ids) for r in of_first], BUDGET)[-1]]
-    batches = [collate(longest_first[:1]), collate(usual), collate(longest_first[-1:])]
+    shared = common_prefix(of_first) if objective.side_by_side else 0
+    parts = micro_batches([len(row.ids) for row in of_first], BUDGET, shared)
+    batches = [objective.collate(rows) for rows in (longest_first[:1], [of_first[i] for i in parts[-1]], longest_first[-1:])]
     times: dict[int, list[float]] = {}
     model.train()
     peak, begun = memory_mb(), time.monotonic()
@@ -103,9 +108,9 @@ def _probe(model, objective: Objective, optimizer: Optimizer, material, schedule
     points = [(batches[k].ids.numel(), min(found), max(found)) for k, found in times.items()]
     small, large = min(points), max(points)
     token = max((large[1] - small[1]) / max(large[0] - small[0], 1), 1e-9) if large[0] > small[0] else large[1] / large[0]
-    fixed = max(large[1] - token * large[0], 0.0) + correction / max(1, len(micro_batches([len(r.ids) for r in of_first], BUDGET)))
+    fixed = max(large[1] - token * large[0], 0.0) + correction / len(parts)
     spread = sum(worst - best for _, best, worst in points) / max(sum(best for _, best, _ in points), 1e-9) / 2
-    return _Cost(token, fixed, min(spread, 0.5)), max(peak, memory_mb()), large[0]
+    return _Cost(token, fixed, min(spread, 0.5), shared), max(peak, memory_mb()), large[0]
 
 
 def _duration(seconds: float) -> str:

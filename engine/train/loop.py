@@ -20,7 +20,7 @@ from engine.specs import TrainSpec
 from engine.store.runs import RunFolder
 from engine.train import checkpoint as checkpoints
 from engine.train import finish
-from engine.train.batching import Batch, Schedule, collate, micro_batches
+from engine.train.batching import Batch, Schedule, common_prefix, micro_batches
 from engine.train.loss import Objective
 from engine.train.optim import Optimizer, learning_rate, speed_at
 from engine.train.precision import exact_computing
@@ -168,8 +168,9 @@ class Training:
         return total / learned
 
     def _batches(self, rows: list) -> Iterator[Batch]:
-        for part in micro_batches([len(row.ids) for row in rows], self.budget):
-            yield collate([rows[i] for i in part])
+        shared = common_prefix(rows) if self.objective.side_by_side else 0
+        for part in micro_batches([len(row.ids) for row in rows], self.budget, shared):
+            yield self.objective.collate([rows[i] for i in part])
 
     def _smaller(self, problem: Exception, longest: int, rows: int) -> Note:
         """After memory ran out: half as many tokens at a time, the same examples in each step."""

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data.render import IGNORED, Rendered
-from engine.train.batching import OVERHEAD, Schedule, collate, micro_batches, padded_tokens, shuffled
+from engine.train.batching import OVERHEAD, Schedule, collate, common_prefix, computed_tokens, micro_batches, shuffled
 
 many_lengths = st.lists(st.integers(1, 600), min_size=1, max_size=60)
 
@@ -36,24 +36,36 @@ def test_passes_and_seeds_differ_and_a_limit_cuts_only_the_end():
     assert len(Schedule(lengths, 8, 0.1, 0)) == 1 and len(Schedule(lengths, 8, 1.5, 0)) == 8
 
 
-@given(many_lengths, st.integers(1, 2000))
-def test_micro_batches_hold_every_row_within_the_budget_and_are_cheap(lengths, budget):
-    parts = micro_batches(lengths, budget)
+@given(many_lengths, st.integers(1, 2000), st.integers(0, 50))
+def test_micro_batches_hold_every_row_within_the_budget_and_are_cheap(lengths, budget, shared):
+    lengths = [n + shared for n in lengths]
+    parts = micro_batches(lengths, budget, shared)
     assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
-    sizes = [len(part) * max(lengths[i] for i in part) for part in parts]
+    sizes = [computed_tokens(len(part), max(lengths[i] for i in part), shared) for part in parts]
     assert all(size <= budget or len(part) == 1 for size, part in zip(sizes, parts))
     price = sum(sizes) + OVERHEAD * len(parts)
     assert price <= sum(lengths) + OVERHEAD * len(lengths)     # one row at a time is among the options
-    assert sum(sizes) == padded_tokens(lengths, budget)
 
 
-@given(st.lists(st.lists(st.tuples(st.integers(1, 99), st.booleans()), min_size=1, max_size=9), min_size=1, max_size=5))
-def test_a_batch_learns_exactly_what_the_rows_learn(rows):
-    rendered = [Rendered([t for t, _ in row], [t if learned else IGNORED for t, learned in row], []) for row in rows]
-    batch = collate(rendered)
+flagged = st.lists(st.tuples(st.integers(1, 99), st.booleans()), min_size=1, max_size=9)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.just(False)), max_size=5), st.lists(flagged, min_size=1, max_size=5), st.booleans())
+def test_a_batch_learns_exactly_what_the_rows_learn(start, rows, share):
+    rendered = [Rendered([t for t, _ in row], [t if learned else IGNORED for t, learned in row], []) for row in ([*start, *row] for row in rows)]
+    batch, prefix = collate(rendered, share=share), common_prefix(rendered) if share else 0
     assert batch.learned == sum(row.learned for row in rendered)
-    flat = batch.ids.flatten()
+    flat, longest = batch.ids.flatten(), max(len(row.ids) for row in rendered) - prefix
+    assert len(flat) == prefix + len(rows) * longest
     for at, target in zip(batch.where.tolist(), batch.targets.tolist()):
-        assert flat[at + 1] == target
-        row, place = divmod(at, batch.ids.shape[1])
-        assert rendered[row].labels[place + 1] == target
+        assert at >= prefix and flat[at + 1] == target         # the learned token follows in its own row
+        row, place = divmod(at - prefix, longest)
+        assert rendered[row].labels[prefix + place + 1] == target and rendered[row].ids[: prefix] == flat[:prefix].tolist()
+
+
+@given(st.lists(flagged, min_size=2, max_size=5))
+def test_the_common_beginning_is_common_and_learns_nothing(rows):
+    rendered = [Rendered([t for t, _ in row], [t if learned else IGNORED for t, learned in row], []) for row in rows]
+    prefix = common_prefix(rendered)
+    assert len({tuple(row.ids[:prefix]) for row in rendered}) == 1 and all(len(row.ids) > prefix for row in rendered)
+    assert all(label == IGNORED for row in rendered for label in row.labels[1:prefix + 1])

@@ -59,7 +59,7 @@ def test_the_kept_state_is_the_best_one(make_spec, tmp_path):
     model = PeftModel.from_pretrained(load_model(spec.base), spec.out)
     material = loop.read_material(spec)
     objective = loop.Objective(model)
-    error = sum(objective.error(loop.collate([row])) for row in material.test) / sum(row.learned for row in material.test)
+    error = sum(objective.error(objective.collate([row])) for row in material.test) / sum(row.learned for row in material.test)
     assert error == pytest.approx(best.error, rel=1e-4)
 
 

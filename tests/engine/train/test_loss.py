@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig, MambaConfig, MistralConfig, Qwen3Config
 
 from engine import LoraConfig, get_peft_model
 from engine.data.render import IGNORED, Rendered
+from engine.train import attention
 from engine.train import loss as loss_module
 from engine.train.batching import collate, micro_batches
 from engine.train.loss import Objective
@@ -21,16 +22,20 @@ def family(name):
     if name == "llama":
         return make_model()
     config = {"qwen3": lambda: Qwen3Config(**COMMON), "gemma2": lambda: Gemma2Config(**COMMON, sliding_window=8, final_logit_softcapping=3.0),
+              "mistral": lambda: MistralConfig(**COMMON, sliding_window=8),
+              "mamba": lambda: MambaConfig(vocab_size=384, hidden_size=48, num_hidden_layers=2, state_size=4, initializer_range=0.2),
               "granite": lambda: GraniteConfig(**COMMON, logits_scaling=4.0),
               "gpt2": lambda: GPT2Config(vocab_size=384, n_embd=48, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)}
     return AutoModelForCausalLM.from_config(config[name]()).eval()
 
 
-def rows(lengths=LENGTHS):
+def rows(lengths=LENGTHS, alike=0):
+    """Ragged rows of random tokens, the last two thirds learned; the first ``alike`` tokens are common to all."""
     draw = torch.Generator().manual_seed(1)
+    start = torch.randint(3, 384, (alike,), generator=draw).tolist()
     made = []
     for n in lengths:
-        ids = torch.randint(3, 384, (n,), generator=draw).tolist()
+        ids = (start + torch.randint(3, 384, (n,), generator=draw).tolist())[:n]
         made.append(Rendered(ids, [IGNORED if t < n // 3 else i for t, i in enumerate(ids)], []))
     return made
 
@@ -46,7 +51,7 @@ def student(name="llama", **settings):
 
 
 def gradients(model):
-    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+    found = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters() if p.requires_grad])
     model.zero_grad(set_to_none=True)
     return found
 
@@ -58,32 +63,58 @@ def plain(model, row):
     return float(out.loss.detach()), gradients(model)
 
 
-@pytest.mark.parametrize("name, lean", [("llama", True), ("qwen3", True), ("gpt2", True), ("gemma2", False), ("granite", False)])
-def test_loss_and_gradient_equal_transformers_row_by_row(name, lean):
-    """One padded batch of ragged rows equals each row run alone by transformers itself: no cross-talk, no padding, right normalisation."""
-    model, made = student(name), rows()
+FAMILIES = {"llama": (True, True), "qwen3": (True, True), "gpt2": (True, True), "mistral": (True, False), "mamba": (True, False),
+            "gemma2": (False, False), "granite": (False, False)}
+
+
+@pytest.mark.parametrize("alike", [0, 4])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loss_and_gradient_equal_transformers_row_by_row(name, alike):
+    """Ragged rows in one micro-batch equal each row run alone by transformers: no cross-talk, no padding, the right normalisation;
+    whether they share their beginning or not."""
+    model, made = student(name), rows([max(n, 9) for n in LENGTHS], alike)
     objective = Objective(model)
-    assert objective.lean is lean
+    assert (objective.lean, objective.side_by_side) == FAMILIES[name]
     learned = sum(row.learned for row in made)
     alone = [plain(model, row) for row in made]
     expected = sum(error * row.learned for (error, _), row in zip(alone, made))
-    batch = collate(made)
+    batch = objective.collate(made)
+    assert batch.layout is None or batch.layout.prefix == (2 if alike else 0)      # the shortest row learns its fourth token
     assert objective.backward(batch, learned) == pytest.approx(expected, rel=1e-5)
     together = sum(g * row.learned / learned for (_, g), row in zip(alone, made))
     assert float((gradients(model) - together).norm() / together.norm()) < 1e-5
-    with torch.no_grad():
-        assert objective.error(batch) == pytest.approx(expected, rel=1e-5)
+    assert objective.error(batch) == pytest.approx(expected, rel=1e-5)
     for row, (error, g) in zip(made, alone):                   # and every single row
-        assert objective.backward(collate([row]), row.learned) / row.learned == pytest.approx(error, rel=1e-5)
+        assert objective.backward(objective.collate([row]), row.learned) / row.learned == pytest.approx(error, rel=1e-5)
         assert float((gradients(model) - g).norm() / g.norm()) < 1e-5
+
+
+def test_long_rows_go_through_the_other_kernel_to_the_same_result(monkeypatch):
+    model, made = student(), rows([40, 30, 20], alike=8)
+    objective = Objective(model)
+    short = objective.backward(objective.collate(made), 10), gradients(model)
+    monkeypatch.setattr(attention, "SHORT", 16)
+    long = objective.backward(objective.collate(made), 10), gradients(model)
+    assert long[0] == pytest.approx(short[0], rel=1e-6) and float((long[1] - short[1]).norm() / short[1].norm()) < 1e-5
+
+
+def test_the_model_s_own_attention_is_put_back_even_after_an_error(monkeypatch):
+    model = student()
+    objective, config = Objective(model), model.get_base_model().config
+    assert config._attn_implementation == "sdpa"
+    monkeypatch.setattr(attention, "_causal", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        objective.backward(objective.collate(rows()), 10)
+    assert config._attn_implementation == "sdpa" and attention._layout is None
 
 
 def test_what_stands_in_the_padding_or_in_another_row_is_never_heard():
     model, made = student(), rows([40, 7])
     objective = Objective(model)
-    first = objective.backward(collate(made, pad=0), 10), gradients(model)
-    other = objective.backward(collate(made, pad=77), 10), gradients(model)
-    assert first[0] == other[0] and torch.equal(first[1], other[1])
+    for share in (False, True):
+        first = objective.backward(collate(made, pad=0, share=share), 10), gradients(model)
+        other = objective.backward(collate(made, pad=77, share=share), 10), gradients(model)
+        assert first[0] == other[0] and torch.equal(first[1], other[1])
     changed = [Rendered([5] * 40, [IGNORED] * 40, []), made[1]]
     assert objective.backward(collate(changed), 10) == pytest.approx(objective.backward(collate(made[1:]), 10), rel=1e-6)
 
