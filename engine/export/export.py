@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.bases.load import load_model, load_tokenizer
 from engine.errors import Cancelled, StudioError, VerificationFailed
 from engine.events import Event, Finished, Note, Progress, Stopped
-from engine.export.probe import QUESTIONS, Probe, listen
+from engine.export.probe import PROMPTS, QUESTIONS, Probe, listen
 from engine.export.receipt import RECEIPT, write_receipt
 from engine.export.verify import Verification, comparing_format, refuse_silence
 from engine.merge.plan import MergePlan, plan_merge
@@ -25,6 +25,8 @@ from engine.specs.jobs import ExportSpec
 from engine.store.atomic import replacing_folder
 from engine.store.library import ModelInfo, read_model
 from engine.store.runs import RunFolder
+
+LISTENING = "Listening to the live stack"
 
 
 def export(spec: ExportSpec, run: RunFolder) -> Iterator[Event]:
@@ -61,16 +63,14 @@ def _carry_out(spec: ExportSpec, run: RunFolder, out: Path, base: ModelInfo) -> 
     check_room(out, plan)
     tokenizer, probes, compare = load_tokenizer(base.path), [], "float32"
     if spec.verify:
-        yield Progress("Listening to the live stack")
         compare = comparing_format(base)
         if compare != "float32":
             yield Note("The memory is too small to compare in full precision, so the checks are coarser.", level="warning")
-        probes = _listen(plan, tokenizer, [*spec.prompts, *QUESTIONS], compare, asked_to_stop)
+        yield from _listen(plan, tokenizer, [*spec.prompts, *QUESTIONS], compare, asked_to_stop, probes)
     with replacing_folder(out) as folder:
         yield from merge_into(folder, plan, spec.dtype, asked_to_stop)
         verification = Verification(folder, plan, probes, tokenizer, compare, asked_to_stop)
         if spec.verify:
-            yield Progress("Checking the finished model")
             yield from verification
         else:
             yield Note("The finished model was not verified, as you asked.", level="warning")
@@ -80,13 +80,17 @@ def _carry_out(spec: ExportSpec, run: RunFolder, out: Path, base: ModelInfo) -> 
             _put_aside(folder, out, verification)
 
 
-def _listen(plan: MergePlan, tokenizer, questions: list[str], compare: str, stopped: Callable[[], bool]) -> list[Probe]:
-    """Load the live stack as it runs in the playground, ask it, and give the memory back."""
+def _listen(plan: MergePlan, tokenizer, questions: list[str], compare: str, stopped: Callable[[], bool],
+            probes: list[Probe]) -> Iterator[Progress]:
+    """Load the live stack as it runs in the playground, ask it, fill ``probes``, and give the memory back."""
+    questions = list(dict.fromkeys(questions))[:PROMPTS]
+    yield Progress(LISTENING, 0, len(questions), "questions")
     live = StackOnBase(load_model(plan.base.path, dtype=compare), plan.base)
     live.arrange(plan.stack.entries)
-    probes = listen(live, tokenizer, list(dict.fromkeys(questions)), stopped)
+    for probe in listen(live, tokenizer, questions, stopped):
+        probes.append(probe)
+        yield Progress(LISTENING, len(probes), len(questions), "questions")
     refuse_silence(probes)
-    return probes
 
 
 def check_place(out: Path, base: ModelInfo, adapters: list[Path]) -> None:

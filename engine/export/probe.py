@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,10 +45,9 @@ class Distance:
         return self.largest == self.largest and self.kl == self.kl and self.largest != float("inf")
 
 
-def listen(stack, tokenizer, questions: list[str], stopped: Callable[[], bool]) -> list[Probe]:
+def listen(stack, tokenizer, questions: list[str], stopped: Callable[[], bool]) -> Iterator[Probe]:
     """Ask the live stack, and its base on the same tokens. ``stack`` is a `StackOnBase`. Raises `Cancelled`."""
-    probes = []
-    for question in questions[:PROMPTS]:
+    for question in questions:
         prompt = prompt_ids(tokenizer, [{"role": "user", "content": question}])
         speech = Speech(stack.model, tokenizer, prompt, max_new_tokens=ANSWER, stopped=stopped)
         text = "".join(speech)
@@ -59,8 +58,7 @@ def listen(stack, tokenizer, questions: list[str], stopped: Callable[[], bool]) 
         live = logits_of(stack.model, ids, positions)
         with stack.model.disable_adapter():
             base = logits_of(stack.model, ids, positions)
-        probes.append(Probe(question, ids, len(speech.ids), positions, text.strip(), live, base))
-    return probes
+        yield Probe(question, ids, len(speech.ids), positions, text.strip(), live, base)
 
 
 @torch.no_grad()

@@ -11,11 +11,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from engine.errors import BadAdapter, Cancelled
-from engine.events import Checked
+from engine.events import Checked, Progress
 from engine.export.probe import ANSWER, Distance, Probe, distance, logits_of, loudness
 from engine.generate.sampling import Speech, end_tokens, prompt_ids
 from engine.merge.plan import MergePlan
 from engine.store.library import ModelInfo, read_model
+
+STAGE = "Checking the finished model"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def refuse_silence(probes: list[Probe]) -> Distance:
 
 
 class Verification:
-    """Opens ``folder`` and yields one `Checked` a claim. Afterwards: ``passed``, ``checks``, ``answers`` (question → answer)."""
+    """Opens ``folder`` and yields one `Checked` a claim, with `Progress` between. Afterwards: ``passed``, ``checks``, ``answers``
+    (question → answer). Raises `Cancelled`."""
 
     def __init__(self, folder: Path, plan: MergePlan, probes: list[Probe], tokenizer, compare: str, stopped: Callable[[], bool]):
         self.folder, self.plan, self.probes, self.tokenizer, self.compare, self.stopped = folder, plan, probes, tokenizer, compare, stopped
@@ -65,14 +68,16 @@ class Verification:
     def passed(self) -> bool:
         return bool(self.checks) and all(check.passed for check in self.checks)
 
-    def __iter__(self) -> Iterator[Checked]:
-        for check in self._all():
-            self.checks.append(check)
-            yield check
+    def __iter__(self) -> Iterator[Checked | Progress]:
+        yield Progress(STAGE, 0, len(self.probes), "questions")
+        for event in self._all():
+            if isinstance(event, Checked):
+                self.checks.append(event)
+            yield event
             if self.stopped():
                 raise Cancelled()
 
-    def _all(self) -> Iterator[Checked]:
+    def _all(self) -> Iterator[Checked | Progress]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
@@ -141,15 +146,14 @@ class Verification:
 
     # --- numbers ---
 
-    def _same_numbers(self, model, tokenizer) -> Iterator[Checked]:
+    def _same_numbers(self, model, tokenizer) -> Iterator[Checked | Progress]:
         heard = []
         for probe in self.probes:
             heard.append(logits_of(model, probe.ids, probe.positions))
             speech = Speech(model, tokenizer, prompt_ids(tokenizer, [{"role": "user", "content": probe.question}]), max_new_tokens=ANSWER,
                             stopped=self.stopped) if bool(torch.isfinite(heard[-1]).all()) else []
             self.answers[probe.question] = "".join(speech).strip()
-            if self.stopped():
-                raise Cancelled()
+            yield Progress(STAGE, len(heard), len(self.probes), "questions")
         exact = self.compare == "float32" and _format(self.folder) in ("F32", "F64")
         limit = TOLERANCES[_format(self.folder)] if self.compare == "float32" else COARSE
         apart = distance([(probe.live, mine) for probe, mine in zip(self.probes, heard)])

@@ -37,7 +37,7 @@ class ChatSession:
         if self._stack is None or not _same(self._stack.base, base):
             tokenizer = load_tokenizer(base.path)
             self._stack = None             # first give the old base's memory back: two would not fit where one is large
-            self._stack = StackOnBase(load_model(base.path, dtype=chat_dtype(base)), base)
+            self._stack = StackOnBase(load_model(base.path, dtype=chat_dtype(base), device=chat_device()), base)
             self._tokenizer = tokenizer
         self._stack.arrange(request.stack)
 
@@ -90,9 +90,15 @@ def _same(a: ModelInfo, b: ModelInfo) -> bool:
     return a.path == b.path and a.fingerprint == b.fingerprint and a.config == b.config
 
 
+def chat_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def chat_dtype(base: ModelInfo) -> str:
-    """Compute in the file's format where this processor is quick at it, in float32 where it is not (float16 never is on a CPU)."""
+    """Compute in the file's format where this machine is quick at it, in float32 where it is not (float16 never is on a processor)."""
     import torch
 
     quick = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "same" if base.dtype == "BF16" and quick else "float32"
+    return "same" if chat_device() != "cpu" or (base.dtype == "BF16" and quick) else "float32"
