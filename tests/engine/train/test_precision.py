@@ -1,0 +1,37 @@
+"""The number format follows what was measured, and everything is put back afterwards."""
+
+import pytest
+import torch
+
+from engine.train import precision as precise
+from engine.train.precision import Precision, choose, exact_computing, measure
+
+
+@pytest.mark.parametrize("seconds, errors, dtype, matmul", [
+    ((4, 2, 1), (2e-7, 4e-7, 3e-3), "bfloat16", "medium"),      # a processor with fast bfloat16
+    ((4, 2, 10), (2e-7, 4e-7, 3e-3), "float32", "medium"),      # one without
+    ((4, 2, 1.9), (2e-7, 4e-7, 3e-3), "float32", "medium"),     # not worth the rounding
+    ((4, 1, 1), (2e-7, 3e-3, 3e-3), "bfloat16", "highest"),     # "medium" rounds there: not taken for exact
+    ((4, 2, 1), (2e-7, 4e-7, 0.5), "float32", "medium"),        # fast and wrong
+    ((2, 4, 3), (2e-7, 4e-7, 3e-3), "float32", "highest"),
+])
+def test_the_choice_follows_the_measurement(monkeypatch, seconds, errors, dtype, matmul):
+    names = ("highest", "medium", "bfloat16")
+    monkeypatch.setattr(precise, "measure", lambda: (dict(zip(names, seconds)), dict(zip(names, errors))))
+    chosen = choose("auto")
+    assert (chosen.dtype, chosen.matmul) == (dtype, matmul)
+    assert choose("float32").dtype == "float32" and choose("bfloat16").dtype == "bfloat16"
+
+
+def test_the_measurement_is_real_and_leaves_no_trace():
+    threads, matmul, state = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_rng_state()
+    seconds, errors = measure()
+    assert all(value > 0 for value in seconds.values()) and errors["highest"] < 1e-5 and 1e-4 < errors["bfloat16"] < 2e-2
+    assert (threads, matmul) == (torch.get_num_threads(), torch.get_float32_matmul_precision()) and torch.equal(state, torch.get_rng_state())
+
+
+def test_exact_computing_is_put_back_after_an_error():
+    with pytest.raises(ZeroDivisionError), exact_computing(Precision("float32", "medium", "")):
+        assert torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "medium"
+        1 / 0
+    assert not torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "highest"
