@@ -65,7 +65,7 @@ def _card(receipt: dict) -> str:
     else:
         lines += ["This folder was not verified (as asked).", ""]
     for sample in receipt["samples"]:
-        lines += [f"> {_cell(sample['question'])}", "", _cell(sample["export"]) or "(no answer)", ""]
+        lines += [f"> {_cell(sample['question'])}", "", f"Answer: {_cell(sample['export']) or '(none)'}", ""]
     return "\n".join(lines)
 
 

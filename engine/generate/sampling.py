@@ -52,6 +52,9 @@ class Speech:
         self.text, self.ids, self.reason = "", [], "length"
         self._draw = torch.Generator().manual_seed(seed)
         self._cache: Any = None
+        knows = inspect.signature(base_of(model).forward).parameters
+        self._in_parts = "past_key_values" in knows            # models without keys and values (state spaces) read a prompt whole
+        self._options = {"use_cache": True, **({"logits_to_keep": 1} if "logits_to_keep" in knows else {})}    # a prompt's logits are huge
 
     def __iter__(self) -> Iterator[str]:
         room = context_length(self.model) - len(self.prompt)
@@ -85,10 +88,10 @@ class Speech:
         while done < len(tokens):
             if self.stopped():
                 return None
-            chunk = tokens[done:done + CHUNK] if _keeps_cache(self.model) else tokens
+            chunk = tokens[done:done + CHUNK] if self._in_parts else tokens
             ids = torch.tensor([chunk], device=_device(self.model))
             with torch.no_grad():          # not inference_mode: what adapters cache here must stay usable for training
-                out = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, **_last_only(self.model))
+                out = self.model(input_ids=ids, past_key_values=self._cache, **self._options)
             self._cache = getattr(out, "past_key_values", None)
             done += len(chunk)
         return out.logits[0, -1].float().cpu()
@@ -181,15 +184,5 @@ def base_of(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _keeps_cache(model) -> bool:
-    """Whether a long prompt may be read in parts: attention models keep keys and values, a few others (state spaces) do not."""
-    return "past_key_values" in inspect.signature(base_of(model).forward).parameters
-
-
 def _device(model) -> torch.device:
     return base_of(model).get_input_embeddings().weight.device
-
-
-def _last_only(model) -> dict:
-    """Ask for the last token's logits alone where the model knows how: a long prompt's logits are larger than the model's state."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base_of(model).forward).parameters else {}
