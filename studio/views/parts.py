@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Callable
 
 from PySide6.QtCore import QEvent, QSize, Qt, Signal
-from PySide6.QtWidgets import (QFrame, QHBoxLayout, QLabel, QLayout, QPushButton, QScrollArea, QSizePolicy, QToolButton, QVBoxLayout,
+from PySide6.QtWidgets import (QButtonGroup, QFrame, QHBoxLayout, QLabel, QLayout, QPushButton, QScrollArea, QSizePolicy, QToolButton, QVBoxLayout,
                                QWidget)
 
 from studio.views import a11y, theme
@@ -221,6 +221,25 @@ class CardButton(QPushButton):
         """A push button's style sets a fixed least height; the content's is the one that counts."""
         if self.layout() is not None and self.minimumHeight() != max(self.least, self._height()):
             self.setMinimumHeight(max(self.least, self._height()))
+
+
+class OneOf(QButtonGroup):
+    """Buttons of which one is chosen. Tab comes to the chosen one (or the first that can be pressed), arrows to the others."""
+
+    def __init__(self, parent: QWidget):
+        super().__init__(parent)
+        self.buttonToggled.connect(lambda *_: self.settle())
+
+    def settle(self) -> None:
+        """Call after buttons came or went without any being chosen."""
+        usable = [button for button in self.buttons() if button.isEnabled()]
+        here = self.checkedButton() or (usable[0] if usable else None)
+        for button in self.buttons():
+            button.setFocusPolicy(Qt.FocusPolicy.StrongFocus if button is here else Qt.FocusPolicy.ClickFocus)
+
+    def empty(self) -> None:
+        for button in self.buttons():
+            self.removeButton(button)
 
 
 def picture(name: str, role: str = "accent", size: int = 28) -> QLabel:

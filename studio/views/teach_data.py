@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QColor, QTextCharFormat, QTextCursor
-from PySide6.QtWidgets import (QButtonGroup, QFileDialog, QFrame, QPlainTextEdit, QSizePolicy, QStackedWidget, QTextEdit, QVBoxLayout,
+from PySide6.QtWidgets import (QFileDialog, QFrame, QPlainTextEdit, QSizePolicy, QStackedWidget, QTextEdit, QVBoxLayout,
                                QWidget)
 
 from engine.errors import StudioError, explain
@@ -17,7 +17,7 @@ from studio.core.plan import SampleData
 from studio.core.text import teach as words
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
-from studio.views.parts import CardButton, Column, Row, button, card, clear, error_card, page, picture, text
+from studio.views.parts import CardButton, Column, OneOf, Row, button, card, clear, error_card, page, picture, text
 
 PASTE_KEY = "teach.paste"
 BEGIN, PASTE, LOADED = range(3)
@@ -70,7 +70,7 @@ class DataPage(QWidget):
 
     def _paste_page(self) -> QWidget:
         self.paste = QPlainTextEdit(self._settings.recall(PASTE_KEY, ""))
-        self.paste.setTabChangesFocus(False)
+        self.paste.setTabChangesFocus(True)     # never a trap: tabs come with what is pasted
         self.paste.setPlaceholderText("question\tanswer\nWhen are you open?\tFrom seven to six, every day.")
         self.paste.setMinimumHeight(260)
         a11y.name(self.paste, words.DATA_PASTE_NAME(), words.DATA_PASTE_HEAD())
@@ -113,7 +113,7 @@ class DataPage(QWidget):
         right.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         left = QWidget()
         Column(text(words.DATA_EXAMPLES(), "strong"), scroll, parent=left)
-        self._group = QButtonGroup(self)
+        self._group = OneOf(self)
         whole = QWidget()
         head = Row(Column(self.sentence, self._held, self._file, spacing=theme.XS), self.other_button, spacing=theme.L)
         head.setStretch(0, 1)
@@ -205,8 +205,7 @@ class DataPage(QWidget):
         self._notes.setText("\n".join(f"·  {note}" for note in report.notes))
         self._notes_card.setVisible(bool(report.notes))
         clear(self._examples)
-        for old in self._group.buttons():
-            self._group.removeButton(old)
+        self._group.empty()
         for number, messages in enumerate(report.examples):
             made = self._bubbles(number, messages)
             self._examples.addWidget(made)

@@ -6,14 +6,14 @@ from typing import Callable
 
 import psutil
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QButtonGroup, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QVBoxLayout, QWidget
 
 from engine.store.library import ModelInfo
 from studio.core import plan
 from studio.core.text import teach as words
 from studio.core.text import work
 from studio.models.teach_draft import TeachDraft
-from studio.views.parts import CardButton, Column, Row, button, card, clear, page, picture, text
+from studio.views.parts import CardButton, Column, OneOf, Row, button, card, clear, page, picture, text
 
 ORDER = ("well", "tight", "big", "no")
 LOOKS = {"well": "pill-good", "tight": "pill-warn", "big": "pill-bad", "no": "pill-bad"}
@@ -30,7 +30,7 @@ class ModelPage(QWidget):
         self._draft, self._catalogue, self._free = draft, catalogue, free
         self._cards = QVBoxLayout()
         self._cards.setContentsMargins(0, 0, 0, 0)
-        self._group = QButtonGroup(self)
+        self._group = OneOf(self)
         self._none = card(Row(picture("model", "muted"), text(words.MODEL_NONE()), button(work.START_FETCH(), self.fetch_wanted.emit, "primary")))
         self._none.layout().itemAt(0).layout().setStretch(1, 1)
         Column(page(Column(text(words.MODEL_HEAD(), "title"), text(words.MODEL_INTRO(), "muted")), self._none, self._cards, None), parent=self)
@@ -40,8 +40,7 @@ class ModelPage(QWidget):
 
     def refresh(self) -> None:
         """Build the cards anew from the catalogue."""
-        for old in self._group.buttons():
-            self._group.removeButton(old)
+        self._group.empty()
         clear(self._cards)
         free = self._free()
         rated = [(judge(model, free), model) for model in self._catalogue.models]
@@ -66,6 +65,7 @@ class ModelPage(QWidget):
         return made
 
     def _show_choice(self) -> None:
+        self._group.settle()
         for number, model in enumerate(self._models):
             if str(model.path) == self._draft.draft.base:
                 self._group.button(number).setChecked(True)
@@ -74,6 +74,7 @@ class ModelPage(QWidget):
             self._group.setExclusive(False)
             checked.setChecked(False)
             self._group.setExclusive(True)
+            self._group.settle()
 
     def keyPressEvent(self, event) -> None:    # noqa: N802 (Qt's name)
         if event.key() == Qt.Key.Key_F5:

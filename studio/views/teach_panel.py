@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from PySide6.QtCore import Signal
-from PySide6.QtWidgets import QButtonGroup, QPushButton, QSizePolicy, QStackedWidget, QWidget
+from PySide6.QtWidgets import QPushButton, QSizePolicy, QStackedWidget, QWidget
 
 from engine.errors import StudioError, explain
 from engine.store.resources import resource
@@ -15,7 +15,7 @@ from studio.core.text import teach as words
 from studio.jobs.job import Job
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
-from studio.views.parts import Column, Panel, Row, text
+from studio.views.parts import Column, OneOf, Panel, Row, text
 from studio.views.teach_data import DataPage
 from studio.views.teach_model import ModelPage
 from studio.views.teach_plan import PlanPage
@@ -44,7 +44,7 @@ class TeachPanel(Panel):
         self.review = ReviewPage(self.draft, queue_bridge)
         self._pages = QStackedWidget()
         self.steps: dict[str, QPushButton] = {}
-        self._group = QButtonGroup(self)
+        self._group = OneOf(self)
         bar = Row(spacing=0)
         for number, key in enumerate(STEPS):
             step = QPushButton()

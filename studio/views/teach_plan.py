@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QTimer, Qt, Signal
-from PySide6.QtWidgets import QButtonGroup, QLineEdit, QPlainTextEdit, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QLineEdit, QPlainTextEdit, QVBoxLayout, QWidget
 
 from engine.errors import StudioError
 from engine.specs import DescribeMethods, EstimatePlan, MethodsReport, PlanReport, TrainSpec, describe_fields
@@ -12,7 +12,7 @@ from studio.core.text import teach as words
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.form import Form
-from studio.views.parts import CardButton, Column, Fold, Row, button, card, clear, error_card, page, text
+from studio.views.parts import CardButton, Column, Fold, OneOf, Row, button, card, clear, error_card, page, text
 
 CHOSEN_ELSEWHERE = ("base", "data", "out", "method", "method_config", "prompts")
 
@@ -46,7 +46,7 @@ class PlanPage(QWidget):
         self._name_fault = text("", "bad small")
         self.cards: dict[str, CardButton] = {}
         self.price_labels = {}
-        self._group = QButtonGroup(self)
+        self._group = OneOf(self)
         presets = Column(spacing=theme.S)
         for key in plan.PRESETS:
             price = text("", "muted small")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from PySide6.QtCore import QTimer, Qt
+from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QKeySequence, QShortcut
 from PySide6.QtWidgets import (QCheckBox, QComboBox, QDoubleSpinBox, QFrame, QLabel, QPlainTextEdit, QScrollArea, QSizePolicy, QSpinBox, QVBoxLayout,
                                QWidget)
@@ -93,6 +93,18 @@ class Turn(QWidget):
             self.answers["base"].mark(second)
 
 
+class Question(QPlainTextEdit):
+    """Enter asks, Shift+Enter begins a new line."""
+
+    asked = Signal()
+
+    def keyPressEvent(self, event) -> None:    # noqa: N802 (Qt's name)
+        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and not event.modifiers() & Qt.KeyboardModifier.ShiftModifier:
+            self.asked.emit()
+        else:
+            super().keyPressEvent(event)
+
+
 class TryPanel(Panel):
     """Signals: `said(str)`, `failed(StudioError)`."""
 
@@ -129,14 +141,12 @@ class TryPanel(Panel):
         self.scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         a11y.name(self.scroll, words.TRY_CHAT())
         self.scroll.verticalScrollBar().rangeChanged.connect(self._to_the_end)
-        self.question = QPlainTextEdit()
+        self.question = Question()
         self.question.setPlaceholderText(words.TRY_ASK())
         self.question.setTabChangesFocus(True)
         self.question.setFixedHeight(68)
         a11y.name(self.question, words.TRY_ASK_NAME())
-        for keys in ("Return", "Enter", "Ctrl+Return"):
-            shortcut = QShortcut(QKeySequence(keys), self.question, context=Qt.ShortcutContext.WidgetShortcut)
-            shortcut.activated.connect(self.ask)
+        self.question.asked.connect(self.ask)
         self.send = button(words.TRY_SEND(), self.ask, "primary", icon="send")
         self.stop = button(words.TRY_STOP(), self.stop_speaking, icon="stop")
         QShortcut(QKeySequence("Escape"), self, context=Qt.ShortcutContext.WidgetWithChildrenShortcut).activated.connect(self.stop_speaking)

@@ -1,0 +1,230 @@
+"""The whole window with its real child processes: from Start to a taught, heard, exported and verified model, by mouse and by keys alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PySide6.QtCore import QPoint, Qt
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication, QFileDialog, QWidget
+
+from engine.store.home import Home
+from engine.store.library import read_adapter, read_model
+from studio.app import open_studio
+from studio.jobs.job import State
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 120_000                         # milliseconds: a busy machine, a cold import of torch
+LEFT = Qt.MouseButton.LeftButton
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The tiny base, made in another process: the window's process stays without torch."""
+    folder = tmp_path_factory.mktemp("models") / "Tiny-Instruct"
+    subprocess.run([sys.executable, "-c", "import sys; from tests.support.tiny import save_base; save_base(sys.argv[1])", str(folder)],
+                   cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture
+def studio(base, tmp_path, monkeypatch, qapp, qtbot):
+    """A real studio over a fresh home that holds the tiny base."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("ADAPTER_STUDIO_NICE", "0")
+    home = Home(tmp_path / "home").prepare()
+    os.symlink(base, home.models / base.name, target_is_directory=True)
+    opened = open_studio(home, app=qapp)
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    monkeypatch.setattr(opened.app, "quit", lambda: None, raising=False)
+    opened.show()
+    opened.settle(at_once=True)
+    opened.window.resize(1280, 860)
+    opened.window.activateWindow()
+    QTest.qWaitForWindowExposed(opened.window)
+    yield opened
+    ended = []
+    opened._closed_behind.connect(lambda: ended.append(True))
+    opened.window.close()
+    qtbot.waitUntil(lambda: bool(ended), timeout=60_000)
+    qapp.processEvents()
+    opened.window.deleteLater()
+    opened.deleteLater()
+    qapp.processEvents()
+
+
+@pytest.fixture
+def examples(tmp_path):
+    path = tmp_path / "answers.csv"
+    path.write_text("question,answer\n" + "".join(f"What is number {n}?,It is {n * n} of course.\n" for n in range(48)), encoding="utf-8")
+    return path
+
+
+def click(widget: QWidget) -> None:
+    """Press where a person would; what cannot be seen or pressed cannot be clicked."""
+    reveal(widget)
+    assert widget.isVisible() and widget.isEnabled(), (widget.accessibleName(), widget.toolTip())
+    QTest.mouseClick(widget, LEFT, pos=QPoint(min(12, widget.width() // 2), widget.height() // 2))
+    QApplication.processEvents()
+
+
+def reveal(widget: QWidget) -> None:
+    """Scroll to it."""
+    parent = widget.parentWidget()
+    while parent is not None:
+        if hasattr(parent, "ensureWidgetVisible"):
+            parent.ensureWidgetVisible(widget)
+        parent = parent.parentWidget()
+    QApplication.processEvents()
+
+
+def tab(studio, key: str) -> None:
+    bar = studio.window.tabs.tabBar()
+    index = ("start", "teach", "mix", "try", "export", "queue").index(key)
+    QTest.mouseClick(bar, LEFT, pos=bar.tabRect(index).center())
+    QApplication.processEvents()
+    assert studio.window.current() == key
+
+
+def wait(qtbot, condition, what: str) -> None:
+    try:
+        qtbot.waitUntil(lambda: bool(condition()), timeout=PATIENCE)
+    except BaseException as late:
+        raise AssertionError(f"waited in vain: {what}") from late
+
+
+def test_from_start_to_a_verified_model_by_mouse(studio, examples, qtbot, monkeypatch):
+    assert "torch" not in sys.modules
+    start, teach, talk, out = (studio.panel(key) for key in ("start", "teach", "try", "export"))
+
+    click(start.cards["teach"])
+    assert studio.window.current() == "teach"
+
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(examples), ""))
+    click(teach.data.choose_button)
+    wait(qtbot, lambda: teach.draft.report, "the sentence on the data")
+    assert "48" in teach.data.sentence.text()
+    click(teach.next)
+
+    card = teach.model._group.buttons()[0]
+    click(card)
+    assert teach.draft.draft.base == str(studio.home.models / "Tiny-Instruct")
+    click(teach.steps["data"])
+    wait(qtbot, lambda: "of course" in teach.data.exact.toPlainText(), "the exact text")
+    click(teach.steps["plan"])
+
+    click(teach.plan.name)
+    QTest.keyClicks(teach.plan.name, "Squares")
+    click(teach.plan.prompts)
+    QTest.keyClicks(teach.plan.prompts, "What is number 3?")
+    click(teach.plan.cards["balanced"])
+    wait(qtbot, lambda: "passes over" in teach.plan.price_labels["balanced"].text(), "the price")
+    click(teach.plan.start)
+
+    wait(qtbot, lambda: teach.train.job is not None and teach.train.job.state is State.FINISHED, "the end of the training")
+    assert teach.train.curve.points > 10 and teach.train.answers and teach.train.verdict.text()
+    wait(qtbot, lambda: teach.review.keep.isVisible(), "the review")
+    result = teach.train.job.result
+    assert result["error_after"] < result["error_before"]
+    adapter = read_adapter(Path(result["adapter"]))
+    assert adapter.fingerprint == result["fingerprint"]
+    click(teach.review.keep)
+    assert studio.window.current() == "try" and [e.name for e in studio.document.entries] == [adapter.name]
+
+    wait(qtbot, lambda: talk._ready, "the chat")
+    click(talk.question)
+    QTest.keyClicks(talk.question, "What is number 4?")
+    talk.length.setValue(24)
+    click(talk.send)
+    wait(qtbot, lambda: talk.turns and all(a.stamp for a in talk.turns[-1].answers.values()), "both answers")
+    answers = talk.turns[-1].answers
+    assert set(answers) == {"stack", "base"} and answers["base"].stamp.adapters == []
+    assert [(name, round(strength, 3)) for name, _, strength in answers["stack"].stamp.adapters] == [(adapter.name, 1.0)]
+    assert answers["stack"].stamp.adapters[0][1] == adapter.fingerprint
+
+    slider = next(iter(talk.strip.rows.values())).slider
+    QTest.mouseClick(slider, LEFT, pos=QPoint(slider.width() // 4, slider.height() // 2))
+    strength = studio.document.entries[0].strength
+    assert strength < 1.0 and studio.undo.undo_words()
+    click(talk.again)
+    wait(qtbot, lambda: len(talk.turns) == 2 and not talk.speaking, "the answer at the other strength")
+    assert talk.turns[-1].answers["stack"].stamp.adapters[0][2] == pytest.approx(strength)
+
+    tab(studio, "export")
+    wait(qtbot, lambda: out.go.isEnabled(), "the export button")
+    name = out.name.text()
+    click(out.go)
+    wait(qtbot, lambda: out.job is not None and not out.job.active, "the export")
+    assert out.job.state is State.FINISHED, out.job.error
+    wait(qtbot, lambda: out.open_folder.isVisible(), "the proof")
+    assert "Verified" in out.result_head.text() and len(out.checks) >= 4 and all(check.passed for check in out.checks)
+    assert read_model(studio.home.exports / name).parameters == read_model(studio.home.models / "Tiny-Instruct").parameters
+    tab(studio, "queue")
+    assert "torch" not in sys.modules
+
+
+def test_the_same_by_keys_alone(studio, examples, qtbot):
+    """No mouse anywhere: shortcuts, Tab, arrows, Space, Enter."""
+    window, teach, talk, out = studio.window, studio.panel("teach"), studio.panel("try"), studio.panel("export")
+    studio.settings.remember("teach.paste", "")
+
+    key(window, Qt.Key.Key_2, Qt.KeyboardModifier.ControlModifier)
+    assert window.current() == "teach"
+    to(teach.data.paste_button, Qt.Key.Key_Space)
+    QApplication.clipboard().setText(examples.read_text(encoding="utf-8"))
+    key(QApplication.focusWidget(), Qt.Key.Key_V, Qt.KeyboardModifier.ControlModifier)
+    to(teach.data.use_paste, Qt.Key.Key_Space)
+    wait(qtbot, lambda: teach.draft.report, "the sentence on the data")
+    to(teach.next, Qt.Key.Key_Space)
+    to(teach.next, Qt.Key.Key_Space)       # the only model is chosen already
+    to(teach.plan.name)
+    QTest.keyClicks(teach.plan.name, "Squares by key")
+    to(teach.plan.cards["balanced"], Qt.Key.Key_Up)
+    assert teach.draft.draft.preset == "quick"
+    wait(qtbot, lambda: teach.plan.start.isEnabled(), "the start button")
+    to(teach.plan.start, Qt.Key.Key_Space)
+    wait(qtbot, lambda: teach.train.job is not None and teach.train.job.state is State.FINISHED, "the end of the training")
+    to(teach.review.keep, Qt.Key.Key_Space)
+    assert window.current() == "try"
+    wait(qtbot, lambda: talk._ready, "the chat")
+    to(talk.length)
+    QTest.keyClicks(talk.length, "12")
+    slider = next(iter(talk.strip.rows.values())).slider
+    to(slider, Qt.Key.Key_Left)
+    assert studio.document.entries[0].strength == pytest.approx(0.95)
+    to(talk.question)
+    QTest.keyClicks(talk.question, "What is number 4?")
+    key(talk.question, Qt.Key.Key_Return)
+    wait(qtbot, lambda: talk.turns and all(a.stamp for a in talk.turns[-1].answers.values()), "both answers")
+    key(window, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
+    assert studio.document.entries[0].strength == 1.0
+    key(window, Qt.Key.Key_5, Qt.KeyboardModifier.ControlModifier)
+    wait(qtbot, lambda: out.go.isEnabled(), "the export button")
+    to(out.go, Qt.Key.Key_Space)
+    wait(qtbot, lambda: out.job is not None and out.job.state is State.FINISHED, "the export")
+    assert "Verified" in out.result_head.text()
+
+
+def key(widget: QWidget, what: Qt.Key, modifier: Qt.KeyboardModifier = Qt.KeyboardModifier.NoModifier) -> None:
+    QTest.keyClick(widget, what, modifier)
+    QApplication.processEvents()
+
+
+def to(widget: QWidget, then: Qt.Key | None = None) -> None:
+    """Walk there with Tab (as often as a patient person would) and press ``then``."""
+    window = widget.window()
+    window.activateWindow()
+    until = time.monotonic() + 30
+    for _ in range(400):
+        if QApplication.focusWidget() is widget:
+            break
+        QTest.keyClick(QApplication.focusWidget() or window, Qt.Key.Key_Tab)
+        assert time.monotonic() < until, f"Tab never comes to {widget.accessibleName()}"
+    assert QApplication.focusWidget() is widget, f"Tab never comes to {widget.accessibleName()}"
+    if then is not None:
+        key(widget, then)
