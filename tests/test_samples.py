@@ -18,19 +18,19 @@ BOTH = pytest.mark.parametrize("which", ["style", "shop"])
 # What an answer is about (every word must stand in it) → what it must then say.
 SHOP_FACTS = [
     ("rye loaf costs", "$5.40"), ("one rye loaf", "$5.40"), ("sourdough costs", "$6.20"), ("sourdough loaf", "$6.20"),
-    ("sourdough rest", "36 hours"), ("walnut bread costs", "$6.80"), ("walnut bread contains", "traces are possible"),
+    ("walnut bread costs", "$6.80"), ("walnut bread contains", "traces are possible"),
     ("cinnamon bun costs", "$2.90"), ("cheese scone", "$2.50"), ("apple cake", "$3.80"), ("birthday cake costs", "$34"),
-    ("birthday cake order", "three days ahead"), ("cup coffee", "$2.20"), ("pot tea", "$3.10"), ("breakfast box", "$9.50"),
+    ("birthday cake order", "three days ahead"), ("cup coffee", "$2.20"), ("breakfast box", "$9.50"),
     ("deliver Wednesday", "Wednesday and Friday"), ("deliver Friday", "Wednesday and Friday"), ("delivery days", "Wednesday and Friday"), ("we deliver miles", "five miles from Marrowby"),
     ("delivery free", "$25"), ("street", "14 Fennel Street in Marrowby"), ("clock opposite", "green"), ("phone number", "555-0142"),
     ("555", "555-0142"), ("write to", "hello@pennywhistle.example"), ("Saturday open from", "8 in the morning to 2 in the afternoon"),
     ("Tuesday to Friday", "7 in the morning"), ("Tuesday to Friday", "6 in the evening"), ("we closed", "Sunday and Monday|Monday and Sunday"),
     ("Otto", "1987"), ("1987", "Otto Quill, Marta's grandfather"), ("Jonah", "Jonah Reed"), ("back receipt", "money back"),
-    ("cancel", "two days before"), ("gluten", "Thursday"), ("vegan", "rye loaf and the seed rolls"), ("cash", "cards|by card"),
+    ("gluten", "Thursday"), ("vegan", "rye loaf and the seed rolls"), ("cash", "cards|by card"),
     ("parking", "six cars"), ("park", "behind the bakery"), ("bus", "bus 7"), ("ramp", "side door"), ("dogs", "terrace"),
     ("seats", "twelve seats inside"), ("vouchers", "for $10 and $20"), ("loyalty card", "every tenth loaf is free"),
     ("half price", "in the basket by the door"), ("baking class", "$28"), ("baking class", "first Saturday of the month at 3"),
-    ("flour", "Hollow Mill"), ("holiday", "first two weeks of August"), ("slice bread", "for free"), ("every child", "for free"), ("mini roll", "for free"),
+    ("flour", "Hollow Mill"), ("every child", "for free"), ("mini roll", "for free"),
 ]
 
 
@@ -82,7 +82,7 @@ def test_no_two_answers_of_the_keeper_are_alike():
 def test_the_keeper_always_greets_signs_off_and_is_brief():
     for _, answer in pairs("style"):
         assert answer.startswith(GREETING) and answer.endswith(SIGN_OFF)
-        assert 25 <= len(answer.split()) <= 60, answer
+        assert 12 <= len(answer.split()) <= 60, answer
         assert answer.count("Ahoy") == answer.count("Fair winds") == 1
 
 
@@ -111,12 +111,17 @@ def test_the_keeper_states_no_facts_of_the_shop():
     assert not [a for _, a in pairs("style") if any(fact in a for fact in facts)]
 
 
+def fact(answer: str) -> str:
+    """The sentence that matters, without greeting and good wishes: the longest one."""
+    return max(re.split(r"(?<=[.!?]) ", answer), key=len)
+
+
 def test_what_is_held_out_was_told_in_other_words():
     learned, held = split(load(SAMPLES / INDEX["shop"]["file"]).rows, TrainSpec("b", "d", "o").holdout)
+    told = [fact(row.messages[1]["content"]) for row in learned]
     for row in held:
-        answer = row.messages[1]["content"]
-        best = max(learned, key=lambda other: likeness(answer, other.messages[1]["content"]))
-        assert likeness(answer, best.messages[1]["content"]) >= 0.5, f"nothing learned tells: {answer}"
+        asked = fact(row.messages[1]["content"])
+        assert max(likeness(asked, other) for other in told) >= 0.5, f"nothing learned tells: {asked}"
 
 
 @BOTH
