@@ -15,6 +15,7 @@ from engine.specs import FetchSpec
 from studio.core.actions import Action
 from studio.core.settings import TEXT_SIZES
 from studio.core.text import frame as text
+from studio.core.text import languages
 from studio.views import theme
 
 if TYPE_CHECKING:
@@ -102,6 +103,10 @@ def _view(studio: "Studio") -> list[Action]:
         here = min(range(len(TEXT_SIZES)), key=lambda n: abs(TEXT_SIZES[n] - settings.get("text_size")))
         settings.set("text_size", TEXT_SIZES[max(0, min(len(TEXT_SIZES) - 1, here + by))] if by else 1.0)
 
+    def language(code: str) -> None:
+        settings.set("language", code)
+        window.say(text.language_later())
+
     def toggle(dock) -> None:
         dock.setVisible(not dock.isVisible())
     return [
@@ -113,6 +118,8 @@ def _view(studio: "Studio") -> list[Action]:
         Action("view.text.smaller", text.do_smaller(), partial(size, -1), "Ctrl+-", text.do_smaller_help(), menu,
                enabled=lambda: settings.get("text_size") > TEXT_SIZES[0] or text.smallest()),
         Action("view.text.normal", text.do_normal(), partial(size, 0), "Ctrl+0", text.do_normal_help(), menu),
+        *(Action(f"view.language.{code}", text.language_name(code), partial(language, code), "", text.do_language_help(), menu,
+                 checked=lambda code=code: settings.get("language") == code) for code in languages()),
         Action("view.dock.library", text.library(), partial(toggle, window.library), "F9", text.do_dock_help(), menu,
                checked=lambda: window.library.isVisible()),
         Action("view.dock.inspector", text.inspector(), partial(toggle, window.inspector), "F10", text.do_dock_help(), menu,

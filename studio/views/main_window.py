@@ -103,6 +103,8 @@ class MainWindow(QMainWindow):
     def build_menus(self) -> None:
         """Make menus and shortcuts anew from the registry."""
         self.menuBar().clear()
+        for old in self._shortcuts:
+            old.setEnabled(False)          # it lives until the event loop turns, and would make its successor ambiguous
         for old in (*self._menus, *self._shortcuts):
             old.deleteLater()
         self._menus, self._shortcuts = [], []

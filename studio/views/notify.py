@@ -54,7 +54,8 @@ class Notice(QFrame):
             label.setTextFormat(Qt.TextFormat.PlainText)
             label.setWordWrap(True)
             label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        body.setVisible(bool(more))
+        if not more:
+            body.hide()
         self._box = QPlainTextEdit(details)
         self._box.setReadOnly(True)
         self._box.setMaximumHeight(180)

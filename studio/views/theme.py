@@ -15,8 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from inspect import ismethod, signature
+from typing import Callable
+from weakref import WeakMethod
 
-from PySide6.QtCore import QDir, QObject, QSize, Qt, Signal
+from PySide6.QtCore import QDir, QSize, Qt
 from PySide6.QtGui import QColor, QFont, QFontDatabase, QIcon, QPainter, QPalette, QPixmap
 from PySide6.QtSvg import QSvgRenderer
 from PySide6.QtWidgets import QApplication, QWidget
@@ -75,12 +78,36 @@ CONTRAST = Tokens("contrast", window="#000000", base="#000000", card="#000000", 
 _BY_NAME = {t.name: t for t in (LIGHT, DARK, CONTRAST)}
 
 
-class _Watch(QObject):
-    changed = Signal(object)
+class _Changed:
+    """Calls back with the new `Tokens` (or with nothing, if the callback takes nothing).
+
+    Unlike a Qt signal it forgets callbacks whose widget is gone, also when they are lambdas.
+    """
+
+    def __init__(self) -> None:
+        self._callbacks: list[tuple[Callable[[], Callable | None], bool]] = []
+
+    def connect(self, callback: Callable) -> None:
+        takes = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in signature(callback).parameters.values())
+        self._callbacks.append((WeakMethod(callback) if ismethod(callback) else lambda: callback, takes))
+
+    def disconnect(self, callback: Callable) -> None:
+        self._callbacks = [entry for entry in self._callbacks if entry[0]() != callback]
+
+    def emit(self, tokens: Tokens) -> None:
+        for entry in list(self._callbacks):
+            found, takes = entry
+            try:
+                if (callback := found()) is not None:
+                    callback(tokens) if takes else callback()
+                    continue
+            except RuntimeError as error:
+                if "already deleted" not in str(error):
+                    raise
+            self._callbacks.remove(entry)
 
 
-_watch = _Watch()
-changed = _watch.changed                   # emitted with the new Tokens after every change of theme or text size
+changed = _Changed()                       # after every change of theme or text size
 _now: Tokens = LIGHT
 
 
@@ -101,8 +128,11 @@ def apply(app: QApplication, mode: str = "system", text_size: float = 1.0) -> To
     global _now
     if mode == "system":
         mode = "dark" if app.styleHints().colorScheme() == Qt.ColorScheme.Dark else "light"
+    if app.property("dressed") == [mode, text_size]:
+        return _now
+    app.setProperty("dressed", [mode, text_size])
     _now = _BY_NAME[mode]
-    if app.style().objectName().lower() != "fusion":
+    if not app.styleSheet():               # the first time (a style sheet hides the style's name)
         app.setStyle("Fusion")
     QDir.setSearchPaths("icons", [str(ICONS)])
     app.setFont(_font(text_size))

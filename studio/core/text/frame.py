@@ -315,6 +315,16 @@ def theme_name(mode: str) -> str:
     return _themes[mode]()
 
 
+_languages = {"en": "English", "de": "Deutsch"}
+do_language_help = Phrase("Words of the window; changes at the next start")
+language_later = Phrase("The new language is spoken from the next start on.")
+
+
+def language_name(code: str) -> str:
+    """A language by its own name, in whatever language the window speaks."""
+    return _languages.get(code, code)
+
+
 do_larger = Phrase("Larger text")
 do_larger_help = Phrase("Makes all text larger")
 do_smaller = Phrase("Smaller text")

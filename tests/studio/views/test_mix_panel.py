@@ -85,9 +85,9 @@ class Bench(QWidget):
 def bench(tmp_path, qtbot):
     made = Bench(tmp_path / "home")
     qtbot.addWidget(made)
-    made.show()
-    made.activateWindow()
-    qtbot.waitActive(made)
+    with qtbot.waitActive(made):
+        made.show()
+        made.activateWindow()
     yield made
     made.background.close()
     made.world.close()
