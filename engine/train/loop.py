@@ -108,7 +108,8 @@ class Training:
             yield from self._finish()
         except _Interrupted as request:
             self.optimizer.forget()
-            yield from self._save()
+            if self.step != self._saved_step:
+                yield from self._save()
             yield Stopped(str(request), resumable=True, step=self.step)
         except (MemoryError, RuntimeError, OSError) as error:
             raise explain(error) from error

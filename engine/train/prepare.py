@@ -45,8 +45,10 @@ def read_material(spec: TrainSpec) -> Material:
     data = load(spec.data)
     tokenizer = prepare_tokenizer(load_tokenizer(spec.base))
     learn, test = split(data.rows, spec.holdout)     # before rows are left out: the split depends on the rows alone
-    _, learned, notes = render_all(learn, tokenizer, spec.system, spec.max_length)
-    tested = render_all(test, tokenizer, spec.system, spec.max_length) if test else ([], [], [])
+    context = base.config.get("max_position_embeddings")
+    limit = min(spec.max_length, context) if isinstance(context, int) else spec.max_length
+    _, learned, notes = render_all(learn, tokenizer, spec.system, limit)
+    tested = render_all(test, tokenizer, spec.system, limit) if test else ([], [], [])
     if not learned:
         raise BadData("There is nothing to learn from.", do="Add examples.")
     if test and not tested[1]:
