@@ -12,13 +12,13 @@ import shutil
 import threading
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import psutil
 
 from engine import events
 from engine.errors import StudioError, WorkerDied, explain
 from engine.specs import Spec
+from engine.store.atomic import write_json
 from engine.store.home import Home, free_name
 from engine.store.lock import FileLock
 from engine.store.record import last_step
@@ -30,6 +30,7 @@ from studio.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
 WARM_AFTER = 3.0                           # seconds of idleness after which the runner may get ready
+RETRY_AFTER = 5.0                          # seconds until the queue tries again after its own failure
 ORPHAN_GRACE = 15.0                        # seconds given to the child of a dead studio to save and end
 
 
@@ -111,7 +112,7 @@ class JobQueue:
         spec.check()
         folder = free_name(self.home.runs, f"{spec.kind} {title}")
         try:
-            RunFolder.create(folder, spec)
+            folder.mkdir(parents=True)     # the worker thread fills it: a write that waits for the disk is not for the window's thread
             job = self._store.add(spec, title, folder)
         except (OSError, StudioError) as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -206,54 +207,52 @@ class JobQueue:
             self._wake.notify_all()
 
     def _work(self) -> None:
-        for job in self._orphans:
-            self._end_orphan(job)
+        """The worker thread. Whatever goes wrong, it goes on: at worst after a while."""
         warm = False
-        while True:
-            with self._wake:
-                self._wake.wait_for(self._has_work, None if warm else WARM_AFTER)
-                if self._closing:
-                    return
-                job = self._store.next_waiting()
-            if job is None:
-                warm = True
-                self._quietly(self._runner.warm)
-                continue
-            warm = False
+        while not self._closing:
             try:
-                self._carry_out(job)
-            except Exception as problem:   # a full disk, a folder taken away: this job ends, the queue goes on
-                log.exception("job %s", job.id)
-                if not self._quietly(partial(self._change, job.id, State.FAILED, error=explain(problem).to_dict())):
-                    with self._wake:       # not even that could be written: try again in a while
-                        self._wake.wait_for(lambda: self._closing, 5.0)
-            finally:
+                while self._orphans:
+                    self._end_orphan(self._orphans.pop())
                 with self._wake:
-                    self._running = self._watch = None
+                    self._wake.wait_for(self._has_work, None if warm else WARM_AFTER)
+                    job = None if self._closing else self._store.next_waiting()
+                if job is not None:
+                    warm = False
+                    self._attend(job)
+                elif not warm and not self._closing:
+                    warm = True
+                    self._runner.warm()
+            except Exception:              # the list of jobs cannot be read or written, no process can be started
+                log.exception("in the queue's thread")
+                with self._wake:
+                    self._wake.wait_for(lambda: self._closing, RETRY_AFTER)
+
+    def _attend(self, job: Job) -> None:
+        try:
+            self._carry_out(job)
+        except Exception as problem:       # a full disk, a folder taken away: this job ends, the queue goes on
+            log.exception("job %s", job.id)
+            self._change(job.id, State.FAILED, error=explain(problem).to_dict())
+        finally:
+            with self._wake:
+                self._running = self._watch = None
 
     def _has_work(self) -> bool:
         return self._closing or self._store.next_waiting() is not None
-
-    def _quietly(self, action) -> bool:
-        """Do what may fail without harm: a failure is logged and will show again where it matters."""
-        try:
-            action()
-            return True
-        except StudioError:
-            log.exception("in the queue's thread")
-            return False
 
     def _carry_out(self, job: Job) -> None:
         run = RunFolder(job.folder)
         with self._wake:                   # requests come before this (the job is no longer waiting) or after it (they are heard)
             if self._closing or self._store.job(job.id).state is not State.WAITING:
                 return
+            self._change(job.id, State.RUNNING)
             run.clear()
             (run.path / "outcome.json").unlink(missing_ok=True)
-            self._change(job.id, State.RUNNING)
             self._running = job.id
             self._watch = watch = Watch(lambda event: self._heard(job.id, event),
                                         lambda pid, start: self._store.note_process(job.id, pid, start))
+        if not (run.path / "spec.json").exists():
+            write_json(run.path / "spec.json", job.spec.to_dict())
         final = self._runner.run(run, watch)
         self._settle(job, final, closing=self._closing)
 

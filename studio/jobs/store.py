@@ -90,9 +90,8 @@ class JobStore:
         return _job(row)
 
     def next_waiting(self) -> Job | None:
-        with self._lock:
-            row = self._db.execute("SELECT * FROM jobs WHERE state = ? ORDER BY position, id LIMIT 1", (State.WAITING.value,)).fetchone()
-        return None if row is None else _job(row)
+        """The first waiting job that this studio can read."""
+        return next((job for job in self.jobs() if job.state is State.WAITING), None)
 
     def process(self, id: int) -> tuple[int, float] | None:
         """(pid, its start time) of the process that carries the job out, as last noted."""

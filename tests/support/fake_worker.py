@@ -42,10 +42,10 @@ def fake_training(spec, run):
         time.sleep(pace)
         if "crash" in spec.data and step == 5:
             os._exit(3)
+        yield events.Step(step, steps, 1 / step, 1e-3, 10, 100.0, 50.0, seconds_left=(steps - step) * pace)
         if step % 3 == 0:
             write_json(checkpoint, [step, digest])
             yield events.Saved(step, str(checkpoint))
-        yield events.Step(step, steps, 1 / step, 1e-3, 10, 100.0, 50.0, seconds_left=(steps - step) * pace)
     write_text(Path(spec.out) / "adapter.txt", digest)
     yield events.Finished({"adapter": spec.out, "steps": steps})
 

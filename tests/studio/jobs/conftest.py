@@ -29,8 +29,9 @@ def plan(tmp_path):
 
 
 @pytest.fixture
-def queues(home):
+def queues(home, monkeypatch):
     """Start queues, by default with a process runner; all are closed at the end, and nothing may be left behind."""
+    monkeypatch.setenv("ADAPTER_STUDIO_NICE", "0")             # a busy test machine would starve a polite child
     before, opened = set(psutil.Process().children(recursive=True)), []
 
     def start(runner=None, **options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -99,15 +100,32 @@ def test_a_failure_is_told_and_the_next_job_runs(queues, plan, until):
     assert isinstance(queue.events(bad.id)[-1], events.Failed)
 
 
-def test_a_folder_that_vanished_fails_its_job_only(queues, plan, gate, until):
+def test_a_folder_that_cannot_be_used_fails_its_job_only(queues, plan, gate, until):
     queue = queues(InlineRunner(gate))
     busy, lost = queue.submit(plan(out="a"), "a"), queue.submit(plan(out="b"), "b")
     gate.reached.wait(5)
-    (lost.folder / "spec.json").unlink()
     lost.folder.rmdir()
+    lost.folder.write_text("something else")
     gate.go.set()
     assert until(settled(queue, lost.id)).state is State.FAILED
     assert queue.job(busy.id).state is State.FINISHED
+
+
+def test_the_queue_outlives_its_own_failures(queues, plan, gate, until, monkeypatch):
+    monkeypatch.setattr("studio.jobs.queue.RETRY_AFTER", 0.01)
+    monkeypatch.setattr("studio.jobs.queue.WARM_AFTER", 0.0)
+    queue, failures = queues(InlineRunner(gate)), iter([StudioError("The disk said no."), sqlite3.OperationalError("disk I/O error")])
+    next_waiting = queue._store.next_waiting
+
+    def sometimes():
+        for error in failures:
+            raise error
+        return next_waiting()
+
+    monkeypatch.setattr(queue._store, "next_waiting", sometimes)
+    monkeypatch.setattr(queue._runner, "warm", lambda: (_ for _ in ()).throw(StudioError("No process.")))
+    gate.go.set()
+    assert until(settled(queue, queue.submit(plan(), "x").id)).state is State.FINISHED
 
 
 def test_news_tell_every_event_once_and_in_order(queues, plan, until):
