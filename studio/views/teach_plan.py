@@ -63,7 +63,7 @@ class PlanPage(QWidget):
         a11y.name(self.prompts, words.PLAN_PROMPTS(), words.PLAN_PROMPTS_HELP())
         self.prompts.textChanged.connect(lambda: self._draft.put(prompts=self.prompts.toPlainText().splitlines()))
         self.form = Form(describe_fields(TrainSpec), leave_out=CHOSEN_ELSEWHERE, folded=words.PLAN_SPEC_FORM())
-        self.form.changed.connect(lambda _: self._draft.put(overrides=self.form.different()))
+        self.form.changed.connect(lambda _: self._edited(overrides=self.form.different()))
         self._method_place = QVBoxLayout()
         self._method_title = text(words.PLAN_METHOD_FORM(method="LoRA"), "heading")
         self.reset = button(words.PLAN_RESET(), self._reset, "link")
@@ -222,10 +222,14 @@ class PlanPage(QWidget):
         self._method_form = Form(found["fields"], folded=words.PLAN_METHOD_MORE())
         self._show_defaults()
         self._method_form.put(self._draft.draft.method_overrides)
-        self._method_form.changed.connect(lambda _: self._draft.put(method_overrides=self._method_form.different()))
+        self._method_form.changed.connect(lambda _: self._edited(method_overrides=self._method_form.different()))
         self._method_place.addWidget(text(found["help"], "muted"))
         self._method_place.addWidget(self._method_form)
         a11y.quiet_wheels_inside(self._method_form)
+
+    def _edited(self, **settings) -> None:
+        self._draft.put(**settings)
+        self._show_state()                 # a fault changes no setting, but it keeps the start back
 
     def _reset(self) -> None:
         draft = self._draft.draft

@@ -110,6 +110,14 @@ class FakeTalk:
         return [request for request in self.asked if isinstance(request, kind)]
 
 
+def words_of(widget) -> str:
+    """All words that can be read on a widget now."""
+    from PySide6.QtWidgets import QApplication, QLabel
+
+    QApplication.processEvents()
+    return " ".join(label.text() for label in widget.findChildren(QLabel) if label.isVisibleTo(widget))
+
+
 def data_report(request: specs.DescribeData) -> specs.DataReport:
     chats = [[{"role": "user", "content": f"What does item {i} cost?"}, {"role": "assistant", "content": f"Item {i} costs {i} euros."}] for i in range(1, 9)]
     return specs.DataReport(path=request.path, sentence="159 question and answer pairs, from the columns question and answer.", rows=159, held_out=16,
@@ -206,10 +214,11 @@ class World:
     def run_all(self, seconds: float = 10.0) -> None:
         """Work until nothing waits or runs any more, and deliver the news."""
         until = time.monotonic() + seconds
-        while any(job.active for job in self.queue.jobs()):
+        while any(job.active for job in self.queue.jobs()) or self.queue._running is not None:
             assert time.monotonic() < until, [job.state for job in self.queue.jobs()]
             self.settle()
-        self.settle()
+        while self.queue._news or self.queue_bridge._waiting:
+            self.settle()
 
     def close(self) -> None:
         for bridge in (self.queue_bridge, self.talk_bridge):

@@ -1,0 +1,248 @@
+"""Teach: what a person does on the five pages, and what is asked, queued, shown and kept because of it."""
+
+from pathlib import Path
+
+import pytest
+from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
+from PySide6.QtGui import QDragEnterEvent, QDropEvent
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication
+
+from engine import events, specs
+from engine.errors import BadData, DiskFull
+from engine.store.resources import resource
+from studio.core.plan import Draft
+from studio.jobs.job import State
+from studio.views.teach_data import kind_of
+from studio.views.teach_panel import TeachPanel
+from tests.studio.kit import words_of
+
+
+@pytest.fixture
+def teach(stocked, qtbot):
+    panel = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
+    qtbot.addWidget(panel)
+    panel.resize(900, 760)
+    panel.show()
+    return panel
+
+
+def choose_all(teach, world, name="Opening hours"):
+    teach.use_file(resource("samples/shop.csv"))
+    teach.use_model(world.base)
+    world.settle()
+    teach.draft.put(name=name, prompts=["Where are you?"])
+    teach.show_step("plan")
+
+
+def test_what_is_missing_is_marked_and_said(teach, stocked):
+    assert "○" in teach.steps["data"].text() and teach.steps["data"].toolTip()
+    assert "✓" in teach.steps["model"].text()      # the only model is chosen by itself
+    teach.show_step("plan")
+    assert not teach.plan.start.isEnabled() and "examples" in teach.plan._needs.text()
+    choose_all(teach, stocked)
+    assert all("✓" in teach.steps[key].text() for key in ("data", "model", "plan")) and teach.plan.start.isEnabled()
+
+
+def test_a_file_is_described_and_shown_as_the_model_sees_it(teach, stocked):
+    drop = QMimeData()
+    drop.setUrls([QUrl.fromLocalFile(str(resource("samples/shop.csv")))])
+    QApplication.sendEvent(teach.data, QDragEnterEvent(QPoint(50, 50), Qt.DropAction.CopyAction, drop, Qt.MouseButton.LeftButton,
+                                                       Qt.KeyboardModifier.NoModifier))
+    QApplication.sendEvent(teach.data, QDropEvent(QPointF(50, 50), Qt.DropAction.CopyAction, drop, Qt.MouseButton.LeftButton,
+                                                  Qt.KeyboardModifier.NoModifier))
+    stocked.settle()
+    assert "159 question" in words_of(teach.data) and "more than once" in words_of(teach.data)
+    teach.data._group.button(3).click()
+    teach.data._render()
+    stocked.settle()
+    assert stocked.talk.of(specs.RenderRow)[-1].row == 3
+    cursor = teach.data.exact.textCursor()
+    text = teach.data.exact.toPlainText()
+    for place, learned in ((text.index("What"), False), (text.index("euros"), True)):
+        cursor.setPosition(place + 1)
+        assert cursor.charFormat().fontUnderline() is learned
+    assert "9 of them learned" in teach.data.tokens.text()
+
+
+def test_a_bad_file_is_a_sentence_that_stays_and_a_better_one_clears_it(teach, stocked, tmp_path):
+    good = stocked.talk.answers["describe-data"]
+    stocked.talk.answers["describe-data"] = lambda _: BadData("The file is empty.", "It holds no rows.", "Choose another one.")
+    teach.use_file(tmp_path / "empty.csv")
+    stocked.settle()
+    assert "The file is empty." in words_of(teach.data) and "○" in teach.steps["data"].text() and not teach.draft.missing().get("data") is None
+    stocked.talk.answers["describe-data"] = good
+    teach.use_file(tmp_path / "full.csv")
+    stocked.settle()
+    assert "The file is empty." not in words_of(teach.data) and "data" not in teach.draft.missing()
+
+
+def test_pasted_text_becomes_a_file_and_survives_a_restart(teach, stocked, qtbot):
+    teach.data.paste_button.click()
+    teach.data.paste.setPlainText("question,answer\nA?,B")
+    teach.data.use_paste.click()
+    stocked.settle()
+    path = Path(teach.draft.draft.data)
+    assert path.read_text() == "question,answer\nA?,B" and path.suffix == ".csv" and path.is_relative_to(stocked.home.root)
+    teach.data._keep_paste.timeout.emit()
+    teach.draft.put(name="Half done")
+    teach.closing()
+    again = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
+    qtbot.addWidget(again)
+    assert again.draft.draft == teach.draft.draft and again.plan.name.text() == "Half done" and "A?,B" in again.data.paste.toPlainText()
+
+
+@pytest.mark.parametrize("text, kind", [("a,b\n1,2", "csv"), ("a\tb\n1\t2", "tsv"), ('{"a": 1}\n{"a": 2}', "jsonl"), ('[{"a": 1}]', "json"), ("Hello there", "txt")])
+def test_the_kind_of_what_is_pasted(text, kind):
+    assert kind_of(text) == kind
+
+
+def test_each_preset_shows_its_price_and_a_change_asks_again(teach, stocked):
+    stocked.talk.hold.add("estimate-plan")
+    choose_all(teach, stocked)
+    teach.plan._ask_prices()
+    assert all("measuring" in label.text() for label in teach.plan.price_labels.values())
+    stocked.talk.hold.clear()
+    stocked.talk.release()
+    stocked.settle()
+    assert "3 passes over 143 examples" in teach.plan.price_labels["balanced"].text()
+    asked = len(stocked.talk.of(specs.EstimatePlan))
+    teach.draft.put(overrides={"rows_per_step": 2})
+    teach.plan._ask_prices()
+    stocked.settle()
+    assert {r.plan.rows_per_step for r in stocked.talk.of(specs.EstimatePlan)[asked:]} == {2}
+
+
+def test_advanced_settings_reach_the_job_and_faults_keep_it_back(teach, stocked):
+    choose_all(teach, stocked)
+    teach.plan.advanced.open()
+    stocked.settle()
+    field = teach.plan.form.fields["rows_per_step"]
+    field.editor.setText("0")
+    field.editor.textEdited.emit("0")
+    assert not teach.plan.start.isEnabled() and "At least 1" in field.fault()
+    field.editor.setText("3")
+    field.editor.textEdited.emit("3")
+    rank = teach.plan._method_form.fields["r"]
+    rank.editor.setText("12")
+    rank.editor.textEdited.emit("12")
+    assert "2 settings differ" in teach.plan.advanced.head.text()
+    teach.plan.start.click()
+    spec = stocked.queue.jobs()[0].spec
+    assert (spec.rows_per_step, spec.method_config["r"], spec.method_config["lora_alpha"], spec.prompts) == (3, 12, 32, ["Where are you?"])
+    teach.show_step("plan")
+    teach.plan.reset.click()
+    assert teach.draft.draft.overrides == {} and teach.draft.draft.method_overrides == {} and rank.value() == 16
+
+
+def test_a_training_is_followed_to_its_review_and_kept(teach, stocked, qtbot):
+    choose_all(teach, stocked)
+    teach.plan.start.click()
+    assert teach.train.isVisible()
+    stocked.settle()
+    assert "Waiting" in teach.train.verdict.text()
+    stocked.start()
+    stocked.run_all()
+    assert teach.train.curve.points == 40 and teach.train.curve.best()[0] == 20 and teach.review.isVisible()
+    assert teach.train.job.state is State.FINISHED and "by heart" in teach.train.verdict.text()
+    assert sorted(teach.train.answers) == [0, 10, 20, 30, 40]
+    shown = words_of(teach.review)
+    assert "16 %" in shown and "3.20" in shown and "2.68" in shown and "Answer at step 0." in shown and "Answer at step 20." in shown
+    with qtbot.waitSignal(teach.kept) as kept:
+        teach.review.keep.click()
+    assert kept.args == [stocked.home.adapters / "Opening-hours", stocked.base]
+    teach.review.more.click()
+    assert teach.plan.isVisible() and teach.draft.spec().passes == 6.0 and "plan" not in teach.draft.missing()
+
+
+def test_answers_can_be_heard_through_time(teach, stocked):
+    choose_all(teach, stocked)
+    teach.plan.start.click()
+    stocked.start()
+    stocked.run_all()
+    teach.show_step("train")
+    teach.train.slider.setValue(0)
+    assert "Answer at step 0." in words_of(teach.train) and "before it learned" in words_of(teach.train)
+    teach.train.slider.setValue(4)
+    assert "Answer at step 40." in words_of(teach.train)
+
+
+def test_discard_asks_once_and_deletes(teach, stocked):
+    choose_all(teach, stocked)
+    teach.plan.start.click()
+    stocked.start()
+    stocked.run_all()
+    folder = stocked.home.adapters / "Opening-hours"
+    teach.review.discard.click()
+    assert folder.is_dir() and "Really" in teach.review.discard.text()
+    teach.review.discard.click()
+    assert not folder.exists() and not teach.review.keep.isEnabled() and "no longer" in words_of(teach.review)
+
+
+def test_a_failure_is_told_where_it_matters_and_nothing_typed_is_lost(teach, stocked):
+    def full(spec, run):
+        yield events.Progress("Loading the model")
+        raise DiskFull("The disk is full.", "No room.", "Free some space.", details="errno 28")
+    stocked.work["train"] = full
+    choose_all(teach, stocked)
+    teach.plan.start.click()
+    stocked.start()
+    stocked.run_all()
+    shown = words_of(teach.train)
+    assert "The disk is full." in shown and "Free some space." in shown and "errno 28" not in shown
+    assert teach.train.pause.isEnabled() and "Continue" in teach.train.pause.text()
+    assert teach.plan.name.text() == "Opening hours" and teach.draft.draft.name == "Opening hours"
+    stocked.work["train"] = lambda spec, run: iter([events.Finished({"adapter": spec.out})])
+    teach.train.pause.click()
+    stocked.run_all()
+    assert teach.train.job.state is State.FINISHED
+
+
+def test_pause_and_stop_are_asked_of_the_queue(teach, stocked, monkeypatch):
+    import threading
+    go_on = threading.Event()
+
+    def patient(spec, run):
+        yield events.Step(1, 10, 2.0, 1e-4, 10, 10.0, 100.0, 9.0)
+        yield events.Saved(1, "c")
+        go_on.wait(10)
+        yield events.Finished({"adapter": spec.out}) if run.asked("finish") else events.Stopped("pause", True, 1)
+    stocked.work["train"] = patient
+    choose_all(teach, stocked)
+    teach.plan.start.click()
+    stocked.start()
+    for _ in range(500):
+        stocked.settle()
+        if teach.train.curve.points and teach.train.stop.isEnabled():
+            break
+        QTest.qWait(10)
+    teach.train._say()
+    assert "resumes at step 1" in words_of(teach.train)
+    teach.train.stop.click()
+    assert "Stopping" in teach.train.verdict.text()
+    go_on.set()
+    stocked.run_all()
+    assert teach.train.job.state is State.FINISHED
+
+
+def test_the_sample_project_is_ready_to_start(teach, stocked):
+    teach.start_sample()
+    stocked.settle()
+    assert teach.plan.isVisible() and teach.draft.missing() == {} and teach.plan.start.isEnabled() and teach.plan.prompts.toPlainText()
+
+
+def test_a_model_without_chat_template_cannot_be_chosen(stocked, qtbot):
+    from tests.studio.kit import make_model
+    make_model(stocked.home, "Plain-Base", 16, template=False)
+    stocked.catalogue.refresh()
+    panel = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
+    qtbot.addWidget(panel)
+    plain = next(b for b in panel.model._group.buttons() if "Plain-Base" in b.accessibleName())
+    assert not plain.isEnabled() and "template" in plain.accessibleDescription()
+
+
+def test_an_unusable_draft_from_earlier_days_is_no_obstacle(stocked, qtbot, tmp_path):
+    stocked.settings.remember("teach.draft", Draft(base=str(tmp_path / "gone"), data="", preset="best").to_dict() | {"preset": "thorough", "extra": 1})
+    panel = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
+    qtbot.addWidget(panel)
+    assert panel.draft.draft.preset == "balanced" and panel.draft.draft.base == str(stocked.base)

@@ -1,0 +1,134 @@
+"""Try: two columns from the same question and seed, strengths heard while speaking, stamps from the engine."""
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
+
+from engine import events, specs
+from engine.errors import WrongBase
+from studio.core.stack_commands import AddAdapter, SetEnabled
+from studio.views.try_panel import TryPanel
+
+
+@pytest.fixture
+def talk(stocked, qtbot):
+    stocked.undo.push(AddAdapter(stocked.shop, "Shop answers", base=stocked.base))
+    stocked.undo.push(AddAdapter(stocked.keeper, "Lighthouse keeper", strength=0.5))
+    panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo)
+    qtbot.addWidget(panel)
+    panel.show()
+    panel._open()
+    stocked.settle()
+    return panel
+
+
+def ask(panel, world, question="What does a rye loaf cost?"):
+    panel.question.setPlainText(question)
+    QTest.keyClick(panel.question, Qt.Key.Key_Return)
+    for _ in range(3):
+        world.settle()
+
+
+def test_it_opens_by_itself_and_again_when_the_stack_changes(talk, stocked):
+    assert [len(r.stack) for r in stocked.talk.of(specs.OpenChat)] == [2] and talk._ready
+    stocked.undo.undo()
+    assert not talk._ready
+    talk._open()
+    stocked.settle()
+    assert [len(r.stack) for r in stocked.talk.of(specs.OpenChat)] == [2, 1] and talk._ready
+
+
+def test_nothing_is_opened_while_nobody_looks(stocked, qtbot):
+    panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo)
+    qtbot.addWidget(panel)
+    stocked.undo.push(AddAdapter(stocked.shop, "Shop answers", base=stocked.base))
+    panel._open()
+    assert stocked.talk.of(specs.OpenChat) == []
+
+
+def test_both_columns_answer_with_one_seed_and_the_engines_stamp(talk, stocked):
+    ask(talk, stocked)
+    first, second = stocked.talk.of(specs.Say)
+    assert (first.columns, second.columns) == (["stack"], ["base"]) and first.messages == second.messages and first.seed == second.seed
+    answers = talk.turns[0].answers
+    assert "fedcba98" in answers["stack"]._stamp.text() and "no adapter" in answers["base"]._stamp.text()
+    assert "text-decoration:underline" in answers["stack"]._text.text() and "$5.40" in answers["stack"]._text.text()
+    ask(talk, stocked, "And two?")
+    third, fourth = stocked.talk.of(specs.Say)[2:]
+    assert third.messages[1]["content"].startswith("A rye loaf costs $5.40") and fourth.messages[1]["content"].startswith("A rye loaf costs about")
+
+
+def test_what_a_model_says_is_never_markup(talk, stocked):
+    bad = "<b>A rye loaf costs</b> $5.40, friend."
+    stocked.talk.answers["say"] = lambda r: [events.Answered(r.columns[0], bad if r.columns == ["stack"] else "<b>A rye loaf costs</b> more.", 3, 0.1, "x"), None]
+    ask(talk, stocked)
+    assert "&lt;b&gt;" in talk.turns[0].answers["stack"]._text.text() and "<b>" not in talk.turns[0].answers["stack"]._text.text()
+
+
+def test_a_slider_is_one_number_heard_while_it_speaks_and_one_step_to_undo(talk, stocked):
+    stocked.talk.hold.add("say")
+    ask(talk, stocked)
+    stocked.talk.emit(0, events.Token("stack", "A rye"))
+    stocked.settle()
+    assert talk.speaking and talk.turns[0].answers["stack"].said == "A rye" and talk.stop.isVisible()
+    row = list(talk.strip.rows.values())[0]
+    for value in (90, 70, 40):
+        row.slider.setValue(value)
+    talk._send_strengths()
+    assert stocked.talk.of(specs.SetStrengths)[-1].strengths == [0.4, 0.5] and talk._ready
+    assert len(stocked.talk.of(specs.OpenChat)) == 1
+    stocked.undo.undo()
+    assert stocked.document.entries[0].strength == 1.0 and row.slider.value() == 100
+    stocked.undo.push(SetEnabled(stocked.document.entries[1].id, False))
+    talk._send_strengths()
+    assert stocked.talk.of(specs.SetStrengths)[-1].strengths == [1.0, 0.0]
+    QTest.keyClick(talk, Qt.Key.Key_Escape)
+    talk.stop_speaking()
+    assert len(set(stocked.talk.stopped)) == 2
+    stocked.talk.release()
+    stocked.settle()
+    assert not talk.speaking and talk.send.isVisible()
+
+
+def test_a_question_asked_too_early_waits_for_the_model(stocked, qtbot):
+    stocked.undo.push(AddAdapter(stocked.shop, "Shop answers", base=stocked.base))
+    stocked.talk.hold.add("open-chat")
+    panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo)
+    qtbot.addWidget(panel)
+    panel.show()
+    ask(panel, stocked)
+    assert stocked.talk.of(specs.Say) == [] and "Loading" in panel._state.text()
+    stocked.talk.release()
+    for _ in range(3):
+        stocked.settle()
+    assert len(panel.turns) == 1 and panel.turns[0].answers["base"].stamp is not None
+
+
+def test_what_cannot_be_opened_says_why_and_gives_the_question_back(stocked, qtbot):
+    stocked.undo.push(AddAdapter(stocked.shop, "Shop answers", base=stocked.base))
+    stocked.talk.answers["open-chat"] = lambda _: WrongBase("This adapter was made for another model.", "", "Choose its model.")
+    panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo)
+    qtbot.addWidget(panel)
+    panel.show()
+    ask(panel, stocked, "Hello?")
+    assert stocked.talk.of(specs.Say) == [] and panel.question.toPlainText() == "Hello?"
+    assert panel._trouble.count() == 1 and "another model" in panel._trouble.itemAt(0).widget().accessibleName()
+
+
+def test_without_comparison_only_the_stack_answers(talk, stocked):
+    talk.compare.click()
+    ask(talk, stocked)
+    assert [r.columns for r in stocked.talk.of(specs.Say)] == [["stack"]]
+    talk.again.click()
+    for _ in range(2):
+        stocked.settle()
+    assert len(talk.turns) == 2 and stocked.talk.of(specs.Say)[-1].messages == stocked.talk.of(specs.Say)[0].messages
+    talk.clear.click()
+    assert talk.turns == [] and not talk.again.isEnabled()
+
+
+def test_shift_enter_is_a_new_line(talk, stocked):
+    talk.question.setPlainText("one")
+    talk.question.moveCursor(talk.question.textCursor().MoveOperation.End)
+    QTest.keyClick(talk.question, Qt.Key.Key_Return, Qt.KeyboardModifier.ShiftModifier)
+    assert stocked.talk.of(specs.Say) == [] and talk.question.document().blockCount() == 2 or "\u2028" in talk.question.document().toRawText()
