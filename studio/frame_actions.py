@@ -60,16 +60,18 @@ def _edit(studio: "Studio") -> list[Action]:
 
 
 def _stack(studio: "Studio") -> list[Action]:
-    menu, rows, here = text.menu_stack(), studio.mix.list, _row(studio)
+    menu, tree, rows, here = text.menu_stack(), studio.library.tree, studio.mix.list, _row(studio)
     return [
-        Action("stack.add", text.add_to_stack(), lambda: studio.add_to_stack([a.path for a in studio.library.tree.adapters()]), "Return",
-               text.do_add_help(), menu, enabled=lambda: bool(studio.library.tree.adapters()) or text.choose_an_adapter(), local=True, icon="plus"),
+        Action("stack.add", text.add_to_stack(), lambda: studio.add_to_stack([a.path for a in tree.adapters()]), "Return", text.do_add_help(),
+               menu, enabled=lambda: bool(tree.adapters()) or text.choose_an_adapter(), local=True, icon="plus"),
         Action("stack.row.switch", text.do_switch(), rows.switch_current, "Space", text.do_switch_help(), menu, enabled=here, local=True),
         Action("stack.row.full", text.do_full(), rows.full_current, "", text.do_full_help(), menu, enabled=here),
-        Action("stack.row.up", text.do_up(), partial(rows.move_current, -1), "Alt+Up", text.do_up_help(), menu, enabled=here, local=True, icon="up"),
-        Action("stack.row.down", text.do_down(), partial(rows.move_current, 1), "Alt+Down", text.do_down_help(), menu, enabled=here, local=True,
-               icon="down"),
-        Action("stack.row.remove", text.do_remove(), rows.remove_current, "Del", text.do_remove_help(), menu, enabled=here, local=True, icon="remove"),
+        Action("stack.row.up", text.do_up(), partial(rows.move_current, -1), "Alt+Up", text.do_up_help(), menu, enabled=here,
+               local=True, icon="up"),
+        Action("stack.row.down", text.do_down(), partial(rows.move_current, 1), "Alt+Down", text.do_down_help(), menu, enabled=here,
+               local=True, icon="down"),
+        Action("stack.row.remove", text.do_remove(), rows.remove_current, "Del", text.do_remove_help(), menu, enabled=here,
+               local=True, icon="remove"),
     ]
 
 
@@ -92,7 +94,8 @@ def _work(studio: "Studio") -> list[Action]:
 
 
 def _go(studio: "Studio") -> list[Action]:
-    return [Action(f"go.{key}", text.workspace(key), partial(studio.window.go, key), f"Ctrl+{number}", text.workspace_help(key), text.menu_go(), icon=key)
+    menu = text.menu_go()
+    return [Action(f"go.{key}", text.workspace(key), partial(studio.window.go, key), f"Ctrl+{number}", text.workspace_help(key), menu, icon=key)
             for number, key in enumerate(WORKSPACES, 1)]
 
 

@@ -11,7 +11,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 from engine.errors import BadAdapter, StudioError
 from engine.store.atomic import replacing_folder

@@ -65,6 +65,8 @@ class AddAdapter(_Single):
 
 @dataclass
 class RemoveAdapter(_Single):
+    """Take an entry out of the stack; undone, it stands where it stood."""
+
     id: int
     _place: int = field(default=-1, init=False)
     _entry: Entry | None = field(default=None, init=False)
@@ -139,6 +141,8 @@ class SetStrength:
 
 @dataclass
 class SetEnabled(_Single):
+    """Switch an entry on or off; its strength stays."""
+
     id: int
     enabled: bool
 

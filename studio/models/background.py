@@ -6,7 +6,8 @@ Real work (training, exporting, chatting) never comes here: it belongs to the wo
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 from PySide6.QtCore import QObject, Qt, Signal
 

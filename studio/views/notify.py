@@ -8,7 +8,7 @@ Both look for the window's `NoticeArea`; a panel that runs alone gets one of its
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 from PySide6.QtCore import QEvent, QObject, Qt, QTimer
 from PySide6.QtGui import QGuiApplication

@@ -60,17 +60,20 @@ class _Line(QStyledItemDelegate):
         box = option.rect.adjusted(12, 5, -12, -5)
         half = QRect(box.left(), box.top(), box.width() - 110, box.height() // 2)
         painter.setPen(theme.color("muted" if why is not None else "text"))
-        painter.drawText(half, Qt.AlignmentFlag.AlignVCenter, option.fontMetrics.elidedText(action.title.rstrip("…"), Qt.TextElideMode.ElideRight, half.width()))
+        self._draw(painter, half, action.title.rstrip("…"))
         small = option.font
         small.setPointSizeF(small.pointSizeF() * 0.88)
         painter.setFont(small)
         painter.setPen(theme.color("warn" if why else "muted"))
         below = QRect(box.left(), half.bottom(), box.width() - 110, box.height() - half.height())
-        painter.drawText(below, Qt.AlignmentFlag.AlignVCenter, painter.fontMetrics().elidedText(why or action.help, Qt.TextElideMode.ElideRight, below.width()))
+        self._draw(painter, below, why or action.help)
         painter.setPen(theme.color("muted"))
         shortcut = QKeySequence(action.shortcut).toString(QKeySequence.SequenceFormat.NativeText)
         painter.drawText(box, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, shortcut or action.category)
         painter.restore()
+
+    def _draw(self, painter: QPainter, box: QRect, words: str) -> None:
+        painter.drawText(box, Qt.AlignmentFlag.AlignVCenter, painter.fontMetrics().elidedText(words, Qt.TextElideMode.ElideRight, box.width()))
 
 
 class Palette(QDialog):
@@ -111,7 +114,8 @@ class Palette(QDialog):
         self.resize(width, self._tallest)
         self.field.clear()
         self._search("")
-        self.move(window.mapToGlobal(window.rect().topLeft()).x() + (window.width() - width) // 2, window.mapToGlobal(window.rect().topLeft()).y() + 56)
+        corner = window.mapToGlobal(window.rect().topLeft())
+        self.move(corner.x() + (window.width() - width) // 2, corner.y() + 56)
         self.show()
         self.field.setFocus()
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from inspect import ismethod, signature
-from typing import Callable
+from collections.abc import Callable
 from weakref import WeakMethod
 
 from PySide6.QtCore import QDir, QSize, Qt

@@ -243,7 +243,8 @@ def time_left(seconds: float) -> str:
 _workspaces = {"start": Phrase("Start"), "teach": Phrase("Teach"), "mix": Phrase("Mix"), "try": Phrase("Try"), "export": Phrase("Export"),
                "queue": Phrase("Queue")}
 _workspaces_help = {"start": Phrase("Where to begin, and what this computer can do"), "teach": Phrase("Teach a model from your examples"),
-                    "mix": Phrase("Stack adapters and set how strongly each is heard"), "try": Phrase("Talk to the stack, beside the untouched model"),
+                    "mix": Phrase("Stack adapters and set how strongly each is heard"),
+                    "try": Phrase("Talk to the stack, beside the untouched model"),
                     "export": Phrase("Bake the stack into a model and prove it"), "queue": Phrase("Every job: running, waiting and past")}
 
 

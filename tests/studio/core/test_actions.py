@@ -40,7 +40,8 @@ def test_recent_actions_lead_when_nothing_is_typed():
     assert [a.id for a in actions.search("")] == ["b", "a", "c", "d"]
 
 
-@pytest.mark.parametrize("query, first", [("undo", "Undo"), ("as", "Add to Stack"), ("stack", "Add to Stack"), ("lgt", "Larger text"), ("EDIT u", "Undo")])
+@pytest.mark.parametrize("query, first", [("undo", "Undo"), ("as", "Add to Stack"), ("stack", "Add to Stack"), ("lgt", "Larger text"),
+                                          ("EDIT u", "Undo")])
 def test_search_finds_what_is_meant(query, first):
     actions = registry(Action("1", "Undo", list, category="Edit"), Action("2", "Add to Stack", list), Action("3", "Larger text", list),
                        Action("4", "Laughing basses", list))

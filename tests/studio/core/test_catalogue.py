@@ -47,7 +47,8 @@ def test_it_finds_models_adapters_and_what_cannot_be_used(home):
 def test_what_fits(home, how):
     adapter = make_adapter(home, make_model(home))
     if how != "fingerprint":
-        rewrite(adapter, base_model_name_or_path={"path": str(home.models / "Tiny-Instruct"), "hub name": "some-org/tiny-instruct"}.get(how, "org/renamed"))
+        known = {"path": str(home.models / "Tiny-Instruct"), "hub name": "some-org/tiny-instruct"}
+        rewrite(adapter, base_model_name_or_path=known.get(how, "org/renamed"))
     found = opened(home)
     assert found.misfit(found.adapters[0], found.models[0]) is None
     assert found.home_of(found.adapters[0]) is found.models[0]
@@ -64,7 +65,8 @@ def test_what_does_not_fit_says_why(home, how):
     else:
         rewrite(adapter, base_model_name_or_path="org/unknown")
     if how == "no such place":
-        safetensors(adapter / "adapter_model.safetensors", {"base_model.model.lm_head.lora_A.weight": (4, 32), "base_model.model.lm_head.lora_B.weight": (9, 4)})
+        safetensors(adapter / "adapter_model.safetensors", {"base_model.model.lm_head.lora_A.weight": (4, 32),
+                                                            "base_model.model.lm_head.lora_B.weight": (9, 4)})
     found = opened(home)
     model = found.model(home.models / "Tiny-Instruct")
     why = found.misfit(found.adapters[0], model)

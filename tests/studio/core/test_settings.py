@@ -35,7 +35,8 @@ def test_an_unreadable_file_means_defaults(tmp_path, content):
 
 
 def test_each_value_is_judged_by_itself(tmp_path):
-    (tmp_path / "s.json").write_text(json.dumps({"version": 1, "theme": "dark", "text_size": "huge", "tab": 5, "from the future": 1, "remembered": {"a": 1}}))
+    (tmp_path / "s.json").write_text(json.dumps({"version": 1, "theme": "dark", "text_size": "huge", "tab": 5, "from the future": 1,
+                                                 "remembered": {"a": 1}}))
     values = Settings(tmp_path / "s.json").values
     assert (values.theme, values.text_size, values.tab, values.remembered) == ("dark", 1.0, "start", {"a": 1})
 

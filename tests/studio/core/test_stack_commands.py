@@ -13,7 +13,8 @@ from studio.core.stack_commands import AddAdapter, MoveAdapter, RemoveAdapter, S
 from studio.core.stack_document import StackDocument
 from studio.models.undo import LIMIT, UndoStack
 
-STEP = st.tuples(st.sampled_from(["add", "add several", "remove", "move", "strength", "drag", "enabled", "base"]), st.integers(-2, 6), st.floats(-12, 12))
+KINDS = ("add", "add several", "remove", "move", "strength", "drag", "enabled", "base")
+STEP = st.tuples(st.sampled_from(KINDS), st.integers(-2, 6), st.floats(-12, 12))
 
 
 def command(document: StackDocument, step: tuple):

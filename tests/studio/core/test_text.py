@@ -73,6 +73,7 @@ def test_sizes(number, said):
     assert frame.size(number) == said
 
 
-@pytest.mark.parametrize("seconds, said", [(5, "less than a minute left"), (60, "about 1 minute left"), (840, "about 14 minutes left"), (7500, "about 2 h 5 min left")])
+@pytest.mark.parametrize("seconds, said", [(5, "less than a minute left"), (60, "about 1 minute left"), (840, "about 14 minutes left"),
+                                           (7500, "about 2 h 5 min left")])
 def test_times(seconds, said):
     assert frame.time_left(seconds) == said
