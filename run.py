@@ -334,7 +334,10 @@ def why_pip_failed(what: str) -> str:
 # --- handing over --------------------------------------------------------------------------------
 
 def hand_over(*arguments: str, **environment: str) -> int:
-    """Become the program (POSIX), or wait for it (Windows). Returns its exit code where it returns at all."""
+    """Become the program (POSIX), or wait for it (Windows). Returns its exit code where it returns at all.
+
+    Programs of the studio are started with ``-P``: a file that happens to be called engine.py where the person stands is not theirs.
+    """
     command = [str(venv_python()), *arguments]
     environment = {**os.environ, **environment}
     sys.stdout.flush()
@@ -352,14 +355,14 @@ def without_screen() -> int:
     """The main job where no window can be shown: the sample project in the terminal, then pictures of the window."""
     say("There is no screen here, so the sample project runs in this terminal: the same engine, the same job.")
     say("(With a screen, this command opens the window.  Other jobs:  python3 run.py cli --help)\n")
-    result = subprocess.run([str(venv_python()), "-m", "engine.cli", "sample"], check=False).returncode
+    result = subprocess.run([str(venv_python()), "-P", "-m", "engine.cli", "sample"], check=False).returncode
     if not ensure_libraries(x11=False):
         return result
-    asked = subprocess.run([str(venv_python()), "-c", "from engine.store.home import Home; print(Home.default().root / 'pictures')"],
+    asked = subprocess.run([str(venv_python()), "-P", "-c", "from engine.store.home import Home; print(Home.default().root / 'pictures')"],
                            capture_output=True, text=True, check=True)
     folder = Path(asked.stdout.strip())
     say("\nDrawing pictures of the window …")
-    drawn = subprocess.run([str(venv_python()), "-m", "studio", "--shots", str(folder)], check=False,
+    drawn = subprocess.run([str(venv_python()), "-P", "-m", "studio", "--shots", str(folder)], check=False,
                            env={**os.environ, "QT_QPA_PLATFORM": "offscreen"}).returncode
     say(f"Pictures of the window are in {folder}" if drawn == 0 else "The pictures of the window could not be drawn; the text above says why.")
     return result or drawn
@@ -386,17 +389,18 @@ def main(arguments: "list[str]") -> int:
     try:
         if command == "cli":
             set_up("")
-            return hand_over("-m", "engine.cli", *rest)
+            return hand_over("-P", "-m", "engine.cli", *rest)
         if command == "test":
             if not ensure_libraries(x11=False):
                 return 1
             set_up("test")
+            os.chdir(ROOT)
             return hand_over("-m", "pytest", *rest)
         screen = has_screen(platform.system(), os.environ)
         if screen and not ensure_libraries(x11=bool(os.environ.get("DISPLAY"))):
             return 1
         set_up("")
-        return hand_over("-m", "studio", *arguments) if screen else without_screen()
+        return hand_over("-P", "-m", "studio", *arguments) if screen else without_screen()
     except Stop as stop:
         say(f"\n{stop}")
         return 1

@@ -267,18 +267,22 @@ def test_help_and_mistyped_commands_install_nothing(run, words: list[str], code:
     assert "python3 run.py test" in capsys.readouterr().out
 
 
-def test_every_command_sets_up_what_it_needs_and_hands_over(run, monkeypatch: pytest.MonkeyPatch):
+def test_every_command_sets_up_what_it_needs_and_hands_over(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Tests run where the project lies, from wherever they were asked for; everything else where the person stands."""
     heard: list = []
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "set_up", heard.append)
     monkeypatch.setattr(run, "ensure_libraries", lambda x11: True)
     monkeypatch.setattr(run, "hand_over", lambda *words, **environment: heard.append(words) or 0)
     monkeypatch.setattr(run, "without_screen", lambda: heard.append("terminal") or 0)
-    for screen, words, wanted in ((True, [], ["", ("-m", "studio")]), (True, ["--home", "x"], ["", ("-m", "studio", "--home", "x")]),
+    for screen, words, wanted in ((True, [], ["", ("-P", "-m", "studio")]), (True, ["--home", "x"], ["", ("-P", "-m", "studio", "--home", "x")]),
                                   (False, [], ["", "terminal"]), (False, ["test", "-q", "-k", "x"], ["test", ("-m", "pytest", "-q", "-k", "x")]),
-                                  (False, ["cli", "sample"], ["", ("-m", "engine.cli", "sample")])):
+                                  (False, ["cli", "sample"], ["", ("-P", "-m", "engine.cli", "sample")])):
         heard.clear()
         monkeypatch.setattr(run, "has_screen", lambda system, environment, screen=screen: screen)
+        monkeypatch.chdir(tmp_path)
         assert run.main(words) == 0 and heard == wanted
+        assert Path.cwd() == (run.ROOT if words[:1] == ["test"] else tmp_path)
 
 
 def test_continuous_integration_calls_the_second_command_and_nothing_cleverer():
