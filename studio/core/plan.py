@@ -68,6 +68,15 @@ def preset_method(preset: str, method: str) -> dict:
     return {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}
 
 
+def with_preset(draft: Draft, preset: str) -> Draft:
+    """The draft with another preset: what that preset decides is no longer as the person had set it, everything else stays."""
+    if preset == draft.preset:
+        return draft
+    return replace(draft, preset=preset,
+                   overrides={k: v for k, v in draft.overrides.items() if k not in preset_spec(preset, 0)},
+                   method_overrides={k: v for k, v in draft.method_overrides.items() if k not in preset_method(preset, draft.method)})
+
+
 def to_spec(draft: Draft, adapters: Path, learned: int = 0) -> TrainSpec:
     """The job that the draft describes; the adapter goes into the folder ``adapters`` under the skill's name."""
     values = preset_spec(draft.preset, learned) | draft.overrides

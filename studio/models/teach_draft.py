@@ -34,12 +34,12 @@ class TeachDraft(QObject):
 
     def put(self, **values) -> None:
         """Change parts of the draft; tells once for each part that is really different."""
-        for name, value in values.items():
-            if getattr(self.draft, name) == value:
-                continue
-            setattr(self.draft, name, value)
-            if name == "data":
-                self.report = self.data_error = None
+        different = [name for name, value in values.items() if getattr(self.draft, name) != value]
+        for name in different:             # all of them first, so that nobody who is told sees a mixture of old and new
+            setattr(self.draft, name, values[name])
+        if "data" in different:
+            self.report = self.data_error = None
+        for name in different:
             self.changed.emit(name)
         self._save.start()
 

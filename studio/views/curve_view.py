@@ -56,9 +56,13 @@ class CurveView(QWidget):
 
     def clear(self) -> None:
         """Begin with an empty picture."""
-        self._raw, self._smooth, self._unseen, self._marks, self._seen = Series(), Smooth(), Series(), {}, {}
+        self._raw, self._smooth, self._unseen, self._marks, self._end = Series(), Smooth(), Series(), {}, 1.0
         self.table.clear()
         self._soon()
+
+    def expect(self, steps: int) -> None:
+        """How many steps are planned: the picture leaves room for those to come."""
+        self._end = float(max(1, steps))
 
     def learned(self, step: int, error: float) -> None:
         """Error of one step on the examples it learns (nats a token)."""
@@ -155,7 +159,7 @@ class CurveView(QWidget):
         self._dot_best.setData([best[0]] if best else [], [best[1]] if best else [])
         if best:
             self._label_best.setText(words.TRAIN_BEST(step=f"{best[0]:.0f}"))
-            late = best[0] > first + 0.7 * (last - first)
+            late = best[0] > first + 0.7 * (max(last, self._end) - first)
             self._label_best.setAnchor((1.08, 1.25) if late else (-0.08, 1.25))
             self._label_best.setPos(*best)
         self._label_best.setVisible(best is not None and len(self._unseen) > 1)
@@ -167,8 +171,8 @@ class CurveView(QWidget):
     def _scale(self, first: float, last: float) -> None:
         values = [v for v in (*self._smooth.series.y, *self._unseen.y) if math.isfinite(v)]
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
-        room = max(0.12 * (high - low), 0.02)
-        self._plot.setRange(xRange=(first, max(last, first + 1)), yRange=(max(0.0, low - room), high + 1.6 * room), padding=0.02)
+        room = max(0.12 * (high - low), 0.1)
+        self._plot.setRange(xRange=(first, max(last, self._end)), yRange=(max(0.0, low - room), high + 1.6 * room), padding=0.02)
 
     def _draw_marks(self, unseen) -> None:
         """A small tick on the axis for each thing that happened; the words are its tooltip and stand in the table."""
@@ -218,6 +222,7 @@ class CurveView(QWidget):
         self._ticks.setBrush(pg.mkBrush(t.muted))
         self._ticks.setPen(pg.mkPen(None))
         self._label_best.setColor(t.text)
+        self._label_best.fill = pg.mkBrush(QColor(t.card))
         for side in ("left", "bottom"):
             axis = self._plot.getAxis(side)
             axis.setPen(pg.mkPen(t.border))

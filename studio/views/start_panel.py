@@ -59,7 +59,7 @@ class StartPanel(Panel):
         self._fetch_card = card(self._fetch_title, self._fetch_body, self._fetch_bar, self._fetch_said, self._fetch_trouble,
                                 Row(self.fetch, self.cancel_fetch, None), spacing=theme.M, margin=theme.XL)
         self.sample = CardButton(words.START_SAMPLE(), Row(picture("spark", "accent", 24), text(words.START_SAMPLE(), "strong"), None),
-                                 text(words.START_SAMPLE_HELP(), "muted"), None, description=words.START_SAMPLE_HELP())
+                                 text(words.START_SAMPLE_HELP(), "muted"), None, description=words.START_SAMPLE_HELP(), spacing=theme.S)
         self.sample.clicked.connect(lambda _=False: self.sample_wanted.emit())
         machine = card(Row(picture("memory", "muted", 24), text(words.START_MACHINE(), "strong"), None), text(machine_sentence, "muted"), None)
         self._recent = QVBoxLayout()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtWidgets import QLineEdit, QPlainTextEdit, QVBoxLayout, QWidget
 
@@ -52,7 +54,7 @@ class PlanPage(QWidget):
             price = text("", "muted small")
             made = CardButton(words.PRESETS[key](), text(words.PRESETS[key](), "strong"), text(words.PRESET_HELP[key](), "small"), price,
                               description=words.PRESET_HELP[key](), checkable=True)
-            made.toggled.connect(lambda on, k=key: on and self._draft.put(preset=k))
+            made.toggled.connect(lambda on, k=key: on and self._draft.replace(plan.with_preset(self._draft.draft, k)))
             self._group.addButton(made)
             self.cards[key], self.price_labels[key] = made, price
             presets.addWidget(made)
@@ -78,11 +80,12 @@ class PlanPage(QWidget):
         self._needs = text("", "muted")
         label = text(words.PLAN_NAME(), "strong")
         label.setBuddy(self.name)
-        last = Row(self.start, self._needs, spacing=theme.L)
-        last.setStretch(1, 1)
+        foot = QWidget()
+        last = Row(self._needs, self.start, spacing=theme.L, margin=theme.M, parent=foot)
+        last.setStretch(0, 1)
         Column(page(text(words.PLAN_HEAD(), "title"), Column(label, self.name, self._name_fault, spacing=theme.XS), presets, self._warning,
                     Column(text(words.PLAN_PROMPTS(), "strong"), text(words.PLAN_PROMPTS_HELP(), "muted small"), self.prompts, spacing=theme.XS),
-                    card(self.advanced, margin=theme.S), self._trouble, last, None), parent=self)
+                    card(self.advanced, margin=theme.S), self._trouble, None), foot, spacing=0, parent=self)
 
     # --- draft → page ---
 
@@ -106,6 +109,14 @@ class PlanPage(QWidget):
         if self._method_form is not None:
             self._method_form.set_defaults(plan.preset_method(preset, self._draft.draft.method))
 
+    def _show_settings(self) -> None:
+        """Bring the forms to what the draft says, if somebody else has changed it."""
+        draft = self._draft.draft
+        forms = [(self.form, draft.overrides), *([(self._method_form, draft.method_overrides)] if self._method_form else [])]
+        for form, wanted in forms:
+            if form.different() != wanted:
+                form.put(self._defaults_of(form) | wanted)
+
     def _show_state(self) -> None:
         missing = self._draft.missing()
         needed = [missing[step] for step in ("data", "model", "plan") if step in missing]
@@ -125,8 +136,7 @@ class PlanPage(QWidget):
         if part in ("name", "prompts", "preset") or part == "report":
             self._show_draft_part(part)
         elif part in ("data", "base", "overrides", "method_overrides"):
-            if part == "overrides" and self.form.different() != self._draft.draft.overrides:
-                self.form.put(plan.preset_spec(self._draft.draft.preset, self._draft.learned_rows) | self._draft.draft.overrides)
+            self._show_settings()
             self._prices.clear()
             self._later.start()
         self._show_prices()
@@ -176,8 +186,8 @@ class PlanPage(QWidget):
 
     def _spec_of(self, preset: str) -> TrainSpec:
         """The draft with another preset; without a name yet, which does not change the price."""
-        values = self._draft.draft.to_dict() | {"preset": preset, "name": self._draft.draft.name or "unnamed"}
-        return plan.to_spec(plan.Draft(**values), self._draft.home.adapters, self._draft.learned_rows)
+        draft = plan.with_preset(self._draft.draft, preset)
+        return plan.to_spec(replace(draft, name=draft.name or "unnamed"), self._draft.home.adapters, self._draft.learned_rows)
 
     def _priced(self, key: str, report: PlanReport) -> None:
         self._asked.pop(key, None)

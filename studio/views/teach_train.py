@@ -66,7 +66,9 @@ class TrainPage(QWidget):
         self._none = card(text(words.NEEDS_START()), looks="sunken")
         self._all = QWidget()
         theme.look(self._all, "page")
-        Column(self._verdict_card, self._trouble, Row(self.pause, self.stop, self.sample, theme.M, self._safe, None), card(self.curve, self.bar, self._numbers),
+        buttons = Row(self.pause, self.stop, self.sample, theme.M, self._safe)
+        buttons.setStretch(4, 1)
+        Column(self._verdict_card, self._trouble, buttons, card(self.curve, self.bar, self._numbers),
                self._strip, spacing=theme.L, parent=self._all)
         head = Row(self._head, self.picker, spacing=theme.L)
         head.setStretch(0, 1)
@@ -150,6 +152,7 @@ class TrainPage(QWidget):
         match event:
             case events.Step():
                 self._last = event
+                self.curve.expect(event.steps)
                 self.curve.learned(event.step, event.error)
             case events.Evaluated():
                 self.curve.unseen(event.step, event.error)
@@ -163,6 +166,8 @@ class TrainPage(QWidget):
                 self.curve.mark(step, said)
             case events.Progress():
                 self._stage = event.stage
+                if event.unit == "steps" and event.total:
+                    self.curve.expect(event.total)
 
     # --- words ---
 
@@ -216,7 +221,9 @@ class TrainPage(QWidget):
             case State.FAILED:
                 tone, sentence, advice = "bad", (job.error or {}).get("what", ""), ""
             case State.FINISHED:
-                advice = f"{words.TRAIN_FINISHED()} {advice}".strip()
+                if verdict.kind in ("waiting", "learning"):
+                    tone, sentence = "good", words.TRAIN_FINISHED()
+                advice = "" if verdict.kind in ("waiting", "learning") else f"{words.TRAIN_FINISHED()} {advice}".strip()
         self.verdict.setText(sentence)
         self._advice.setText(advice)
         self._advice.setVisible(bool(advice))

@@ -45,6 +45,15 @@ def test_what_a_person_changed_wins_over_the_preset(tmp_path):
     assert spec.method_config["lora_alpha"] == 64 and spec.early_stop
 
 
+@pytest.mark.parametrize("preset", ["quick", "best"])
+def test_another_preset_decides_anew_what_presets_decide(preset, tmp_path):
+    mine = draft(preset="balanced", overrides={"passes": 9.0, "seed": 3}, method_overrides={"r": 64, "lora_dropout": 0.1})
+    spec = plan.to_spec(plan.with_preset(mine, preset), tmp_path)
+    usual = plan.to_spec(draft(preset=preset), tmp_path)
+    assert (spec.passes, spec.method_config["r"]) == (usual.passes, usual.method_config["r"]) and spec.seed == 3
+    assert spec.method_config["lora_dropout"] == 0.1 and plan.with_preset(mine, "balanced") == mine
+
+
 def test_the_price_is_one_line(tmp_path):
     report = PlanReport(rows=412, steps=155, seconds=130, seconds_error=40, memory_mb=1900, free_memory_mb=8000)
     assert plan.price(report, plan.to_spec(draft(), tmp_path)) == "about 2 min ± 1 · 1.9 of 8.0 GB memory · 3 passes over 412 examples"
