@@ -154,7 +154,7 @@ class Studio(QObject):
         self._keep = QTimer(self, singleShot=True, interval=500)
         self._keep.timeout.connect(self.keep_stack)
         self.document.changed.connect(lambda _: self._keep.start())
-        self.app.styleHints().colorSchemeChanged.connect(lambda *_: self._setting_changed("theme"))
+        self.app.styleHints().colorSchemeChanged.connect(self.dress)
 
     # --- opening ---
 
@@ -281,7 +281,11 @@ class Studio(QObject):
 
     def _setting_changed(self, name: str) -> None:
         if name in ("theme", "text_size"):
-            theme.apply(self.app, self.settings.get("theme"), self.settings.get("text_size"))
+            self.dress()
+
+    def dress(self, *_) -> None:
+        """Show theme and text size as they are set."""
+        theme.apply(self.app, self.settings.get("theme"), self.settings.get("text_size"))
 
     # --- closing ---
 

@@ -45,7 +45,7 @@ def take(app: QApplication, home: Home, folder: Path, *, modes: tuple[str, ...] 
             studio.library.select(studio.catalogue.adapters[0].path)
         for mode in modes:
             studio.settings.values.theme = mode
-            studio._setting_changed("theme")
+            studio.dress()
             for key in WORKSPACES:
                 studio.window.go(key)
                 _let_settle()

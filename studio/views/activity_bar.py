@@ -121,10 +121,11 @@ class ActivityBar(QFrame):
         for widget in (self.progress, self.left, self.pause):
             widget.setVisible(running)
         if running:
-            self._what.setText(text.running(title=self._job.title, stage=stage) if stage else self._job.title)
+            words = text.running(title=self._job.title, stage=stage) if stage else self._job.title
         else:
-            self._what.setText(text.waiting(len(self._waiting)) if self._waiting else text.idle())
-        a11y.name(self._what, self._what.text())
+            words = text.waiting(len(self._waiting)) if self._waiting else text.idle()
+        self._what.setText(self._what.fontMetrics().elidedText(words, Qt.TextElideMode.ElideMiddle, max(240, self.width() // 3)))
+        a11y.name(self._what, words, text.show_queue())
         self._what.setIcon(theme.icon("play" if running else "time" if self._waiting else "check", "accent" if running else "muted"))
 
     def _ask(self, request: Callable[[int], object]) -> None:

@@ -12,7 +12,7 @@ from PySide6.QtWidgets import (QAbstractItemView, QCheckBox, QDoubleSpinBox, QFr
 
 from engine.errors import StudioError
 from studio.core.stack_commands import SetEnabled, SetStrength
-from studio.core.stack_document import MAX_STRENGTH, Change, Entry
+from studio.core.stack_document import MAX_STRENGTH, Entry
 from studio.core.text import frame as text
 from studio.models import drag
 from studio.models.stack_model import ENTRY, ID, StackModel
@@ -212,7 +212,6 @@ class StackList(QListView):
         model.rowsMoved.connect(self._fill)
         model.rowsRemoved.connect(self._forget)
         model.dataChanged.connect(self._show)
-        model.document.changed.connect(self._shown_strength)
         self.selectionModel().currentChanged.connect(self._mark)
         self._bind("Del", Qt.ShortcutContext.WidgetShortcut, self.remove_current)
         self._bind("Space", Qt.ShortcutContext.WidgetShortcut, self.switch_current)
@@ -320,14 +319,12 @@ class StackList(QListView):
                 QWidget.setTabOrder(last, control)
                 last = control
 
-    def _show(self, *_) -> None:
-        for entry in self._model.document.entries:
+    def _show(self, first: QModelIndex | None = None, last: QModelIndex | None = None, *_) -> None:
+        """Show what the document says, in all rows or in those that changed."""
+        changed = slice(first.row(), last.row() + 1) if first is not None and last is not None else slice(None)
+        for entry in self._model.document.entries[changed]:
             if row := self._rows.get(entry.id):
                 row.show_entry(entry)
-
-    def _shown_strength(self, change: Change) -> None:
-        if change.kind in ("strength", "enabled") and (row := self._rows.get(change.entry_id)):
-            row.show_entry(self._model.document.entry(change.entry_id))
 
     def _focus_follows(self, id: int) -> None:
         index = self._model.index(self._model.document.index(id))
