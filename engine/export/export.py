@@ -5,6 +5,7 @@ Nothing appears under the chosen name before all of this is done. What fails its
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -42,7 +43,7 @@ def export(spec: ExportSpec, run: RunFolder) -> Iterator[Event]:
         yield _finished(out, began)
         return
     check_place(out, base, [Path(entry.adapter) for entry in spec.stack])
-    for left_over in out.parent.glob(f".{out.name}.*.part"):                   # of an attempt that was killed
+    for left_over in out.parent.glob(f".{glob.escape(out.name)}.*.part"):   # of an attempt that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     try:
         yield from _carry_out(spec, run, out, base)
@@ -96,7 +97,8 @@ def _listen(plan: MergePlan, tokenizer, questions: list[str], compare: str, stop
 def check_place(out: Path, base: ModelInfo, adapters: list[Path]) -> None:
     """Refuse a folder that holds something, or that lies within what is read. Raises `StudioError`."""
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise StudioError(f"The folder {out.name} is already there and not empty.", do="Choose another name; nothing is ever overwritten.", path=str(out))
+        raise StudioError(f"The folder {out.name} is already there and not empty.", do="Choose another name; nothing is ever overwritten.",
+                          path=str(out))
     for source in (base.path, *adapters):
         if out.resolve().is_relative_to(source.resolve()):
             raise StudioError(f"The finished model cannot be put into {source.name}.", "It would end up within its own ingredients.",

@@ -30,7 +30,7 @@ def write_receipt(folder: Path, plan: MergePlan, entries: Sequence[StackEntry], 
         "base": {"name": plan.base.name, "fingerprint": plan.base.fingerprint, "model_type": plan.base.model_type,
                  "parameters": plan.base.parameters},
         "adapters": [{"name": placed.info.name, "fingerprint": placed.info.fingerprint, "strength": entry.strength,
-                      "kind": placed.info.peft_type, "rank": placed.info.rank} for placed, entry in zip(plan.stack.placed, entries)],
+                      "kind": placed.info.peft_type, "rank": placed.info.rank} for placed, entry in zip(plan.stack.placed, entries, strict=True)],
         "format": dtype, "changed_tensors": len(plan.touched),
         "files": {str(file.relative_to(folder).as_posix()): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
                   for file in sorted(folder.rglob("*")) if file.is_file()},
@@ -53,9 +53,10 @@ def _plain(check: Checked) -> dict[str, Any]:
 
 def _card(receipt: dict) -> str:
     base, adapters = receipt["base"]["name"], receipt["adapters"]
-    lines = ["---", f"base_model: {_quoted(base)}", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- merge", "- adapter-studio",
-             "---", "", f"# {base} with {', '.join(a['name'] for a in adapters)}", "",
-             f"A complete model: {base} with these adapters baked in, in this order.", "", "| adapter | kind | strength | fingerprint |", "|---|---|---|---|",
+    lines = ["---", f"base_model: {_quoted(base)}", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- merge",
+             "- adapter-studio", "---", "", f"# {base} with {', '.join(a['name'] for a in adapters)}", "",
+             f"A complete model: {base} with these adapters baked in, in this order.", "",
+             "| adapter | kind | strength | fingerprint |", "|---|---|---|---|",
              *(f"| {_cell(a['name'])} | {a['kind']} | {a['strength']:g} | `{a['fingerprint'][:16]}` |" for a in adapters), "",
              f"Fingerprint of the base: `{receipt['base']['fingerprint'][:16]}`. Made on {receipt['made'][:10]} with Adapter Studio "
              f"{receipt['versions']['adapter-studio']}.", ""]

@@ -156,9 +156,9 @@ class Verification:
             yield Progress(STAGE, len(heard), len(self.probes), "questions")
         exact = self.compare == "float32" and _format(self.folder) in ("F32", "F64")
         limit = TOLERANCES[_format(self.folder)] if self.compare == "float32" else COARSE
-        apart = distance([(probe.live, mine) for probe, mine in zip(self.probes, heard)])
+        apart = distance([(probe.live, mine) for probe, mine in zip(self.probes, heard, strict=True)])
         effect = distance([(probe.live, probe.base) for probe in self.probes])
-        from_base = distance([(probe.base, mine) for probe, mine in zip(self.probes, heard)])
+        from_base = distance([(probe.base, mine) for probe, mine in zip(self.probes, heard, strict=True)])
         questions = f"{len(self.probes)} questions, {sum(probe.positions for probe in self.probes)} places"
 
         passed = from_base.finite and from_base.largest > effect.largest / 4
@@ -170,13 +170,13 @@ class Verification:
         yield Checked("same-probabilities", apart.finite and apart.kl <= limit.kl,
                       f"Its probabilities differ by {apart.kl:.2g} nats from the live stack's; those differ by {effect.kl:.2g} from the base's.",
                       apart.kl, limit.kl)
-        loud = loudness([(probe.base, probe.live, mine) for probe, mine in zip(self.probes, heard)])
+        loud = loudness([(probe.base, probe.live, mine) for probe, mine in zip(self.probes, heard, strict=True)])
         yield Checked("same-strength", abs(loud - 1) <= limit.strength, f"The stack is in it at {loud:.1%} of the strength that you heard.",
                       abs(loud - 1), limit.strength)
         yield Checked("same-likeliest-word", apart.agreement >= limit.agreement,
                       f"In {apart.agreement:.1%} of the places the likeliest next token is the live stack's.", apart.agreement, limit.agreement)
         if exact:
-            differing = [probe for probe, mine in zip(self.probes, heard)
+            differing = [probe for probe, mine in zip(self.probes, heard, strict=True)
                          if self.answers[probe.question] != probe.live_answer and not _tie(probe, mine, limit.largest)]
             yield Checked("same-answers", not differing, "Asked again, it gives the same answers word for word." if not differing else
                           f"It answers “{differing[0].question}” otherwise than the live stack.", float(len(differing)), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -49,8 +50,10 @@ class ChatSession:
         """Heard at the next token, even of an answer that is being spoken; by position in the open stack, 0 is off.
 
         Only notes the wish (so no thread ever touches a running model): numbers for a stack that is still being opened wait for
-        it; numbers that fit no stack are never used.
+        it; numbers that fit no stack are never used. Raises `InvalidSpec` for what is no number.
         """
+        if not all(isinstance(s, (int, float)) and math.isfinite(s) for s in strengths):
+            raise InvalidSpec("A strength is not a number.", do="Set it anew.")
         self._wanted = [float(strength) for strength in strengths]
 
     def say(self, request: Say, stopped: Callable[[], bool] = never) -> Iterator[Token | Answered]:

@@ -120,7 +120,7 @@ class StackOnBase:
         self._forget(spare, {})
         self.placed = chosen
         if chosen:
-            self.model.set_adapter({p.name: _heard(e) for p, e in zip(chosen, entries)})
+            self.model.set_adapter({p.name: _heard(e) for p, e in zip(chosen, entries, strict=True)})
 
     def _load(self, placed: Placed) -> None:
         try:
@@ -175,7 +175,7 @@ class StackOnBase:
         """One number an entry, by position; 0 is off. Writes only those that differ. Raises `InvalidSpec`."""
         if len(strengths) != len(self.placed) or not all(math.isfinite(s) for s in strengths):
             raise InvalidSpec(f"The stack has {len(self.placed)} adapters, but {len(strengths)} strengths came.", do="Open the stack again.")
-        for placed, strength in zip(self.placed, strengths):
+        for placed, strength in zip(self.placed, strengths, strict=True):
             if self.model.stack.strength(placed.name) != strength:
                 self.model.stack.set_strength(placed.name, strength)
 

@@ -166,7 +166,7 @@ def main() -> None:
         for kind, row in middle.items():
             print(f"{kind:14}{row['cpu']:9.2f}{row['wall']:9.2f}{row['peak']:10.1f}")
         print("engine / peft " + "".join(f"{middle['engine'][k] / max(middle['peft'][k], 1e-9):9.2f}" for k in ("cpu", "wall", "peak")))
-        print(f"engine / copy {middle['engine']['cpu'] / max(middle['copy']['cpu'], 1e-9):9.2f}{middle['engine']['wall'] / middle['copy']['wall']:9.2f}")
+        print("engine / copy " + "".join(f"{middle['engine'][k] / max(middle['copy'][k], 1e-9):9.2f}" for k in ("cpu", "wall")))
         print(compare(scratch / "engine", scratch / "peft"))
 
 

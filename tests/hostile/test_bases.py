@@ -42,7 +42,8 @@ def tensors(folder, change):
 
 def own_code(folder):
     (folder / "modeling_evil.py").write_text("import os\nos.mkdir(os.environ['BOMB'])\nclass Evil: pass\n")
-    config(folder, model_type="evil", architectures=["Evil"], auto_map={"AutoModelForCausalLM": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"})
+    places = {name: "modeling_evil.Evil" for name in ("AutoModelForCausalLM", "AutoConfig")}
+    config(folder, model_type="evil", architectures=["Evil"], auto_map=places)
 
 
 def only_pickle(folder):

@@ -160,7 +160,8 @@ def _not_numbers(folder, spec):
 
 @pytest.mark.parametrize("harm, name", [
     (_the_base_instead, "differs-from-base"), (_half_the_strength, "same-strength"), (_one_layer_less, "equals-live-stack"),
-    (_an_untouched_norm, "untouched"), (_no_tensor, "reloads"), (_cut_off, "reloads"), (_other_template, "chat-template"), (_other_stop, "stop-tokens"),
+    (_an_untouched_norm, "untouched"), (_no_tensor, "reloads"),
+    (_cut_off, "reloads"), (_other_template, "chat-template"), (_other_stop, "stop-tokens"),
     (_not_numbers, "equals-live-stack")])
 def test_every_kind_of_wrong_result_is_caught(order, monkeypatch, harm, name):
     spec, run = order
@@ -201,11 +202,13 @@ def test_cancel_leaves_nothing(order, when, request_, resumable):
 
 def test_left_overs_of_a_killed_attempt_are_swept(order):
     spec, run = order
-    half = run.path.parent.parent / "exports" / ".mine.12345678.part"
-    half.mkdir(parents=True)
-    (half / "model.safetensors").write_bytes(b"x" * 1000)
+    exports = run.path.parent.parent / "exports"
+    spec.out = str(exports / "mine [2]")
+    for name in (".mine [2].12345678.part", ".mine 2.12345678.part"):          # the second is somebody else's
+        (exports / name).mkdir(parents=True)
+        (exports / name / "model.safetensors").write_bytes(b"x" * 1000)
     list(export(spec, run))
-    assert [p.name for p in half.parent.iterdir()] == ["mine"]
+    assert sorted(p.name for p in exports.iterdir()) == [".mine 2.12345678.part", "mine [2]"]
 
 
 def test_places_that_are_refused(shelf, order, tmp_path):

@@ -85,6 +85,9 @@ def test_strengths_for_another_stack_are_never_used(shelf):
     root, base, style, facts = shelf
     session = opened(base, (style, 0.5))
     session.set_strengths([0.1, 0.2])
+    for nonsense in ([float("nan")], ["loud"]):
+        with pytest.raises(InvalidSpec):
+            session.set_strengths(nonsense)
     assert answers(session)["stack"].adapters[0][2] == 0.5
     session.open(OpenChat(str(base), [StackEntry(str(style), 0.5), StackEntry(str(facts), 0.5)]))
     assert [row[2] for row in answers(session)["stack"].adapters] == [0.5, 0.5]

@@ -88,7 +88,7 @@ def logits(model):
 @pytest.mark.parametrize("base, names", CASES)
 def test_streamed_is_merged_is_running(shelf, tmp_path, base, names):
     bases, adapters = shelf
-    entries = [StackEntry(str(adapters[base][name]), strength) for name, strength in zip(names, (1.0, 0.6))]
+    entries = [StackEntry(str(adapters[base][name]), strength) for name, strength in zip(names, (1.0, 0.6), strict=False)]
     events = merge(tmp_path / "out", bases[base], entries)
     assert not [e for e in events if isinstance(e, Note)]                      # it really was streamed
     assert events[-1] == Progress("Baking in", events[-1].total, events[-1].total, "bytes")
@@ -107,7 +107,7 @@ def test_streamed_is_merged_is_running(shelf, tmp_path, base, names):
 def test_any_strengths_and_any_block_size(shelf, base, strengths, elements):
     bases, adapters = shelf
     names = ["linear", "embedding"]
-    stack = live(bases[base], [StackEntry(str(adapters[base][name]), s) for name, s in zip(names, strengths)])
+    stack = live(bases[base], [StackEntry(str(adapters[base][name]), s) for name, s in zip(names, strengths, strict=True)])
     for layer in stack.model.adapted.values():
         blocks = merged_blocks(layer, stack.model.stack, layer.pristine_weight, torch.float32, elements)
         whole = torch.cat([block.reshape(-1) for block in blocks]).view(layer.pristine_weight.shape)
