@@ -4,6 +4,7 @@
 
 Without ``--base`` a random model of about 14 M parameters is made and trained. Prints: time from process start to the first
 painted window; lateness of a 5 ms timer (idle, and while training; p50, p99, worst, in ms). Ends with 1 if a limit is broken.
+“beside” is the same timer at the same time in a program that does nothing else: what the machine does to anyone's window.
 """
 
 from __future__ import annotations
@@ -55,6 +56,34 @@ studio.app.open_studio = spy
 from studio.__main__ import main
 sys.exit(main(["--home", sys.argv[1]]))
 """
+
+
+BESIDE = """
+import sys, threading
+from PySide6.QtCore import QCoreApplication, QTimer
+from tests.bench.window_lateness import Lateness
+app = QCoreApplication([])
+lateness = Lateness()
+lateness.start()
+stop = QTimer()
+stop.timeout.connect(lambda: over.is_set() and app.quit())
+stop.start(100)
+over = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+app.exec()
+import json
+print(json.dumps(lateness.stop()))
+"""
+
+
+class Beside:
+    """The same measurement in a program without a studio."""
+
+    def __init__(self):
+        self._process = subprocess.Popen([sys.executable, "-c", BESIDE], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def stop(self) -> dict[str, float]:
+        return json.loads(self._process.communicate()[0])
 
 
 class Lateness:
@@ -151,13 +180,15 @@ def main() -> int:
         lateness.start()
         spin(120, lambda: steps)
         starting = lateness.stop()
+        control = Beside()
+        spin(2)
         lateness.start()
         spin(chosen.seconds, lambda: not queue.job(job.id).active)
-        training = lateness.stop()
+        training, beside = lateness.stop(), control.stop()
         state = queue.job(job.id).state
         close()
 
-    for name, numbers in (("idle", idle), ("child starting", starting), ("training", training)):
+    for name, numbers in (("idle", idle), ("child starting", starting), ("training", training), ("beside", beside)):
         print(f"{name:<15}" + "  ".join(f"{key} {value:.1f}" if key != "ticks" else f"{value} ticks" for key, value in numbers.items()))
     print(f"{len(steps)} steps and {len(got)} events arrived; job {state.value}; load {os.getloadavg()[0]:.1f}")
     broken = [f"{key} {training[key]:.1f} ms > {LIMITS[key]:g}" for key in ("p99", "worst") if training[key] > LIMITS[key]]
