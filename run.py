@@ -29,6 +29,7 @@ VENV = ROOT / ".venv"
 BEGUN, STAMP, LOG = VENV / "studio-begun", VENV / "studio-ready.json", VENV / "studio-setup.log"
 RECIPE = 1                                 # raise it when the way of setting up changes
 OLDEST = (3, 11)
+COMMAND = ("py" if os.name == "nt" else "python3") + " run.py cli"      # what the command line calls itself in its hints
 TORCH = "2.13.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/"      # PyTorch's own wheels, by build
 ROCM = ("rocm7.2", "rocm7.1", "rocm7.0", "rocm6.4")
@@ -355,7 +356,8 @@ def without_screen() -> int:
     """The main job where no window can be shown: the sample project in the terminal, then pictures of the window."""
     say("There is no screen here, so the sample project runs in this terminal: the same engine, the same job.")
     say("(With a screen, this command opens the window.  Other jobs:  python3 run.py cli --help)\n")
-    result = subprocess.run([str(venv_python()), "-P", "-m", "engine.cli", "sample"], check=False).returncode
+    result = subprocess.run([str(venv_python()), "-P", "-m", "engine.cli", "sample"], check=False,
+                            env={**os.environ, "ADAPTER_STUDIO_COMMAND": COMMAND}).returncode
     if not ensure_libraries(x11=False):
         return result
     asked = subprocess.run([str(venv_python()), "-P", "-c", "from engine.store.home import Home; print(Home.default().root / 'pictures')"],
@@ -389,7 +391,7 @@ def main(arguments: "list[str]") -> int:
     try:
         if command == "cli":
             set_up("")
-            return hand_over("-P", "-m", "engine.cli", *rest)
+            return hand_over("-P", "-m", "engine.cli", *rest, ADAPTER_STUDIO_COMMAND=COMMAND)
         if command == "test":
             if not ensure_libraries(x11=False):
                 return 1

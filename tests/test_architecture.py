@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,15 @@ def test_the_window_meets_the_engine_only_between():
 
 def test_peft_is_only_oracle_and_rival():
     assert not offenders([p for p in SOURCE + TESTS + [ROOT / "run.py"] if not within(p, "tests.parity", "tests.bench")], {"peft"})
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_used():
+    """Names of packages on the index differ from those of their modules in two cases; jinja2 is used through transformers."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.match(r"[\w-]+", line)[0].lower() for line in project["dependencies"]}
+    declared = {{"pyside6-essentials": "PySide6"}.get(name, name) for name in declared}
+    used = set().union(*map(packages, SOURCE)) - set(sys.stdlib_module_names) - {"engine", "studio", "shiboken6"}
+    assert used - declared == set() and declared - used <= {"jinja2"}
 
 
 def test_methods_are_only_maths():

