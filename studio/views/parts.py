@@ -181,6 +181,9 @@ class Fold(QWidget):
         self.toggled.emit(yes)
 
 
+_MOMENTS = {QEvent.Type.LayoutRequest, QEvent.Type.Polish, QEvent.Type.PolishRequest, QEvent.Type.StyleChange, QEvent.Type.FontChange, QEvent.Type.Show}
+
+
 class CardButton(QPushButton):
     """A card that can be pressed: large, with several lines, heard as one button. Grows with its content."""
 
@@ -208,7 +211,7 @@ class CardButton(QPushButton):
 
     def event(self, event: QEvent) -> bool:
         done = super().event(event)
-        if event.type() in (QEvent.Type.LayoutRequest, QEvent.Type.Polish):
+        if event.type() in _MOMENTS:
             self._fit()
         return done
 

@@ -29,8 +29,8 @@ class PlanPage(QWidget):
     def __init__(self, draft: TeachDraft, talk_bridge, queue_bridge):
         super().__init__()
         self._draft, self._talk, self._queue = draft, talk_bridge, queue_bridge
-        self._prices: dict[str, PlanReport] = {}
-        self._asked: dict[str, int] = {}
+        self._known: dict[str, tuple[TrainSpec, PlanReport]] = {}      # preset → what was measured, and its price
+        self._asked: dict[str, tuple[TrainSpec, int]] = {}             # preset → what is being measured, and the ticket
         self._unpriced: dict[str, str] = {}    # preset → why its price is not known
         self._method_form: Form | None = None
         self._later = QTimer(self, interval=500, singleShot=True)
@@ -137,7 +137,6 @@ class PlanPage(QWidget):
             self._show_draft_part(part)
         elif part in ("data", "base", "overrides", "method_overrides"):
             self._show_settings()
-            self._prices.clear()
             self._later.start()
         self._show_prices()
         self._show_state()
@@ -155,7 +154,6 @@ class PlanPage(QWidget):
             self._show_defaults()
             self._later.start()
         elif part == "report":
-            self._prices.clear()
             self._show_defaults()
             self._later.start()
 
@@ -173,25 +171,29 @@ class PlanPage(QWidget):
             self._show_prices()
             return
         for key in sorted(plan.PRESETS, key=lambda k: k != draft.preset):
-            if key in self._prices:
+            spec = self._spec_of(key)
+            if self._price(key) is not None or spec.problems() or (key in self._asked and self._asked[key][0] == spec):
                 continue
             self._unpriced.pop(key, None)
-            self._talk.forget(self._asked.get(key, 0))
-            spec = self._spec_of(key)
-            if spec.problems():
-                continue
-            self._asked[key] = self._talk.ask(EstimatePlan(spec), on_done=lambda report, k=key: self._priced(k, report),
-                                              on_error=lambda error, k=key: self._no_price(k, error))
+            if key in self._asked:
+                self._talk.forget(self._asked[key][1])
+            self._asked[key] = spec, self._talk.ask(EstimatePlan(spec), on_done=lambda report, k=key, s=spec: self._priced(k, s, report),
+                                                    on_error=lambda error, k=key: self._no_price(k, error))
         self._show_prices()
 
     def _spec_of(self, preset: str) -> TrainSpec:
-        """The draft with another preset; without a name yet, which does not change the price."""
+        """The draft with another preset; without its name and questions, which do not change the price."""
         draft = plan.with_preset(self._draft.draft, preset)
-        return plan.to_spec(replace(draft, name=draft.name or "unnamed"), self._draft.home.adapters, self._draft.learned_rows)
+        return plan.to_spec(replace(draft, name="unnamed", prompts=[]), self._draft.home.adapters, self._draft.learned_rows)
 
-    def _priced(self, key: str, report: PlanReport) -> None:
+    def _price(self, key: str) -> PlanReport | None:
+        """The measured price of a preset, if it is still that of the plan as it stands."""
+        spec, report = self._known.get(key, (None, None))
+        return report if spec == self._spec_of(key) else None
+
+    def _priced(self, key: str, spec: TrainSpec, report: PlanReport) -> None:
         self._asked.pop(key, None)
-        self._prices[key] = report
+        self._known[key] = spec, report
         self._show_prices()
 
     def _no_price(self, key: str, error: StudioError) -> None:
@@ -202,21 +204,20 @@ class PlanPage(QWidget):
     def _show_prices(self) -> None:
         waiting = words.PLAN_MEASURING() if self._draft.report is not None and self._draft.draft.base else words.PLAN_AFTER()
         for key, label in self.price_labels.items():
-            if key in self._prices:
-                label.setText(plan.price(self._prices[key], self._final(key)))
+            if (report := self._price(key)) is not None:
+                label.setText(plan.price(report, self._final(key)))
             else:
                 label.setText(self._unpriced.get(key, waiting))
             self.cards[key].setAccessibleDescription(f"{words.PRESET_HELP[key]()} {label.text()}")
-        chosen = self._prices.get(self._draft.draft.preset)
+        chosen = self._price(self._draft.draft.preset)
         caution = plan.warnings(chosen) if chosen else []
         self._warning.setText(" ".join(caution))
         self._warning.setVisible(bool(caution))
 
     def _final(self, key: str) -> TrainSpec:
-        spec = self._spec_of(key)
-        if key == "quick" and key in self._prices:
-            spec = plan.within_five_minutes(spec, self._prices[key])
-        return spec
+        draft, report = plan.with_preset(self._draft.draft, key), self._price(key)
+        spec = plan.to_spec(draft, self._draft.home.adapters, self._draft.learned_rows)
+        return plan.within_five_minutes(spec, report) if key == "quick" and report is not None else spec
 
     # --- advanced ---
 
