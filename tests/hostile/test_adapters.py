@@ -113,7 +113,7 @@ HARMS = {
     "targets match nothing": lambda f: config(f, target_modules=["nowhere"]),
     "rank pattern is a broken expression": lambda f: config(f, rank_pattern={"(((": 4}),
     "rank pattern is a list": lambda f: config(f, rank_pattern=[1]),
-    "features not known here": lambda f: config(f, use_dora=True),
+    "features not known here": lambda f: config(f, use_qalora=True),
 }
 
 

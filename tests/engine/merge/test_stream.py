@@ -54,7 +54,8 @@ def shelf(tmp_path_factory):
     root = tmp_path_factory.mktemp("shelf")
     bases = {"tied": save_base(root / "tied"), "bf16": save_base(root / "bf16", dtype="bfloat16"), "sharded": save_sharded(root / "sharded"),
              "gpt2": save_gpt2(root / "gpt2")}
-    kinds = {"tied": {"linear": {}, "embedding": {"target_modules": ["embed_tokens", "q_proj"]}, "head": {"target_modules": ["lm_head", "up_proj"]}},
+    kinds = {"tied": {"linear": {}, "embedding": {"target_modules": ["embed_tokens", "q_proj"]}, "head": {"target_modules": ["lm_head", "up_proj"]},
+                      "dora": {"use_dora": True, "target_modules": ["q_proj", "embed_tokens"]}},
              "bf16": {"linear": {"use_rslora": True}, "second": {"r": 2}},
              "sharded": {"linear": {"rank_pattern": {"q_proj": 2}}, "both": {"target_modules": ["embed_tokens", "lm_head", *ALL]}},
              "gpt2": {"linear": {"target_modules": ["c_attn", "c_proj"]}, "bias": {"target_modules": ["c_fc"], "lora_bias": True},
@@ -64,7 +65,7 @@ def shelf(tmp_path_factory):
     return bases, adapters
 
 
-CASES = [("tied", ["linear"]), ("tied", ["embedding"]), ("tied", ["head", "linear"]), ("tied", ["head", "embedding"]),
+CASES = [("tied", ["linear"]), ("tied", ["embedding"]), ("tied", ["head", "linear"]), ("tied", ["head", "embedding"]), ("tied", ["dora", "linear"]),
          ("bf16", ["linear", "second"]), ("sharded", ["linear"]), ("sharded", ["both", "linear"]),
          ("gpt2", ["linear", "bias"]), ("gpt2", ["embedding"])]
 
