@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F

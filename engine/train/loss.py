@@ -9,7 +9,7 @@ tokens of the whole step, so that accumulation equals one big batch (a mean of m
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
