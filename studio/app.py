@@ -53,6 +53,7 @@ class Studio(QObject):
     Raises `Busy` if another studio has this home open, `StudioError` if the home cannot be used.
     """
 
+    ended = Signal()                       # everything is saved and the window is gone
     _closed_behind = Signal()
 
     def __init__(self, app: QApplication, home: Home, *, runner: Runner | None = None, talk: Talk | None = None):
@@ -303,6 +304,8 @@ class Studio(QObject):
             self.window.hide()
         for bridge in (self.queue_bridge, self.talk_bridge):
             bridge.stop_ticking()
+        for timer in (*self.window.findChildren(QTimer), self._keep):
+            timer.stop()                   # nobody asks the queue any more: it is being closed
         threading.Thread(target=self._close_behind, name="closing", daemon=True).start()
 
     def _close_behind(self) -> None:
@@ -315,6 +318,7 @@ class Studio(QObject):
 
     def _end(self) -> None:
         self.window.end()
+        self.ended.emit()
         self.app.quit()
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from PySide6.QtCore import QEventLoop, QTimer
 from PySide6.QtWidgets import QApplication
 
+from engine import events
 from engine.store.home import Home
+from engine.store.runs import RunFolder
 from studio.app import Studio
 from studio.frame_actions import WORKSPACES
 from studio.jobs.runner import Watch
-from engine import events
-from engine.store.runs import RunFolder
+from studio.jobs.talk import Talk
 
 SIZE = (1360, 860)
 SETTLE = 400                               # milliseconds in which a panel may ask for what it shows
@@ -31,11 +32,11 @@ class _NoWork:
         return
 
 
-def take(app: QApplication, home: Home, folder: Path, *, modes: tuple[str, ...] = ("light", "dark")) -> list[Path]:
+def take(app: QApplication, home: Home, folder: Path, *, modes: tuple[str, ...] = ("light", "dark"), talk: Talk | None = None) -> list[Path]:
     """Draw each workspace in each theme as ``<workspace>-<theme>.png``; returns the files. Settings and stack stay as they are."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = home.settings.read_bytes() if home.settings.exists() else None
-    studio = Studio(app, home, runner=_NoWork())
+    studio = Studio(app, home, runner=_NoWork(), talk=talk)
     files = []
     try:
         studio.window.resize(*SIZE)
@@ -53,12 +54,22 @@ def take(app: QApplication, home: Home, folder: Path, *, modes: tuple[str, ...] 
                 studio.window.grab().save(str(file))
                 files.append(file)
     finally:
-        studio.close()
+        _close(studio)
         if kept is None:
             home.settings.unlink(missing_ok=True)
         else:
             home.settings.write_bytes(kept)
     return files
+
+
+def _close(studio: Studio) -> None:
+    """End a studio and wait until it has."""
+    loop = QEventLoop()
+    studio.ended.connect(loop.quit)
+    studio.window.close()
+    loop.exec()
+    studio.window.deleteLater()
+    studio.deleteLater()
 
 
 def _let_settle() -> None:
