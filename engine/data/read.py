@@ -121,7 +121,8 @@ def _csv(path: Path, text: str) -> Table:
                 continue
             if extra := [cell for cell in cells[len(table.columns):] if cell.strip()]:
                 raise _bad(path, reader.line_num, f"It has {len(cells)} cells, but the first line names {len(table.columns)} columns: "
-                           f"“{extra[0][:40]}” belongs to none.", "Put texts that contain a separator in quotation marks, or save the file again from your program.")
+                           f"“{extra[0][:40]}” belongs to none.",
+                           "Put texts that contain a separator in quotation marks, or save the file again from your program.")
             cells = cells + [""] * (len(table.columns) - len(cells))
             table.records.append(dict(zip(table.columns, cells)))
             table.lines.append(reader.line_num)
@@ -199,7 +200,8 @@ def _records(path: Path, items: list[tuple[int, Any]]) -> Table:
         elif isinstance(item, str):
             item = {"text": item}
         if not isinstance(item, dict):
-            raise _bad(path, number, "It holds a single value, not an example.", "Every example must be an object such as {\"question\": …, \"answer\": …}.")
+            raise _bad(path, number, "It holds a single value, not an example.",
+                       "Every example must be an object such as {\"question\": …, \"answer\": …}.")
         columns.update(dict.fromkeys(str(key) for key in item))
         table.records.append({str(key): value for key, value in item.items()})
         table.lines.append(number)

@@ -13,9 +13,9 @@ tries it on the very model, and what does not fit is batched in the ordinary way
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F

@@ -47,7 +47,8 @@ def main() -> None:
                 if child.returncode:
                     sys.exit(child.stderr)
                 found[name].append(json.loads(child.stdout.splitlines()[-1]))
-    print(f"{options.dtype}, {options.steps} steps of {options.rows} rows, {found['studio'][0]['tokens']} useful tokens, 1 thread, load {os.getloadavg()[0]:.1f}")
+    tokens, load = found["studio"][0]["tokens"], os.getloadavg()[0]
+    print(f"{options.dtype}, {options.steps} steps of {options.rows} rows, {tokens} useful tokens, 1 thread, load {load:.1f}")
     print(f"{'':12} {'useful tok/CPU s':>24} {'peak growth MB':>16} {'loss first → last':>22}   studio is")
     best = {name: max(run["tokens"] / run["cpu"] for run in runs) for name, runs in found.items()}
     memory = {name: min(run["growth_mb"] for run in runs) for name, runs in found.items()}

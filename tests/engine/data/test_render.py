@@ -98,7 +98,8 @@ def test_too_long_rows_are_left_out_never_cut():
     rows = [Row(tuple(messages_of([("a" * n, "b")])), n) for n in (1, 900, 2, 800)]
     kept, rendered, notes = render_all(rows, tokenizer, "", 100)
     assert [r.line for r in kept] == [1, 2] and all(len(r.ids) <= 100 for r in rendered)
-    assert notes == [f"2 examples were left out because they are longer than 100 tokens (the longest has {len(render(rows[1], tokenizer).ids)}) (first: line 900)."]
+    longest = len(render(rows[1], tokenizer).ids)
+    assert notes == [f"2 examples were left out because they are longer than 100 tokens (the longest has {longest}) (first: line 900)."]
     with pytest.raises(BadData, match="No example"):
         render_all(rows[1:2], tokenizer, "", 100)
 
@@ -109,6 +110,7 @@ def test_the_preview_is_the_training_rendering(tmp_path):
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"question": f"Was ist {i}?", "answer": f"Ä{i}"}) for i in range(3)))
     shown = render_row(RenderRow(base=str(tmp_path / "base"), data=str(tmp_path / "d.jsonl"), row=2, system="Kurz!", max_length=77))
     trained = render([{"role": "user", "content": "Was ist 2?"}, {"role": "assistant", "content": "Ä2"}], tokenizer, "Kurz!")
-    assert shown.spans == [list(s) for s in trained.spans] and (shown.tokens, shown.learned_tokens, shown.limit) == (len(trained.ids), trained.learned, 77)
+    assert shown.spans == [list(s) for s in trained.spans]
+    assert (shown.tokens, shown.learned_tokens, shown.limit) == (len(trained.ids), trained.learned, 77)
     with pytest.raises(BadData, match="no example number 4"):
         render_row(RenderRow(base=str(tmp_path / "base"), data=str(tmp_path / "d.jsonl"), row=3))

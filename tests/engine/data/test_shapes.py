@@ -58,7 +58,8 @@ def test_preferences_are_refused_with_that_reason(tmp_path):
         load(write(tmp_path, [{"prompt": "a", "chosen": "b", "rejected": "c"}]))
 
 
-@pytest.mark.parametrize("record, found", [({"colour": "red", "size": "3"}, "“colour”, “size”"), ({"question": "x", "colour": "y"}, "partner of “question”")])
+@pytest.mark.parametrize("record, found", [({"colour": "red", "size": "3"}, "“colour”, “size”"),
+                                           ({"question": "x", "colour": "y"}, "partner of “question”")])
 def test_wrong_columns_name_what_was_found_and_what_is_expected(tmp_path, record, found):
     with pytest.raises(BadData) as caught:
         load(write(tmp_path, [record]))
@@ -68,7 +69,8 @@ def test_wrong_columns_name_what_was_found_and_what_is_expected(tmp_path, record
 def test_unusable_rows_are_left_out_and_counted(tmp_path):
     good = {"messages": CHAT}
     bad = [{"messages": []}, {"messages": [CHAT[0]]}, {"messages": "no"}, {"messages": [{"role": "tool", "content": "x"}, *CHAT]},
-           {"messages": [{"role": "user", "content": ""}, CHAT[1]]}, {"messages": [CHAT[1], *CHAT]}, {"messages": [*CHAT, {"role": "system", "content": "s"}, *CHAT]}]
+           {"messages": [{"role": "user", "content": ""}, CHAT[1]]}, {"messages": [CHAT[1], *CHAT]},
+           {"messages": [*CHAT, {"role": "system", "content": "s"}, *CHAT]}]
     data = load(write(tmp_path, [good, *bad]))
     assert len(data.rows) == 1 and sum(int(note.split()[0]) for note in data.notes) == len(bad)
     with pytest.raises(BadData, match="No row"):

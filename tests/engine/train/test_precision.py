@@ -31,7 +31,7 @@ def test_the_measurement_is_real_and_leaves_no_trace():
 
 
 def test_exact_computing_is_put_back_after_an_error():
-    with pytest.raises(ZeroDivisionError), exact_computing(Precision("float32", "medium", "")):
+    with pytest.raises(RuntimeError, match="on purpose"), exact_computing(Precision("float32", "medium", "")):
         assert torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "medium"
-        1 / 0
+        raise RuntimeError("on purpose")
     assert not torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "highest"
