@@ -13,6 +13,8 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class ConvHost(Host):
+    """Convolutions over one, two or three axes; seen as a matrix of output channels by everything one of them looks at."""
+
     layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
     def site(self, path: str, layer: nn.Module) -> Site:

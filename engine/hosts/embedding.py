@@ -10,6 +10,8 @@ from engine.methods.base import Site
 
 
 class EmbeddingHost(Host):
+    """Tables of word vectors; seen as a matrix that turns one-hot words into vectors."""
+
     layers = (nn.Embedding,)
 
     def site(self, path: str, layer: nn.Module) -> Site:

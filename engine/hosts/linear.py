@@ -11,6 +11,8 @@ from engine.methods.base import Site
 
 
 class LinearHost(Host):
+    """``nn.Linear``, which stores ``(out, in)``: the layout that all methods think in."""
+
     layers = (nn.Linear,)
 
     def site(self, path: str, layer: nn.Module) -> Site:

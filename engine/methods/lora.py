@@ -82,6 +82,8 @@ _NOT_YET = ("modules_to_save", "trainable_token_indices", "loftq_config", "eva_c
 
 
 class Lora(Method):
+    """Low-Rank Adaptation (Hu et al. 2021): ``ΔW = s·B·A`` with a rank far below the layer's."""
+
     title = "LoRA"
     help = "Small files, quick to teach, can be mixed and baked in. Right for almost everything."
     config = LoraConfig

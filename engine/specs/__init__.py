@@ -18,5 +18,5 @@ def from_dict(data: dict) -> Spec:
 
 
 __all__ = ["ANSWER_KINDS", "JOB_KINDS", "KINDS", "TALK_KINDS", "DataReport", "DescribeData", "DescribeMethods", "EstimatePlan", "ExportSpec",
-           "FetchSpec", "MethodsReport", "OpenChat", "PlanReport", "RenderRow", "RenderedRow", "Say", "SetStrengths", "Spec", "StackEntry", "TrainSpec", "describe_fields",
-           "from_dict", "knob", "problems"]
+           "FetchSpec", "MethodsReport", "OpenChat", "PlanReport", "RenderRow", "RenderedRow", "Say", "SetStrengths", "Spec", "StackEntry", "TrainSpec",
+           "describe_fields", "from_dict", "knob", "problems"]

@@ -71,7 +71,8 @@ def read_header(path: Path | str, error: type = BadAdapter) -> Header:
             raw = file.read(length)
         table = json.loads(raw)
     except OSError as problem:
-        raise error(f"The file {path.name} cannot be opened.", str(problem.strerror or problem), "Check that it is there.", path=str(path)) from problem
+        raise error(f"The file {path.name} cannot be opened.", str(problem.strerror or problem), "Check that it is there.",
+                    path=str(path)) from problem
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
         raise bad("Its table of contents cannot be read.") from problem
     if not isinstance(table, dict):

@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-IMPORTS = "import time; import torch, transformers, transformers.models.llama.modeling_llama; t = time.process_time(); {}; print(time.process_time() - t)"
+IMPORTS = ("import time; import torch, transformers, transformers.models.llama.modeling_llama; t = time.process_time(); {}; "
+           "print(time.process_time() - t)")
 
 
 def cpu(work) -> float:
@@ -100,7 +101,8 @@ def main() -> None:
                     for who, model in (("base", base), ("ours", ours), ("peft", theirs)):
                         runs[who].append(cpu(lambda: model(ids, use_cache=False)))   # noqa: B023
                 m = {who: statistics.median(times) for who, times in runs.items()}
-                print(f"{label}, {active} active, over the base".ljust(46) + f" ours {m['ours'] / m['base']:10.2f} ×   peft {m['peft'] / m['base']:10.2f} ×",
+                print(f"{label}, {active} active, over the base".ljust(46)
+                      + f" ours {m['ours'] / m['base']:10.2f} ×   peft {m['peft'] / m['base']:10.2f} ×",
                       flush=True)
 
 

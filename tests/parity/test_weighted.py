@@ -90,7 +90,8 @@ def test_different_ranks_and_layers(tmp_path):
 
 @pytest.mark.parametrize("call", [
     {"adapters": ["a", "b"], "weights": [1.0]}, {"adapters": ["a", "x"], "weights": [1.0, 1.0]}, {"adapters": [], "weights": []},
-    {"adapters": ["a", "b"], "weights": WEIGHTS, "combination_type": "ties"}, {"adapters": ["a", "b"], "weights": WEIGHTS, "combination_type": "soup"}])
+    {"adapters": ["a", "b"], "weights": WEIGHTS, "combination_type": "ties"},
+    {"adapters": ["a", "b"], "weights": WEIGHTS, "combination_type": "soup"}])
 def test_what_cannot_be_combined_leaves_nothing_behind(call):
     model = two(engine)
     names = list(dict(model.named_parameters()))

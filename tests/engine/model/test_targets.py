@@ -74,7 +74,8 @@ def test_impossible_adapter_names(name):
         peft.add_adapter(name, LoraConfig(r=2, target_modules=["q_proj"]))
 
 
-@pytest.mark.parametrize("settings", [{"arrow_config": {}, "kasa_config": {"beta": 1}}, {"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"init_lora_weights": "pissa"},
+@pytest.mark.parametrize("settings", [{"arrow_config": {}, "kasa_config": {"beta": 1}},
+                                      {"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"init_lora_weights": "pissa"},
                                       {"r": 0}, {"target_parameters": ["x"]}, {"layers_pattern": "layers"}])
 def test_what_is_not_built_yet_is_refused_not_ignored(settings):
     with pytest.raises(ValueError):
