@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from difflib import SequenceMatcher
 
-ALIKE = 0.25                               # below this share of common words, marking would mark everything
+ALIKE = 0.25                               # with a smaller share of common words, marking would mark everything
 
 Pieces = list[tuple[str, bool]]            # (text, differs); joined they are the answer again
 
@@ -27,7 +27,7 @@ def differing(first: str, second: str) -> tuple[Pieces, Pieces]:
 
 def _alike(matcher: SequenceMatcher, a: list[str], b: list[str]) -> bool:
     common = sum(len(word.strip()) > 0 for block in matcher.get_matching_blocks() for word in a[block.a:block.a + block.size])
-    return common >= ALIKE * max(1, min(sum(map(_solid, a)), sum(map(_solid, b))))
+    return common >= ALIKE * max(1, max(sum(map(_solid, a)), sum(map(_solid, b))))
 
 
 def _solid(word: str) -> bool:

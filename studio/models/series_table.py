@@ -64,7 +64,8 @@ class SeriesTable(QAbstractTableModel):
         if not index.isValid() or role not in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.TextAlignmentRole):
             return None
         if role == Qt.ItemDataRole.TextAlignmentRole:
-            return int(Qt.AlignmentFlag.AlignVCenter | (Qt.AlignmentFlag.AlignLeft if index.column() == EVENT else Qt.AlignmentFlag.AlignRight))
+            return int(Qt.AlignmentFlag.AlignVCenter | (Qt.AlignmentFlag.AlignLeft if index.column() == EVENT
+                                                        else Qt.AlignmentFlag.AlignRight))
         value = self._rows[index.row()][index.column()]
         if value is None:
             return ""

@@ -45,7 +45,8 @@ class CurveView(QWidget):
         self._stack.addWidget(nothing)
         self._stack.setMinimumHeight(220)
         self._legend = [(text("●", wrap=False), "curve_learned"), (text("●", wrap=False), "curve_unseen")]
-        Column(Row(text(words.TRAIN_CURVE(), "strong", wrap=False), theme.L, self._legend[0][0], text(words.TRAIN_LEARNED(), "muted small", wrap=False),
+        Column(Row(text(words.TRAIN_CURVE(), "strong", wrap=False), theme.L, self._legend[0][0],
+                   text(words.TRAIN_LEARNED(), "muted small", wrap=False),
                    theme.S, self._legend[1][0], text(words.TRAIN_UNSEEN(), "muted small", wrap=False), None, self._swap, spacing=6),
                self._stack, parent=self)
         theme.changed.connect(self._restyle)
@@ -160,7 +161,7 @@ class CurveView(QWidget):
         if best:
             self._label_best.setText(words.TRAIN_BEST(step=f"{best[0]:.0f}"))
             late = best[0] > first + 0.7 * (max(last, self._end) - first)
-            self._label_best.setAnchor((1.08, 1.25) if late else (-0.08, 1.25))
+            self._label_best.setAnchor((1.06, -0.15) if late else (-0.06, -0.15))
             self._label_best.setPos(*best)
         self._label_best.setVisible(best is not None and len(self._unseen) > 1)
         self._draw_marks(y)
@@ -196,7 +197,8 @@ class CurveView(QWidget):
         self._line_smooth = self._plot.plot([], [], antialias=True)
         self._line_unseen = self._plot.plot([], [], antialias=True, symbol="o", symbolSize=5)
         self._dot_best = pg.ScatterPlotItem(size=13)
-        self._ticks = pg.ScatterPlotItem(symbol="t1", size=9, hoverable=True, tip=lambda x, y, data: f"{words.TRAIN_STEP()} {x:.0f}: {data}")
+        self._ticks = pg.ScatterPlotItem(symbol="t1", size=9, hoverable=True, tip=lambda x, y,
+                                         data: f"{words.TRAIN_STEP()} {x:.0f}: {data}")
         self._label_best = pg.TextItem()
         for item in (self._dot_best, self._ticks, self._label_best):
             self._plot.addItem(item, ignoreBounds=True)

@@ -95,7 +95,8 @@ class ExportPanel(Panel):
 
     def _result_page(self) -> QWidget:
         self._mark = picture("check", "good", 32)
-        self.result_head, self._facts, self._receipt = text("", "title"), text("", "muted", selectable=True), text("", "muted small", selectable=True)
+        self.result_head, self._facts, self._receipt = text("", "title"), text("", "muted", selectable=True), text("", "muted small",
+                                                                                                                   selectable=True)
         self._rows = QVBoxLayout()
         self._rows.setSpacing(theme.S)
         self._samples = QVBoxLayout()
@@ -107,7 +108,8 @@ class ExportPanel(Panel):
         head = Row(self._mark, self.result_head, spacing=theme.M)
         head.setStretch(1, 1)
         self._checks_card = card(text(words.EXPORT_CHECKS(), "strong"), self._rows)
-        return page(Column(head, self._facts, self._receipt, spacing=theme.XS), Row(self.open_folder, self.another, None), self._result_trouble, self._checks_card,
+        return page(Column(head, self._facts, self._receipt, spacing=theme.XS), Row(self.open_folder, self.another, None),
+                    self._result_trouble, self._checks_card,
                     self._samples_card, None)
 
     # --- choosing ---
@@ -121,13 +123,26 @@ class ExportPanel(Panel):
             self._what.addWidget(text(words.EXPORT_BASE(name=model.name if model else Path(document.base).name)))
         for entry in document.entries:
             heard = entry.enabled and entry.strength
-            line = words.EXPORT_ENTRY(name=entry.name, strength=f"{100 * entry.strength:.0f} %") if heard else words.EXPORT_OFF(name=entry.name)
+            strength = f"{100 * entry.strength:.0f} %"
+            line = words.EXPORT_ENTRY(name=entry.name, strength=strength) if heard else words.EXPORT_OFF(name=entry.name)
             self._what.addWidget(text(f"{'+' if heard else '–'}  {line}", "" if heard else "muted"))
         for index, key in enumerate(FORMATS):
             self.format.setItemText(index, words.EXPORT_FORMATS[key](dtype=_dtype(model)))
         if not self._named_by_hand:
             self.name.setText(self._suggestion(model))
+        if not self.questions.document().isModified():
+            self.questions.setPlainText("\n".join(self._pinned() or [words.EXPORT_QUESTION()]))
         self._judge(model)
+
+    def _pinned(self) -> list[str]:
+        """The questions that the stack's adapters were taught beside, a few of each."""
+        found: dict[str, None] = {}
+        for entry in self._document.heard():
+            adapter = self._catalogue.adapter(entry.adapter)
+            spec = adapter.recipe.get("spec") if adapter is not None else None
+            prompts = spec.get("prompts") if isinstance(spec, dict) else None
+            found |= dict.fromkeys(str(p) for p in (prompts if isinstance(prompts, list) else [])[:2])
+        return list(found)[:4]
 
     def _suggestion(self, model) -> str:
         heard = [entry.name for entry in self._document.heard()]
@@ -186,7 +201,8 @@ class ExportPanel(Panel):
             return
         name = self.name.text().strip()
         spec = ExportSpec(base=str(self._document.base), out=str(self._folder / safe_name(name)), stack=self._document.to_specs(),
-                          dtype=self.format.currentData(), prompts=[line.strip() for line in self.questions.toPlainText().splitlines() if line.strip()])
+                          dtype=self.format.currentData(), prompts=[line.strip() for line in self.questions.toPlainText().splitlines()
+                                                                    if line.strip()])
         try:
             self._follow(self._queue.queue.submit(spec, words.EXPORT_JOB(name=name)))
         except StudioError as error:
@@ -252,11 +268,13 @@ class ExportPanel(Panel):
     def _show_result(self, job: Job) -> None:
         result = job.result or {}
         verified, failed = bool(result.get("verified")), job.state is State.FAILED
-        self.result_head.setText(words.EXPORT_NOT_VERIFIED() if failed else words.EXPORT_VERIFIED() if verified else words.EXPORT_UNVERIFIED())
+        self.result_head.setText(words.EXPORT_NOT_VERIFIED() if failed else words.EXPORT_VERIFIED() if verified
+                                 else words.EXPORT_UNVERIFIED())
         theme.look(self.result_head, f"title {'bad' if failed else 'good' if verified else 'warn'}")
         self._mark._what = ("error", "bad") if failed else ("check", "good") if verified else ("warning", "warn")
         self._mark.retint()
-        self._facts.setText(words.EXPORT_RESULT(path=result["path"], size=words.size(result.get("bytes", 0)), time=words.duration(result.get("seconds", 0)))
+        self._facts.setText(words.EXPORT_RESULT(path=result["path"], size=words.size(result.get("bytes", 0)),
+                                                time=words.duration(result.get("seconds", 0)))
                             if result.get("path") else "")
         self._receipt.setText(words.EXPORT_RECEIPT(path=result["receipt"]) if result.get("receipt") else "")
         clear(self._result_trouble)

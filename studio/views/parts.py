@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 from PySide6.QtCore import QEvent, QSize, Qt, Signal
-from PySide6.QtWidgets import (QButtonGroup, QFrame, QHBoxLayout, QLabel, QLayout, QPushButton, QScrollArea, QSizePolicy, QToolButton, QVBoxLayout,
+from PySide6.QtWidgets import (QButtonGroup, QFrame, QHBoxLayout, QLabel, QLayout, QPushButton, QScrollArea, QSizePolicy, QToolButton,
+                               QVBoxLayout,
                                QWidget)
 
 from studio.views import a11y, theme
@@ -181,13 +182,15 @@ class Fold(QWidget):
         self.toggled.emit(yes)
 
 
-_MOMENTS = {QEvent.Type.LayoutRequest, QEvent.Type.Polish, QEvent.Type.PolishRequest, QEvent.Type.StyleChange, QEvent.Type.FontChange, QEvent.Type.Show}
+_MOMENTS = {QEvent.Type.LayoutRequest, QEvent.Type.Polish, QEvent.Type.PolishRequest, QEvent.Type.StyleChange, QEvent.Type.FontChange,
+            QEvent.Type.Show}
 
 
 class CardButton(QPushButton):
     """A card that can be pressed: large, with several lines, heard as one button. Grows with its content."""
 
-    def __init__(self, name: str, *items, description: str = "", spacing: int = theme.XS, margin: int = theme.L, checkable: bool = False, least: int = 0):
+    def __init__(self, name: str, *items, description: str = "", spacing: int = theme.XS, margin: int = theme.L, checkable: bool = False,
+                 least: int = 0):
         super().__init__()
         self.least = least
         theme.look(self, "card")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QGuiApplication, QKeySequence, QShortcut
-from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QPlainTextEdit, QProgressBar, QSplitter, QStackedWidget, QTableView, QVBoxLayout, QWidget
+from PySide6.QtWidgets import (QAbstractItemView, QHeaderView, QPlainTextEdit, QProgressBar, QSplitter, QStackedWidget, QTableView,
+                               QVBoxLayout, QWidget)
 
 from engine import events
 from engine.errors import StudioError
@@ -51,7 +52,8 @@ class QueuePanel(Panel):
         header.setHighlightSections(False)
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
         for column in range(5):
-            header.setSectionResizeMode(column, QHeaderView.ResizeMode.Stretch if column in (TITLE, PROGRESS) else QHeaderView.ResizeMode.ResizeToContents)
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.Stretch if column in (TITLE, PROGRESS)
+                                        else QHeaderView.ResizeMode.ResizeToContents)
         a11y.name(self.view, words.QUEUE_LIST())
         self.view.selectionModel().currentRowChanged.connect(lambda *_: self._refresh())
         self.view.doubleClicked.connect(lambda index: self._open())
@@ -81,7 +83,8 @@ class QueuePanel(Panel):
         theme.look(self._log, "mono plain")
         a11y.name(self._log, words.QUEUE_LOG())
         self.copy = button(words.COPY_DETAILS(), self._copy, "link")
-        detail = card(Row(self._detail_title, None, self.copy), self._detail, self._bar, self._trouble, text(words.QUEUE_LOG(), "small muted"), self._log)
+        detail = card(Row(self._detail_title, None, self.copy), self._detail, self._bar, self._trouble,
+                      text(words.QUEUE_LOG(), "small muted"), self._log)
         detail.layout().itemAt(0).layout().setStretch(0, 1)
         self._empty = card(text(words.QUEUE_EMPTY(), "muted"), looks="sunken", margin=theme.XL)
         full = QWidget()
@@ -124,7 +127,8 @@ class QueuePanel(Panel):
             return
         self._detail_title.setText(job.title)
         state = words.STATES[job.state.value]()
-        parts = [words.KINDS.get(job.spec.kind, words.START_TITLE)(), state, when(job), words.QUEUE_ATTEMPTS(job.attempt) if job.attempt > 1 else "",
+        parts = [words.KINDS.get(job.spec.kind, words.START_TITLE)(), state, when(job),
+                 words.QUEUE_ATTEMPTS(job.attempt) if job.attempt > 1 else "",
                  self.model.progress_words(job) if job.state is not State.FAILED else ""]
         self._detail.setText("  ·  ".join(part for part in parts if part))
         fraction = self.model.fraction(job)
@@ -146,7 +150,8 @@ class QueuePanel(Panel):
 
     def _enable(self, job: Job | None) -> None:
         row, last = self.view.currentIndex().row(), self.model.rowCount() - 1
-        allowed = {self.pause: job is not None and job.active, self.resume: job is not None and job.can_resume and job.state is not State.RUNNING,
+        allowed = {self.pause: job is not None and job.active,
+                   self.resume: job is not None and job.can_resume and job.state is not State.RUNNING,
                    self.cancel: job is not None and (job.state is State.RUNNING or job.may(State.CANCELLED)),
                    self.remove: job is not None and job.state is not State.RUNNING, self.up: job is not None and row > 0,
                    self.down: job is not None and row < last, self.open: job is not None and job.spec.kind == "train"}
@@ -221,7 +226,8 @@ class QueuePanel(Panel):
         if job is None:
             return
         error = job.error or {}
-        parts = [job.title, words.STATES[job.state.value](), *(error.get(k, "") for k in ("what", "why", "do", "details")), str(job.spec.to_dict()),
+        parts = [job.title, words.STATES[job.state.value](), *(error.get(k, "") for k in ("what", "why", "do", "details")),
+                 str(job.spec.to_dict()),
                  self._log.toPlainText()]
         QGuiApplication.clipboard().setText("\n".join(part for part in parts if part))
         self.said.emit(words.COPIED())

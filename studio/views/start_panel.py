@@ -1,11 +1,10 @@
-"""The first page: three things one can do, the work done lately, the sample project, this computer in words, and the starter model if it is missing."""
+"""The first page: three things to do, recent work, the sample project, this computer in words, and the starter model if it is missing."""
 
 from __future__ import annotations
 
-from PySide6.QtCore import Qt, Signal
+from PySide6.QtCore import QUrl, Signal
 from PySide6.QtGui import QDesktopServices
-from PySide6.QtCore import QUrl
-from PySide6.QtWidgets import QProgressBar, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QProgressBar, QVBoxLayout
 
 from engine import events
 from engine.errors import StudioError
@@ -37,15 +36,18 @@ class StartPanel(Panel):
         queue_bridge.changed.connect(self._job_changed)
         queue_bridge.removed.connect(self._show_recent)
         queue_bridge.event.connect(self._heard)
-        self._fetching = next((job for job in reversed(self._jobs()) if isinstance(job.spec, FetchSpec) and job.state is not State.FINISHED), None)
+        self._fetching = next((job for job in reversed(self._jobs()) if isinstance(job.spec, FetchSpec)
+                               and job.state is not State.FINISHED), None)
         self.refresh()
 
     def _build(self, machine_sentence: str) -> None:
         self.cards = {}
         big = Row(spacing=theme.L)
         for key, icon, title, help in (("teach", "teach", words.START_TEACH(), words.START_TEACH_HELP()),
-                                       ("mix", "mix", words.START_MIX(), words.START_MIX_HELP()), ("try", "try", words.START_TRY(), words.START_TRY_HELP())):
-            made = CardButton(title, picture(icon, "accent", 32), theme.S, text(title, "heading"), text(help, "muted"), None, description=help, margin=theme.XL, least=168)
+                                       ("mix", "mix", words.START_MIX(), words.START_MIX_HELP()),
+                                       ("try", "try", words.START_TRY(), words.START_TRY_HELP())):
+            made = CardButton(title, picture(icon, "accent", 32), theme.S, text(title, "heading"), text(help, "muted"), None,
+                              description=help, margin=theme.XL, least=168)
             made.clicked.connect(lambda _=False, k=key: self.go.emit(k))
             self.cards[key] = made
             big.addWidget(made, 1)
@@ -61,13 +63,15 @@ class StartPanel(Panel):
         self.sample = CardButton(words.START_SAMPLE(), Row(picture("spark", "accent", 24), text(words.START_SAMPLE(), "strong"), None),
                                  text(words.START_SAMPLE_HELP(), "muted"), None, description=words.START_SAMPLE_HELP(), spacing=theme.S)
         self.sample.clicked.connect(lambda _=False: self.sample_wanted.emit())
-        machine = card(Row(picture("memory", "muted", 24), text(words.START_MACHINE(), "strong"), None), text(machine_sentence, "muted"), None)
+        machine = card(Row(picture("memory", "muted", 24), text(words.START_MACHINE(), "strong"), None), text(machine_sentence, "muted"),
+                       None)
         self._recent = QVBoxLayout()
         self._recent.setSpacing(0)
         low = Row(self.sample, machine, spacing=theme.L)
         low.setStretch(0, 1)
         low.setStretch(1, 1)
-        Column(page(Column(text(words.START_WELCOME(), "title"), text(words.START_INTRO(), "muted"), spacing=theme.XS), big, self._fetch_card, low,
+        Column(page(Column(text(words.START_WELCOME(), "title"), text(words.START_INTRO(), "muted"), spacing=theme.XS), big,
+                    self._fetch_card, low,
                     Column(text(words.START_RECENT(), "heading"), self._recent), None, spacing=theme.XL), parent=self)
 
     # --- what is shown ---
@@ -110,7 +114,8 @@ class StartPanel(Panel):
             state = f"{words.STATE_MARKS[job.state.value]}  {words.STATES[job.state.value]()}"
             row = CardButton(f"{job.title}, {words.KINDS[job.spec.kind]()}, {words.STATES[job.state.value]()}",
                              Row(text(job.title, "strong", wrap=False), text(words.KINDS[job.spec.kind](), "muted", wrap=False), None,
-                                 text(state, _tone(job.state), wrap=False), text(when(job), "muted small", wrap=False), spacing=theme.M), margin=theme.M)
+                                 text(state, _tone(job.state), wrap=False), text(when(job), "muted small", wrap=False), spacing=theme.M),
+                                 margin=theme.M)
             row.clicked.connect(lambda _=False, j=job: self._open(j))
             self._recent.addWidget(row)
             self._recent.addSpacing(theme.XS)

@@ -60,7 +60,8 @@ class DataPage(QWidget):
         self.sample_buttons = []
         row = Row(spacing=theme.M)
         for sample in samples:
-            made = CardButton(sample.title, text(sample.title, "strong"), text(sample.about, "muted"), text(words.EXAMPLES(sample.rows), "muted small"),
+            made = CardButton(sample.title, text(sample.title, "strong"), text(sample.about, "muted"),
+                              text(words.EXAMPLES(sample.rows), "muted small"),
                               description=sample.about)
             made.clicked.connect(lambda _=False, s=sample: self._use_sample(s))
             row.addWidget(made, 1)
@@ -129,7 +130,8 @@ class DataPage(QWidget):
 
     def choose(self) -> None:
         """Ask for a file."""
-        chosen, _ = QFileDialog.getOpenFileName(self, words.DATA_CHOOSE_TITLE(), self._settings.recall("teach.folder", ""), words.DATA_FILTER())
+        chosen, _ = QFileDialog.getOpenFileName(self, words.DATA_CHOOSE_TITLE(), self._settings.recall("teach.folder", ""),
+                                                words.DATA_FILTER())
         if chosen:
             self._settings.remember("teach.folder", str(Path(chosen).parent))
             self.use(Path(chosen))
@@ -232,7 +234,8 @@ class DataPage(QWidget):
         theme.look(made, "card bubbles")
         for message in messages:
             role = message.get("role", "text")
-            bubble = card(text(_short(str(message.get("content", "")))), margin=theme.S, looks=f"bubble-{'user' if role != 'assistant' else role}")
+            bubble = card(text(_short(str(message.get("content", "")))), margin=theme.S,
+                          looks=f"bubble-{'user' if role != 'assistant' else role}")
             row = Row(*((theme.XXL, bubble) if role == "assistant" else (bubble, theme.XXL)))
             row.setStretch(row.indexOf(bubble), 1)
             made.layout().addLayout(row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import psutil
 from PySide6.QtCore import Qt, Signal
@@ -31,9 +31,11 @@ class ModelPage(QWidget):
         self._cards = QVBoxLayout()
         self._cards.setContentsMargins(0, 0, 0, 0)
         self._group = OneOf(self)
-        self._none = card(Row(picture("model", "muted"), text(words.MODEL_NONE()), button(work.START_FETCH(), self.fetch_wanted.emit, "primary")))
+        self._none = card(Row(picture("model", "muted"), text(words.MODEL_NONE()),
+                              button(work.START_FETCH(), self.fetch_wanted.emit, "primary")))
         self._none.layout().itemAt(0).layout().setStretch(1, 1)
-        Column(page(Column(text(words.MODEL_HEAD(), "title"), text(words.MODEL_INTRO(), "muted")), self._none, self._cards, None), parent=self)
+        Column(page(Column(text(words.MODEL_HEAD(), "title"), text(words.MODEL_INTRO(), "muted")), self._none, self._cards, None),
+               parent=self)
         catalogue.subscribe(self.refresh)
         draft.changed.connect(lambda part: part == "base" and self._show_choice())
         self.refresh()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from PySide6.QtCore import QTimer, Qt, Signal
+from PySide6.QtCore import QTimer, Signal
 from PySide6.QtWidgets import QLineEdit, QPlainTextEdit, QVBoxLayout, QWidget
 
 from engine.errors import StudioError
@@ -84,7 +84,8 @@ class PlanPage(QWidget):
         last = Row(self._needs, self.start, spacing=theme.L, margin=theme.M, parent=foot)
         last.setStretch(0, 1)
         Column(page(text(words.PLAN_HEAD(), "title"), Column(label, self.name, self._name_fault, spacing=theme.XS), presets, self._warning,
-                    Column(text(words.PLAN_PROMPTS(), "strong"), text(words.PLAN_PROMPTS_HELP(), "muted small"), self.prompts, spacing=theme.XS),
+                    Column(text(words.PLAN_PROMPTS(), "strong"), text(words.PLAN_PROMPTS_HELP(), "muted small"), self.prompts,
+                           spacing=theme.XS),
                     card(self.advanced, margin=theme.S), self._trouble, None), foot, spacing=0, parent=self)
 
     # --- draft → page ---

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QGridLayout, QProgressBar, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QGridLayout, QProgressBar, QWidget
 
 from engine import events
 from engine.errors import StudioError, explain
@@ -55,7 +55,8 @@ class ReviewPage(QWidget):
         self._none = card(text(words.NEEDS_RESULT()), looks="sunken")
         self._all = QWidget()
         theme.look(self._all, "page")
-        Column(Column(self._head, self.answer, spacing=theme.XS), Row(self.keep, self.more, None, self.discard, spacing=theme.M), self._trouble,
+        Column(Column(self._head, self.answer, spacing=theme.XS), Row(self.keep, self.more, None, self.discard, spacing=theme.M),
+               self._trouble,
                self._score_card, self._answer_card, self._facts, spacing=theme.L, parent=self._all)
         Column(page(self._none, self._all, None), parent=self)
         self._show(None)
@@ -85,7 +86,8 @@ class ReviewPage(QWidget):
         self._head.setText(words.REVIEW_HEAD(name=job.title))
         self._show_scores(result)
         self._show_answers(past, result.get("best_step"))
-        self._facts.setText(words.REVIEW_FACTS(best=result.get("best_step", "–"), steps=result.get("steps", "–"), rows=words.EXAMPLES(result.get("rows", 0)),
+        self._facts.setText(words.REVIEW_FACTS(best=result.get("best_step", "–"), steps=result.get("steps", "–"),
+                                               rows=words.EXAMPLES(result.get("rows", 0)),
                                                held=result.get("held_out", 0), time=work.duration(result.get("seconds") or 0)))
         there = Path(result.get("adapter", "")).is_dir() and bool(result.get("adapter"))
         self.keep.setEnabled(there)
@@ -104,7 +106,8 @@ class ReviewPage(QWidget):
             return
         rows = words.EXAMPLES(result.get("held_out", 0))
         better = after < before
-        self.answer.setText(words.REVIEW_BETTER(share=work.percent((before - after) / before), rows=rows) if better else words.REVIEW_WORSE(rows=rows))
+        self.answer.setText(words.REVIEW_BETTER(share=work.percent((before - after) / before), rows=rows) if better
+                            else words.REVIEW_WORSE(rows=rows))
         theme.look(self.answer, "heading good" if better else "heading warn")
         for row, (label, value) in enumerate(((words.REVIEW_BEFORE(), before), (words.REVIEW_AFTER(), after))):
             bar = QProgressBar()
@@ -133,7 +136,8 @@ class ReviewPage(QWidget):
         for question in last:
             self._answers.addWidget(text(question, "strong"), row, 0, 1, 2)
             for column, answer in enumerate((first.get(question, ""), last[question])):
-                bubble = card(text(answer.strip() or "…", selectable=True), looks="sunken" if not column else "bubble-assistant", margin=theme.M)
+                bubble = card(text(answer.strip() or "…", selectable=True), looks="sunken" if not column else "bubble-assistant",
+                              margin=theme.M)
                 self._answers.addWidget(bubble, row + 1, column, Qt.AlignmentFlag.AlignTop)
             row += 2
 

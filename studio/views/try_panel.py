@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QKeySequence, QShortcut
-from PySide6.QtWidgets import (QCheckBox, QComboBox, QDoubleSpinBox, QFrame, QLabel, QPlainTextEdit, QScrollArea, QSizePolicy, QSpinBox, QVBoxLayout,
+from PySide6.QtWidgets import (QApplication, QCheckBox, QComboBox, QDoubleSpinBox, QFrame, QLabel, QPlainTextEdit, QScrollArea,
+                               QSizePolicy, QSpinBox, QTabBar, QVBoxLayout,
                                QWidget)
 
 from engine import events
@@ -157,7 +158,8 @@ class TryPanel(Panel):
         ask = Row(self.question, Column(self.send, self.stop, spacing=theme.XS))
         ask.setStretch(0, 1)
         left = QWidget()
-        Column(self.scroll, self._trouble, ask, Row(self._state, None, self.again, self.clear), spacing=theme.S, parent=left).setStretch(0, 1)
+        Column(self.scroll, self._trouble, ask, Row(self._state, None, self.again, self.clear), spacing=theme.S, parent=left).setStretch(0,
+                                                                                                                                         1)
         columns = Row(left, self._side(), spacing=theme.L)
         columns.setStretch(0, 1)
         Column(columns, margin=theme.L, parent=self)
@@ -186,8 +188,10 @@ class TryPanel(Panel):
         self.temperature.setToolTip(words.TRY_TEMPERATURE_HELP())
         a11y.quiet_wheel(self.models, self.length, self.temperature)
         self.strip = StrengthStrip(self._document, self._undo)
-        side = card(text(words.TRY_MODEL(), "strong"), self.models, theme.S, text(words.TRY_STACK(), "strong"), self.strip, theme.S, self.compare, None,
-                    Row(text(words.TRY_LENGTH(), "muted small", wrap=False), None, self.length), Row(text(words.TRY_TEMPERATURE(), "muted small", wrap=False), None, self.temperature))
+        side = card(text(words.TRY_MODEL(), "strong"), self.models, theme.S, text(words.TRY_STACK(), "strong"), self.strip, theme.S,
+                    self.compare, None,
+                    Row(text(words.TRY_LENGTH(), "muted small", wrap=False), None, self.length),
+                    Row(text(words.TRY_TEMPERATURE(), "muted small", wrap=False), None, self.temperature))
         side.setFixedWidth(252)
         return side
 
@@ -229,6 +233,8 @@ class TryPanel(Panel):
         super().showEvent(event)
         if self._stale:
             self._open_later.start()
+        if not isinstance(QApplication.focusWidget(), QTabBar):    # who walks along the tabs by keys stays there
+            self.question.setFocus()
         if self._document.base is None and self.models.count() == 1:
             self._choose_model(0)
 
@@ -240,7 +246,8 @@ class TryPanel(Panel):
         self._talk.forget(self._opening)
         self._stale, self._ready = False, False
         self._state.setText(words.TRY_OPENING(name=Path(self._document.base).name))
-        self._opening = self._talk.ask(OpenChat(str(self._document.base), self._document.to_specs()), on_done=self._opened, on_error=self._not_opened)
+        self._opening = self._talk.ask(OpenChat(str(self._document.base), self._document.to_specs()), on_done=self._opened,
+                                       on_error=self._not_opened)
         self._enable()
 
     def _opened(self, _answer) -> None:
@@ -268,7 +275,8 @@ class TryPanel(Panel):
     def _send_strengths(self) -> None:
         """One number an entry; heard at the next word, even of an answer that is being spoken."""
         if self._ready and not self._stale and len(self._document):
-            self._talk.ask(SetStrengths([entry.strength if entry.enabled else 0.0 for entry in self._document.entries]), on_error=self.failed.emit)
+            self._talk.ask(SetStrengths([entry.strength if entry.enabled else 0.0 for entry in self._document.entries]),
+                           on_error=self.failed.emit)
 
     # --- asking ---
 
@@ -322,7 +330,8 @@ class TryPanel(Panel):
         self.turns.append(turn)
         self._conversation.addWidget(turn)
         for column in columns:
-            request = Say(messages=[*_history(past, column), {"role": "user", "content": question}], columns=[column], max_new_tokens=self.length.value(),
+            request = Say(messages=[*_history(past, column), {"role": "user", "content": question}], columns=[column],
+                          max_new_tokens=self.length.value(),
                           temperature=round(self.temperature.value(), 2), seed=len(past))
             answer, ticket = turn.answers[column], [0]
             ticket[0] = self._talk.ask(request, on_event=lambda event, a=answer: self._heard(a, event),
@@ -386,7 +395,8 @@ def _history(turns: list[Turn], column: str) -> list[dict]:
 
 def stamp_words(event: events.Answered) -> str:
     """What really answered, from the engine's own account."""
-    stack = " + ".join(words.TRY_STAMP_ENTRY(name=name, print=str(print_)[:8], strength=f"{100 * strength:.0f} %") for name, print_, strength in event.adapters)
+    stack = " + ".join(words.TRY_STAMP_ENTRY(name=name, print=str(print_)[:8], strength=f"{100 * strength:.0f} %") for name, print_,
+                       strength in event.adapters)
     said = words.TRY_STAMP(base=words.TRY_STAMP_BASE(print=event.base[:8]), stack=stack or words.TRY_STAMP_NONE(), tokens=event.tokens,
                            seconds=f"{event.seconds:.1f} s")
     ending = {"stop": words.TRY_STOPPED(), "length": words.TRY_CUT()}.get(event.stopped, "")

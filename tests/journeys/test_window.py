@@ -1,4 +1,4 @@
-"""The whole window with its real child processes: from Start to a taught, heard, exported and verified model, by mouse and by keys alone."""
+"""The whole window with its real child processes, from Start to a taught, heard and verified model: by mouse, and by keys alone."""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ def make_model(home: Home, name: str = "Tiny-Instruct", hidden: int = 32, templa
 def make_adapter(home: Home, base: Path, name: str = "Shop answers", hidden: int = 32, rank: int = 4) -> Path:
     folder = home.adapters / name
     folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["q_proj"],
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank,
+                                                            "target_modules": ["q_proj"],
                                                             "base_model_name_or_path": str(base)}))
     stem = "base_model.model.model.layers.0.self_attn.q_proj."
     safetensors(folder / "adapter_model.safetensors", {stem + "lora_A.weight": (rank, hidden), stem + "lora_B.weight": (hidden, rank)})
@@ -59,7 +60,7 @@ def make_adapter(home: Home, base: Path, name: str = "Shop answers", hidden: int
 
 
 class FakeTalk:
-    """Answers by kind of request: ``answers[kind](request)`` gives an answer spec, None, a `StudioError`, or a list of events and one of these."""
+    """Answers by kind of request: ``answers[kind](request)`` gives an answer, None, a `StudioError`, or events and one of these."""
 
     def __init__(self):
         self.asked: list[specs.Spec] = []
@@ -119,29 +120,36 @@ def words_of(widget) -> str:
 
 
 def data_report(request: specs.DescribeData) -> specs.DataReport:
-    chats = [[{"role": "user", "content": f"What does item {i} cost?"}, {"role": "assistant", "content": f"Item {i} costs {i} euros."}] for i in range(1, 9)]
-    return specs.DataReport(path=request.path, sentence="159 question and answer pairs, from the columns question and answer.", rows=159, held_out=16,
+    chats = [[{"role": "user", "content": f"What does item {i} cost?"}, {"role": "assistant", "content": f"Item {i} costs {i} euros."}]
+             for i in range(1, 9)]
+    return specs.DataReport(path=request.path, sentence="159 question and answer pairs, from the columns question and answer.", rows=159,
+                            held_out=16,
                             shape="question/answer", columns=["question", "answer"], examples=chats,
                             notes=["3 examples stand in the file more than once."])
 
 
 def rendered(request: specs.RenderRow) -> specs.RenderedRow:
     return specs.RenderedRow(spans=[["<|im_start|>user\nWhat does item 1 cost?<|im_end|>\n<|im_start|>assistant\n", False],
-                                    ["Item 1 costs 1 euros.<|im_end|>", True], ["\n", False]], tokens=31, learned_tokens=9, limit=request.max_length)
+                                    ["Item 1 costs 1 euros.<|im_end|>", True], ["\n", False]], tokens=31, learned_tokens=9,
+                                    limit=request.max_length)
 
 
 def plan_report(request: specs.EstimatePlan) -> specs.PlanReport:
     steps = round(request.plan.passes * 143 / request.plan.rows_per_step)
-    return specs.PlanReport(rows=143, steps=steps, tokens=100 * steps, seconds=2.4 * steps, seconds_error=0.4 * steps, memory_mb=1900, free_memory_mb=8000,
+    return specs.PlanReport(rows=143, steps=steps, tokens=100 * steps, seconds=2.4 * steps, seconds_error=0.4 * steps, memory_mb=1900,
+                            free_memory_mb=8000,
                             disk_mb=20, trainable=500_000, sentence="")
 
 
 def methods(_: specs.DescribeMethods) -> specs.MethodsReport:
-    fields = [{"name": "r", "label": "Capacity", "help": "How much it can hold.", "term": "r", "unit": "", "low": 1, "high": 1024, "choices": None,
+    fields = [{"name": "r", "label": "Capacity", "help": "How much it can hold.", "term": "r", "unit": "", "low": 1, "high": 1024,
+               "choices": None,
                "advanced": False, "type": "int", "default": 8, "required": False},
-              {"name": "lora_alpha", "label": "Loudness", "help": "Scales it.", "term": "lora_alpha", "unit": "", "low": 0, "high": 4096, "choices": None,
+              {"name": "lora_alpha", "label": "Loudness", "help": "Scales it.", "term": "lora_alpha", "unit": "", "low": 0, "high": 4096,
+               "choices": None,
                "advanced": True, "type": "float", "default": 8, "required": False},
-              {"name": "target_modules", "label": "Layers", "help": "Which layers learn.", "term": "target_modules", "unit": "", "low": None, "high": None,
+              {"name": "target_modules", "label": "Layers", "help": "Which layers learn.", "term": "target_modules", "unit": "",
+               "low": None, "high": None,
                "choices": None, "advanced": True, "type": "list", "default": None, "required": False}]
     return specs.MethodsReport(methods=[{"peft_type": "LORA", "title": "LoRA", "help": "Small files.", "fields": fields}])
 
@@ -150,7 +158,8 @@ def speak(request: specs.Say) -> list:
     column = request.columns[0]
     text = "A rye loaf costs $5.40, friend." if column == "stack" else "A rye loaf costs about three dollars, friend."
     return [*(events.Token(column, piece) for piece in text.split(" ")[:3]),
-            events.Answered(column, text, 9, 0.8, "abcdef0123456789", [] if column == "base" else [["Shop answers", "fedcba98", 1.0]]), None]
+            events.Answered(column, text, 9, 0.8, "abcdef0123456789", [] if column == "base" else [["Shop answers", "fedcba98", 1.0]]),
+            None]
 
 
 def scripted_train(steps: int = 40):
@@ -170,7 +179,8 @@ def scripted_train(steps: int = 40):
                 yield events.Stopped("pause" if run.asked("pause") else "cancel", resumable=True, step=step)
                 return
         Path(spec.out).mkdir(parents=True)
-        yield events.Finished({"adapter": spec.out, "steps": steps, "error_before": 3.2, "error_after": 2.68, "best_step": 20, "rows": 143, "held_out": 16,
+        yield events.Finished({"adapter": spec.out, "steps": steps, "error_before": 3.2, "error_after": 2.68, "best_step": 20, "rows": 143,
+                               "held_out": 16,
                                "seconds": 95.0, "fingerprint": "f" * 64})
     return work
 
@@ -197,7 +207,8 @@ class World:
         self.document = StackDocument()
         self.undo = UndoStack(self.document)
         self.talk = FakeTalk()
-        self.talk.answers = {"describe-data": data_report, "render-row": rendered, "estimate-plan": plan_report, "describe-methods": methods, "say": speak}
+        self.talk.answers = {"describe-data": data_report, "render-row": rendered, "estimate-plan": plan_report,
+                             "describe-methods": methods, "say": speak}
         self.work: dict[str, Callable] = {"train": scripted_train(), "export": scripted_export}
         self.queue = JobQueue(self.home, JobStore(self.home.database), InlineRunner(lambda spec, run: self.work[spec.kind](spec, run)))
         self.queue_bridge, self.talk_bridge = QueueBridge(self.queue), TalkBridge(self.talk)

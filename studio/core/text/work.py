@@ -105,7 +105,8 @@ START_WAITS = Phrase("Waiting for its turn in the queue …")
 
 STATES = {"waiting": Phrase("Waiting"), "running": Phrase("Running"), "paused": Phrase("Paused"), "interrupted": Phrase("Interrupted"),
           "finished": Phrase("Done"), "failed": Phrase("Failed"), "cancelled": Phrase("Stopped")}
-STATE_MARKS = {"waiting": "◷", "running": "▶", "paused": "⏸", "interrupted": "⚡", "finished": "✓", "failed": "✗", "cancelled": "■"}
+STATE_MARKS = {"waiting": "◷", "running": "▶", "paused": "⏸", "interrupted": "⚡",
+               "finished": "✓", "failed": "✗", "cancelled": "■"}
 KINDS = {"train": Phrase("Teaching"), "export": Phrase("Export"), "fetch": Phrase("Download")}
 
 # --- queue --------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def test_a_quick_check_takes_five_minutes_at_most(seconds, steps):
 
 
 def test_what_a_person_changed_wins_over_the_preset(tmp_path):
-    spec = plan.to_spec(draft(preset="best", overrides={"passes": 7.0, "seed": 3}, method_overrides={"r": 64}, prompts=["  Hello? ", ""]), tmp_path)
+    spec = plan.to_spec(draft(preset="best", overrides={"passes": 7.0, "seed": 3}, method_overrides={"r": 64}, prompts=["  Hello? ", ""]),
+                        tmp_path)
     assert (spec.passes, spec.seed, spec.method_config["r"], spec.prompts) == (7.0, 3, 64, ["Hello?"])
     assert spec.method_config["lora_alpha"] == 64 and spec.early_stop
 
@@ -86,7 +87,8 @@ def test_a_draft_survives_whatever_the_settings_hold(damaged):
 
 
 def test_a_draft_comes_back_as_it_was():
-    assert plan.Draft.from_dict(json.loads(json.dumps(draft(prompts=["a"], overrides={"seed": 2}).to_dict()))) == draft(prompts=["a"], overrides={"seed": 2})
+    mine = draft(prompts=["a"], overrides={"seed": 2})
+    assert plan.Draft.from_dict(json.loads(json.dumps(mine.to_dict()))) == mine
 
 
 def test_the_samples_make_complete_plans(tmp_path):
@@ -96,7 +98,8 @@ def test_the_samples_make_complete_plans(tmp_path):
         chosen = plan.sample_draft(sample, "base")
         assert plan.missing(chosen, tmp_path) == {} and sample.path.exists()
         spec = plan.to_spec(chosen, tmp_path, sample.rows)
-        assert spec.problems() == {} and {k: spec.method_config[k] for k in sample.settings["method_config"]} == sample.settings["method_config"]
+        assert spec.problems() == {} and {k: spec.method_config[k]
+                                          for k in sample.settings["method_config"]} == sample.settings["method_config"]
         assert all(getattr(spec, k) == v for k, v in sample.settings.items() if k != "method_config")
 
 
@@ -105,7 +108,8 @@ def test_missing_samples_are_a_sentence(tmp_path):
         plan.samples(tmp_path)
 
 
-@pytest.mark.parametrize("seconds, said", [(0.2, "under a second"), (1, "1 second"), (44, "45 seconds"), (130, "2 min"), (3 * 3600 + 300, "3 h 5 min"),
+@pytest.mark.parametrize("seconds, said", [(0.2, "under a second"), (1, "1 second"), (44, "45 seconds"), (130, "2 min"),
+                                           (3 * 3600 + 300, "3 h 5 min"),
                                            (4 * 86400, "4 days")])
 def test_durations_as_people_say_them(seconds, said):
     assert work.duration(seconds) == said

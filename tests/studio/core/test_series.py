@@ -24,7 +24,7 @@ def test_one_by_one_is_the_same_as_all_at_once(y):
     whole.extend(range(len(y)), y)
     single = filled(y)
     for width in (1, 7, 1000):
-        for one, other in zip(single.window(0, len(y), width), whole.window(0, len(y), width)):
+        for one, other in zip(single.window(0, len(y), width), whole.window(0, len(y), width), strict=True):
             assert np.array_equal(one, other, equal_nan=True)
 
 
@@ -50,7 +50,7 @@ def test_going_back_forgets_what_came_after(y, back):
     series.append(back, 42.0)
     expected = filled([*y[:back], 42.0])
     assert series.x[-1] == back and len(series) == back + 1
-    for one, other in zip(series.window(0, back, 5), expected.window(0, back, 5)):
+    for one, other in zip(series.window(0, back, 5), expected.window(0, back, 5), strict=True):
         assert np.array_equal(one, other, equal_nan=True)
 
 

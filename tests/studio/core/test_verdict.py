@@ -12,7 +12,8 @@ LEVEL = [1.5] * 40
     ([], [], "waiting"), ([3.0, 2.9], [3.0], "waiting"), (FALLING, [3.0], "learning"), (LEVEL, [], "learning"),
     (FALLING, [3.0, 2.5], "improving"), (FALLING, [3.0, 2.5, 2.2, 2.0], "improving"),
     (FALLING, [3.0, 2.0, 1.999, 1.998], "flat"), (FALLING, [3.0, 2.0, 2.3], "by_heart"), (LEVEL, [3.0, 2.0, 2.3], "worse"),
-    (FALLING, [2.0, 2.1], "learning"), (FALLING, [2.0, 2.1, 2.2], "no_better"), ([float("nan")], [3.0], "broken"), (FALLING, [3.0, float("inf")], "broken")])
+    (FALLING, [2.0, 2.1], "learning"), (FALLING, [2.0, 2.1, 2.2], "no_better"), ([float("nan")], [3.0], "broken"),
+    (FALLING, [3.0, float("inf")], "broken")])
 def test_rules(learned, unseen, kind):
     assert judge(learned, unseen).kind == kind
 

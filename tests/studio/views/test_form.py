@@ -51,7 +51,8 @@ def test_defaults_of_real_specs_show_no_difference_and_are_valid(cls, qtbot):
     assert a11y.unnamed(form) == []
 
 
-@pytest.mark.parametrize("name, typed, says", [("rank", "many", "not a number"), ("rank", "2.5", "whole"), ("rank", "0", "At least 1"), ("rank", "65", "At most 64"),
+@pytest.mark.parametrize("name, typed, says", [("rank", "many", "not a number"), ("rank", "2.5", "whole"), ("rank", "0", "At least 1"),
+                                               ("rank", "65", "At most 64"),
                                                ("speed", "2", "At most 1"), ("name", "", "needed"), ("table", "[1]", "Write it as")])
 def test_a_fault_stands_under_its_field_and_what_was_typed_stays(form, qtbot, name, typed, says):
     form.put(GOOD)
@@ -99,7 +100,8 @@ def test_the_wheel_never_changes_a_field_without_focus(form):
     form.show()
     combo = form.fields["sort"].editor
     assert isinstance(combo, QComboBox) and isinstance(form.fields["loud"].editor, QCheckBox)
-    wheel = QWheelEvent(QPointF(5, 5), QPointF(5, 5), QPoint(0, -120), QPoint(0, -120), Qt.MouseButton.NoButton, Qt.KeyboardModifier.NoModifier,
+    wheel = QWheelEvent(QPointF(5, 5), QPointF(5, 5), QPoint(0, -120), QPoint(0, -120), Qt.MouseButton.NoButton,
+                        Qt.KeyboardModifier.NoModifier,
                         Qt.ScrollPhase.NoScrollPhase, False)
     QApplication.sendEvent(combo, wheel)
     assert combo.currentData() == "a" and wheel.type() == QEvent.Type.Wheel

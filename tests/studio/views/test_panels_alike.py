@@ -1,4 +1,4 @@
-"""What holds for every centre panel: names for all controls, reached by Tab, no widget on the loose, both themes, large text, narrow window."""
+"""What holds for every centre panel: named controls, reached by Tab, nothing loose, every theme, large text, a narrow window."""
 
 import pytest
 from PySide6.QtCore import QCoreApplication, QEvent, Qt

@@ -70,7 +70,7 @@ def test_a_bad_file_is_a_sentence_that_stays_and_a_better_one_clears_it(teach, s
     stocked.talk.answers["describe-data"] = lambda _: BadData("The file is empty.", "It holds no rows.", "Choose another one.")
     teach.use_file(tmp_path / "empty.csv")
     stocked.settle()
-    assert "The file is empty." in words_of(teach.data) and "○" in teach.steps["data"].text() and not teach.draft.missing().get("data") is None
+    assert "The file is empty." in words_of(teach.data) and "○" in teach.steps["data"].text() and "data" in teach.draft.missing()
     stocked.talk.answers["describe-data"] = good
     teach.use_file(tmp_path / "full.csv")
     stocked.settle()
@@ -92,7 +92,8 @@ def test_pasted_text_becomes_a_file_and_survives_a_restart(teach, stocked, qtbot
     assert again.draft.draft == teach.draft.draft and again.plan.name.text() == "Half done" and "A?,B" in again.data.paste.toPlainText()
 
 
-@pytest.mark.parametrize("text, kind", [("a,b\n1,2", "csv"), ("a\tb\n1\t2", "tsv"), ('{"a": 1}\n{"a": 2}', "jsonl"), ('[{"a": 1}]', "json"), ("Hello there", "txt")])
+@pytest.mark.parametrize("text, kind", [("a,b\n1,2", "csv"), ("a\tb\n1\t2", "tsv"), ('{"a": 1}\n{"a": 2}', "jsonl"),
+                                        ('[{"a": 1}]', "json"), ("Hello there", "txt")])
 def test_the_kind_of_what_is_pasted(text, kind):
     assert kind_of(text) == kind
 
@@ -242,7 +243,8 @@ def test_a_model_without_chat_template_cannot_be_chosen(stocked, qtbot):
 
 
 def test_an_unusable_draft_from_earlier_days_is_no_obstacle(stocked, qtbot, tmp_path):
-    stocked.settings.remember("teach.draft", Draft(base=str(tmp_path / "gone"), data="", preset="best").to_dict() | {"preset": "thorough", "extra": 1})
+    stocked.settings.remember("teach.draft", Draft(base=str(tmp_path / "gone"), data="", preset="best").to_dict() | {"preset": "thorough",
+                                                                                                                     "extra": 1})
     panel = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
     qtbot.addWidget(panel)
     assert panel.draft.draft.preset == "balanced" and panel.draft.draft.base == str(stocked.base)

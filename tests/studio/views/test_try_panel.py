@@ -55,12 +55,15 @@ def test_both_columns_answer_with_one_seed_and_the_engines_stamp(talk, stocked):
     assert "text-decoration:underline" in answers["stack"]._text.text() and "$5.40" in answers["stack"]._text.text()
     ask(talk, stocked, "And two?")
     third, fourth = stocked.talk.of(specs.Say)[2:]
-    assert third.messages[1]["content"].startswith("A rye loaf costs $5.40") and fourth.messages[1]["content"].startswith("A rye loaf costs about")
+    assert third.messages[1]["content"].startswith("A rye loaf costs $5.40")
+    assert fourth.messages[1]["content"].startswith("A rye loaf costs about")
 
 
 def test_what_a_model_says_is_never_markup(talk, stocked):
     bad = "<b>A rye loaf costs</b> $5.40, friend."
-    stocked.talk.answers["say"] = lambda r: [events.Answered(r.columns[0], bad if r.columns == ["stack"] else "<b>A rye loaf costs</b> more.", 3, 0.1, "x"), None]
+    stocked.talk.answers["say"] = lambda r: [events.Answered(r.columns[0],
+                                                             bad if r.columns == ["stack"] else "<b>A rye loaf costs</b> more.", 3, 0.1,
+                                                             "x"), None]
     ask(talk, stocked)
     assert "&lt;b&gt;" in talk.turns[0].answers["stack"]._text.text() and "<b>" not in talk.turns[0].answers["stack"]._text.text()
 
@@ -131,4 +134,5 @@ def test_shift_enter_is_a_new_line(talk, stocked):
     talk.question.setPlainText("one")
     talk.question.moveCursor(talk.question.textCursor().MoveOperation.End)
     QTest.keyClick(talk.question, Qt.Key.Key_Return, Qt.KeyboardModifier.ShiftModifier)
-    assert stocked.talk.of(specs.Say) == [] and talk.question.document().blockCount() == 2 or "\u2028" in talk.question.document().toRawText()
+    QTest.keyClicks(talk.question, "two")
+    assert stocked.talk.of(specs.Say) == [] and talk.question.toPlainText() == "one\ntwo"
