@@ -6,8 +6,7 @@ two points a pixel. pyqtgraph is loaded after the first paint, so that the windo
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QColor
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStackedWidget, QTableView, QWidget
@@ -153,7 +152,8 @@ class CurveView(QWidget):
         if len(self._unseen):
             first, last = min(first, self._unseen.x[0]), max(last, self._unseen.x[-1])
         self._line_raw.setData(*self._raw.window(first, last, width))
-        self._line_smooth.setData(*self._smooth.series.window(first, last, 400))
+        calm = self._smooth.series.window(first, last, 400)
+        self._line_smooth.setData(*calm)
         x, y = self._unseen.window(first, last, width)
         self._line_unseen.setData(x, y)
         best = self.best()
@@ -164,18 +164,18 @@ class CurveView(QWidget):
             self._label_best.setAnchor((1.06, -0.15) if late else (-0.06, -0.15))
             self._label_best.setPos(*best)
         self._label_best.setVisible(best is not None and len(self._unseen) > 1)
-        self._draw_marks(y)
-        self._scale(first, last)
+        self._scale(first, last, np.concatenate((calm[1], y)))
+        self._draw_marks()
         a11y.name(self._plot, words.TRAIN_CURVE(), self.sentence())
         self.drawn.emit()
 
-    def _scale(self, first: float, last: float) -> None:
-        values = [v for v in (*self._smooth.series.y, *self._unseen.y) if math.isfinite(v)]
-        low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    def _scale(self, first: float, last: float, shown: np.ndarray) -> None:
+        shown = shown[np.isfinite(shown)]
+        low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
         room = max(0.12 * (high - low), 0.1)
         self._plot.setRange(xRange=(first, max(last, self._end)), yRange=(max(0.0, low - room), high + 1.6 * room), padding=0.02)
 
-    def _draw_marks(self, unseen) -> None:
+    def _draw_marks(self) -> None:
         """A small tick on the axis for each thing that happened; the words are its tooltip and stand in the table."""
         spots = [{"pos": (step, 0), "data": "; ".join(what)} for step, what in sorted(self._marks.items())]
         bottom = self._plot.getPlotItem().getViewBox().viewRange()[1][0]

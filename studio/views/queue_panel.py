@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QTimer, Qt, Signal
+from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QGuiApplication, QKeySequence, QShortcut
 from PySide6.QtWidgets import (QAbstractItemView, QHeaderView, QPlainTextEdit, QProgressBar, QSplitter, QStackedWidget, QTableView,
                                QVBoxLayout, QWidget)
@@ -12,6 +12,7 @@ from engine.errors import StudioError
 from studio.core.text import work as words
 from studio.jobs.job import Job, State
 from studio.models.jobs_model import PROGRESS, STATE, TITLE, JobRole, JobsModel, when
+from studio.models.past import Past
 from studio.views import a11y, theme
 from studio.views.parts import Column, Panel, Row, button, card, clear, error_card, text
 
@@ -28,8 +29,7 @@ class QueuePanel(Panel):
         self._queue = queue_bridge
         self.model = JobsModel(queue_bridge, self)
         self._shown: int | None = None
-        self._later = QTimer(self, interval=200, singleShot=True)
-        self._later.timeout.connect(self._show_log)
+        self._past, self._last = Past(self), 0
         self._build()
         self.model.rowsInserted.connect(lambda *_: self._refresh())
         self.model.rowsRemoved.connect(lambda *_: self._refresh())
@@ -144,9 +144,9 @@ class QueuePanel(Panel):
             self._shown = job.id
             self._show_log()
 
-    def _heard(self, id: int, _event: events.Event) -> None:
-        if id == self._shown and not self._later.isActive():
-            self._later.start()
+    def _heard(self, id: int, event: events.Event) -> None:
+        if id == self._shown and not self._past.reading:
+            self._write(event)
 
     def _enable(self, job: Job | None) -> None:
         row, last = self.view.currentIndex().row(), self.model.rowCount() - 1
@@ -160,21 +160,19 @@ class QueuePanel(Panel):
 
     def _show_log(self) -> None:
         """The lines of the chosen job; steps and progress are left to the bar."""
-        if self._shown is None or not self.isVisible():
-            return
-        try:
-            past = self._queue.queue.events(self._shown)
-        except StudioError:
-            past = []                      # removed a moment ago
-        lines = [line for event in past if (line := sentence(event))][-LOG_LINES:]
-        if lines != self._log.toPlainText().splitlines():
-            self._log.setPlainText("\n".join(lines))
-            self._log.verticalScrollBar().setValue(self._log.verticalScrollBar().maximum())
+        self._log.clear()
+        self._last = 0
+        job = self.current()
+        self._past.read(job.folder if job else None, self._write, _scrolled(self._log))
+
+    def _write(self, event: events.Event) -> None:
+        if event.seq > self._last and (line := sentence(event)):
+            self._log.appendPlainText(line)
+        self._last = max(self._last, event.seq)
 
     def showEvent(self, event) -> None:    # noqa: N802 (Qt's name)
         super().showEvent(event)
         self._refresh()
-        self._show_log()
 
     # --- what a person does ---
 
@@ -231,6 +229,10 @@ class QueuePanel(Panel):
                  self._log.toPlainText()]
         QGuiApplication.clipboard().setText("\n".join(part for part in parts if part))
         self.said.emit(words.COPIED())
+
+
+def _scrolled(log: QPlainTextEdit):
+    return lambda: log.verticalScrollBar().setValue(log.verticalScrollBar().maximum())
 
 
 def sentence(event: events.Event) -> str:

@@ -13,6 +13,7 @@ from engine.errors import StudioError, explain
 from studio.core.text import teach as words
 from studio.core.text import work
 from studio.jobs.job import Job, State
+from studio.models.past import Past
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.parts import Column, Row, button, card, clear, page, text
@@ -30,7 +31,7 @@ class ReviewPage(QWidget):
     def __init__(self, draft: TeachDraft, queue_bridge):
         super().__init__()
         self._draft, self._queue, self._job = draft, queue_bridge, None
-        self._sure = False
+        self._sure, self._past = False, Past(self)
         self._build()
         draft.changed.connect(lambda part: part == "job" and self.refresh())
         queue_bridge.changed.connect(self._job_changed)
@@ -66,16 +67,15 @@ class ReviewPage(QWidget):
         id = self._draft.job_id
         try:
             job = self._queue.queue.job(id) if id is not None else None
-            past = self._queue.queue.events(id) if job is not None and job.state is State.FINISHED else []
         except StudioError:
-            job, past = None, []           # it was removed a moment ago: there is nothing to review
-        self._show(job if job is not None and job.state is State.FINISHED else None, past)
+            job = None                     # it was removed a moment ago: there is nothing to review
+        self._show(job if job is not None and job.state is State.FINISHED else None)
 
     def _job_changed(self, job: Job) -> None:
         if job.id == self._draft.job_id:
             self.refresh()
 
-    def _show(self, job: Job | None, past: list[events.Event] = ()) -> None:
+    def _show(self, job: Job | None) -> None:
         self._job = job
         self._none.setVisible(job is None)
         self._all.setVisible(job is not None)
@@ -85,7 +85,9 @@ class ReviewPage(QWidget):
         result = job.result or {}
         self._head.setText(words.REVIEW_HEAD(name=job.title))
         self._show_scores(result)
-        self._show_answers(past, result.get("best_step"))
+        samples: list[events.Sample] = []
+        self._past.read(job.folder, lambda event: isinstance(event, events.Sample) and samples.append(event),
+                        lambda: self._show_answers(samples, result.get("best_step")))
         self._facts.setText(words.REVIEW_FACTS(best=result.get("best_step", "–"), steps=result.get("steps", "–"),
                                                rows=words.EXAMPLES(result.get("rows", 0)),
                                                held=result.get("held_out", 0), time=work.duration(result.get("seconds") or 0)))
@@ -119,10 +121,9 @@ class ReviewPage(QWidget):
             self._scores.addWidget(bar, row, 1)
             self._scores.addWidget(text(f"{value:.2f}", "strong", wrap=False), row, 2)
 
-    def _show_answers(self, past: list[events.Event], best: int | None) -> None:
+    def _show_answers(self, samples: list[events.Sample], best: int | None) -> None:
         """The answers of step 0 beside those nearest to the kept state."""
         clear(self._answers)
-        samples = [event for event in past if isinstance(event, events.Sample)]
         first = {s.prompt: s.answer for s in samples if s.step == 0}
         steps = sorted({s.step for s in samples if s.step})
         near = min(steps, key=lambda step: abs(step - (best or step)), default=None)

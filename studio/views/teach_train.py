@@ -12,6 +12,7 @@ from studio.core.text import teach as words
 from studio.core.text import work
 from studio.core.verdict import judge
 from studio.jobs.job import Job, State
+from studio.models.past import Past
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.curve_view import CurveView
@@ -34,6 +35,7 @@ class TrainPage(QWidget):
         self.job: Job | None = None
         self.answers: dict[int, dict[str, str]] = {}       # step → question → answer
         self._seq, self._last, self._stage, self._saved, self._asked = 0, None, "", None, ""
+        self._past = Past(self)
         self._words = QTimer(self, interval=CALM, singleShot=True)
         self._words.timeout.connect(self._say)
         self._build()
@@ -107,19 +109,20 @@ class TrainPage(QWidget):
         id = self._draft.job_id
         try:
             job = self._queue.queue.job(id) if id is not None else None
-            past = self._queue.queue.events(id) if job is not None else []
         except StudioError as error:
             self.failed.emit(error)
-            job, past = None, []
+            job = None
         self.job = None
         self.curve.clear()
         self.answers.clear()
         self._seq, self._last, self._stage, self._saved, self._asked = 0, None, "", None, ""
-        for event in past:
-            self._take(event)
         self._show(job)
-        self._fill_strip(newest=True)
+        self._past.read(job.folder if job else None, self._take, self._caught_up)
         self.picker.setCurrentIndex(self.picker.findData(id))
+
+    def _caught_up(self) -> None:
+        self._fill_strip(newest=True)
+        self._say()
 
     def _job_changed(self, job: Job) -> None:
         if not isinstance(job.spec, TrainSpec):
@@ -141,8 +144,8 @@ class TrainPage(QWidget):
     # --- what happens in it ---
 
     def _heard(self, id: int, event: events.Event) -> None:
-        if id != self._draft.job_id or (event.seq and event.seq <= self._seq):
-            return
+        if id != self._draft.job_id or self._past.reading or (event.seq and event.seq <= self._seq):
+            return                         # while the past is read, this event stands in it too
         self._take(event)
         if not self._words.isActive():
             self._words.start()
@@ -161,7 +164,8 @@ class TrainPage(QWidget):
                 self.curve.mark(event.step, words.TRAIN_SAVED())
             case events.Sample():
                 self.answers.setdefault(event.step, {})[event.prompt] = event.answer
-                self._fill_strip()
+                if not self._past.reading:
+                    self._fill_strip()
             case events.Note(step=int(step), text=said):
                 self.curve.mark(step, said)
             case events.Progress():

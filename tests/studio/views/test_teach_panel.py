@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDropEvent
-from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 
 from engine import events, specs
@@ -199,7 +198,7 @@ def test_a_failure_is_told_where_it_matters_and_nothing_typed_is_lost(teach, sto
     assert teach.train.job.state is State.FINISHED
 
 
-def test_pause_and_stop_are_asked_of_the_queue(teach, stocked, monkeypatch):
+def test_pause_and_stop_are_asked_of_the_queue(teach, stocked, qtbot):
     import threading
     go_on = threading.Event()
 
@@ -212,11 +211,7 @@ def test_pause_and_stop_are_asked_of_the_queue(teach, stocked, monkeypatch):
     choose_all(teach, stocked)
     teach.plan.start.click()
     stocked.start()
-    for _ in range(500):
-        stocked.settle()
-        if teach.train.curve.points and teach.train.stop.isEnabled():
-            break
-        QTest.qWait(10)
+    qtbot.waitUntil(lambda: (stocked.settle(), teach.train.curve.points and teach.train.stop.isEnabled())[1], timeout=10_000)
     teach.train._say()
     assert "resumes at step 1" in words_of(teach.train)
     teach.train.stop.click()

@@ -179,7 +179,7 @@ def test_jobs_move_and_go_by_keys(queue, world):
     assert queue.current().state is State.CANCELLED and queue.resume.isEnabled() and not queue.cancel.isEnabled()
 
 
-def test_progress_and_failure_are_told_and_can_be_copied(queue, world):
+def test_progress_and_failure_are_told_and_can_be_copied(queue, world, qtbot):
     told = threading.Event()
 
     def work(spec, run):
@@ -190,11 +190,7 @@ def test_progress_and_failure_are_told_and_can_be_copied(queue, world):
     world.work["train"] = work
     queue.select(1)
     world.start()
-    for _ in range(500):
-        world.settle()
-        if "50 %" in (queue.model.index(0, PROGRESS).data() or ""):
-            break
-        QTest.qWait(10)
+    qtbot.waitUntil(lambda: (world.settle(), "50 %" in (queue.model.index(0, PROGRESS).data() or ""))[1], timeout=10_000)
     assert "50 %" in queue.model.index(0, PROGRESS).data() and "left" in queue.model.index(0, PROGRESS).data()
     assert queue.pause.isEnabled() and not queue.remove.isEnabled()
     told.set()
