@@ -158,10 +158,12 @@ class MainWindow(QMainWindow):
 
     def restore(self) -> None:
         """Place, docks and workspace as they were left; a sensible size at the first start."""
-        self.resize(1280, 820)
+        room = self.screen().availableGeometry()
+        self.resize(min(1280, room.width() - 40), min(820, room.height() - 60))
         if self._settings.get("geometry"):
             self.restoreGeometry(QByteArray.fromBase64(self._settings.get("geometry").encode()))
         self.resizeDocks([self.library, self.inspector], [280, 270], Qt.Orientation.Horizontal)
+        self.inspector.setVisible(room.width() >= 1200)        # a small screen is for the work first
         if self._settings.get("layout"):
             self.restoreState(QByteArray.fromBase64(self._settings.get("layout").encode()), LAYOUT_VERSION)
         if self._settings.get("tab") in self._holders:
