@@ -50,8 +50,8 @@ class JobsModel(QAbstractTableModel):
     def progress_words(self, job: Job) -> str:
         """Where it stands, in words."""
         if job.state is not State.RUNNING:
-            if job.can_resume and job.state is not State.FINISHED and job.step:
-                return words.QUEUE_RESUMES(step=job.step)
+            if job.state in (State.PAUSED, State.INTERRUPTED):
+                return words.QUEUE_RESUMES(step=job.step) if job.step else words.QUEUE_BEGINS()
             return (job.error or {}).get("what", "") if job.state is State.FAILED else ""
         said = self._progress.get(job.id)
         stage = said.stage if isinstance(said, events.Progress) else ""

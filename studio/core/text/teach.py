@@ -12,7 +12,6 @@ STEPS = {"data": Phrase("Data"), "model": Phrase("Model"), "plan": Phrase("Plan"
 STEP_HELP = Phrase("Step {number}: {name}. {state}")
 STEP_DONE = Phrase("Ready.")
 NEXT = Phrase("Next: {step}")
-FIELD_NEEDED = Phrase("needed")
 
 # --- what is missing ----------------------------------------------------------------------------
 
@@ -42,24 +41,20 @@ DATA_OTHER = Phrase("Other file …")
 DATA_READING = Phrase("Reading {name} …")
 DATA_HELD = Phrase("{learned} are learned, {held} are held back for testing.")
 DATA_EXAMPLES = Phrase("Your examples")
-DATA_EXAMPLES_NAME = Phrase("The first examples")
 DATA_EXACT = Phrase("Exactly what the model sees")
 DATA_EXACT_HELP = Phrase("The marked part is learned; the rest is only read.")
 DATA_EXACT_NO_MODEL = Phrase("Choose a model to see the exact text it is shown.")
-DATA_EXACT_PICK = Phrase("Choose an example on the left.")
 DATA_TOKENS = Phrase("{tokens} of at most {limit} tokens, {learned} of them learned")
 DATA_TOO_LONG = Phrase("{tokens} tokens: longer than the limit of {limit}; this example will be left out")
 DATA_NOTHING_LEARNED = Phrase("Nothing in this example is learned")
 DATA_NOTES = Phrase("Worth knowing")
 DATA_LOOKING = Phrase("Looking …")
 ROLES = {"user": Phrase("Question"), "assistant": Phrase("Answer"), "system": Phrase("Instruction"), "text": Phrase("Text")}
-SAMPLE_NAMES = {"shop": Phrase("Facts of a small shop"), "style": Phrase("A style of speaking")}
 
 # --- model --------------------------------------------------------------------------------------
 
 MODEL_HEAD = Phrase("Which model should learn it?")
 MODEL_INTRO = Phrase("Larger models know more, and take longer to teach.")
-MODEL_LIST = Phrase("Models in the library")
 MODEL_NONE = Phrase("There is no model in the library yet. Fetch the starter model on the Start page.")
 FIT = {"well": Phrase("fits well"), "tight": Phrase("tight"), "big": Phrase("too big"), "no": Phrase("cannot be taught")}
 FIT_MARKS = {"well": "✓", "tight": "!", "big": "✗", "no": "✗"}
@@ -90,8 +85,6 @@ EXAMPLES = Counted("{n} example", "{n} examples")
 PRICE_SHORTENED = Phrase("stops after 5 minutes, having seen {share} of the examples")
 PLAN_PROMPTS = Phrase("Pinned questions")
 PLAN_PROMPTS_HELP = Phrase("One a line. They are answered again and again while it learns, so that you can hear the change.")
-PLAN_METHOD = Phrase("How the skill is stored: {method}")
-PLAN_ADVANCED = Phrase("Advanced")
 PLAN_ADVANCED_NONE = Phrase("Advanced – as the preset says")
 PLAN_ADVANCED_COUNT = Counted("Advanced – {n} setting differs from the preset", "Advanced – {n} settings differ from the preset")
 PLAN_SPEC_FORM = Phrase("All settings of the training")
@@ -99,9 +92,7 @@ PLAN_METHOD_MORE = Phrase("All settings of the method")
 PLAN_METHOD_FORM = Phrase("Method: {method}")
 PLAN_RESET = Phrase("Back to the preset")
 PLAN_START = Phrase("Start teaching")
-PLAN_START_BUSY = Phrase("Put into the queue")
 PLAN_STARTED = Phrase("“{name}” is in the queue.")
-JOB_TITLE = Phrase("{name}")
 LONG_WARNING = Phrase("This takes more than 8 hours here. Quick check shows in minutes whether it is worth it.")
 MEMORY_WARNING = Phrase("This needs more memory than is free. Close other programs, or choose a smaller model.")
 
@@ -150,7 +141,6 @@ TRAIN_INTERRUPTED = Phrase("It was interrupted. Nothing that was saved is lost: 
 TRAIN_CANCELLED = Phrase("Stopped. It can go on at step {step}.")
 TRAIN_STOPPING = Phrase("Stopping after this step …")
 TRAIN_FINISHED = Phrase("Done. The best state was kept.")
-TRAIN_EVENTS = Phrase("What happened")
 TRAIN_SAVED = Phrase("saved")
 TRAIN_POINTS = Phrase("Error at step {step}: {learned} on the examples it learns, {unseen} on unseen ones.")
 TRAIN_NO_POINTS = Phrase("No numbers yet.")
