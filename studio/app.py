@@ -73,6 +73,7 @@ class Studio(QObject):
         self.talk_bridge = TalkBridge(self.talk, self)
         self.actions = ActionRegistry()
         self._told: set[tuple[int, int]] = set()
+        self._settled = False
         self._build_frame()
         self._connect()
 
@@ -161,11 +162,17 @@ class Studio(QObject):
 
     def show(self) -> None:
         """Open the window; everything slower follows once it is painted."""
+        self.window.painted.connect(self.settle)
         self.window.show()
-        QTimer.singleShot(0, self, self.settle)
 
     def settle(self, at_once: bool = False) -> None:
-        """Read the library and the last stack, build the remaining panels, tell of interrupted jobs. ``at_once``: all before returning."""
+        """Read the library and the last stack, build the remaining panels, tell of interrupted jobs; once.
+
+        ``at_once``: all of it before returning.
+        """
+        if self._settled:
+            return
+        self._settled = True
         self._load_stack()
         if at_once:
             self.catalogue.refresh()

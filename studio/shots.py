@@ -41,6 +41,7 @@ def take(app: QApplication, home: Home, folder: Path, *, modes: tuple[str, ...] 
     try:
         studio.window.resize(*SIZE)
         studio.window.show()
+        studio.window.inspector.show()
         studio.settle(at_once=True)
         if studio.catalogue.adapters:
             studio.library.select(studio.catalogue.adapters[0].path)

@@ -19,16 +19,17 @@ LAYOUT_VERSION = 1
 
 
 class MainWindow(QMainWindow):
-    """The frame round panels that know nothing of each other. ``closing`` is emitted once, when the person closes it."""
+    """The frame round panels that know nothing of each other. ``closing`` and ``painted`` are emitted once."""
 
     closing = Signal()
+    painted = Signal()                     # the first picture stands on the screen
 
     def __init__(self, settings: Settings, actions: ActionRegistry, *, library: QWidget, inspector: QWidget, activity: QWidget):
         super().__init__()
         self.setWindowTitle(text.app_name())
         self.setMinimumSize(900, 560)
         self.setDockOptions(QMainWindow.DockOption.AnimatedDocks | QMainWindow.DockOption.AllowTabbedDocks)
-        self._settings, self._actions, self.closed, self._ended = settings, actions, False, False
+        self._settings, self._actions, self.closed, self._ended, self._painted = settings, actions, False, False, False
         self.activity = activity
         self.tabs = a11y.name(QTabWidget(), text.workspaces())
         self.tabs.setDocumentMode(True)
@@ -181,6 +182,12 @@ class MainWindow(QMainWindow):
             self.closed = True
             self.closing.emit()
         event.setAccepted(self._ended or not self.isVisible())
+
+    def paintEvent(self, event) -> None:   # noqa: N802
+        super().paintEvent(event)
+        if not self._painted:
+            self._painted = True
+            QTimer.singleShot(0, self, self.painted.emit)
 
     def wait_for_end(self) -> None:
         """Stay and be read, but do nothing more: what runs is being saved."""

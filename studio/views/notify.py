@@ -45,9 +45,8 @@ class Notice(QFrame):
         self.level, self.words, self.more, self.details = level, words, more, details
         theme.look(self, f"notice-{level}")
         a11y.name(self, words, more)
-        mark = QLabel()
-        mark.setPixmap(theme.icon(_ICONS[level], "accent" if level == "info" else level).pixmap(20, 20))
-        mark.setAccessibleName(level)
+        self._mark = QLabel()
+        self._mark.setAccessibleName(level)
         headline, body = QLabel(words), QLabel(more)
         theme.look(headline, "strong")
         for label in (headline, body):
@@ -87,16 +86,17 @@ class Notice(QFrame):
         if row.count() > 1:
             words_column.addLayout(row)
         words_column.addWidget(self._box)
-        shut = a11y.name(QToolButton(), text.close())
-        shut.setIcon(theme.icon("close"))
-        shut.setToolTip(text.close())
-        shut.clicked.connect(self.dismiss)
+        self._shut = a11y.name(QToolButton(), text.close())
+        self._shut.setToolTip(text.close())
+        self._shut.clicked.connect(self.dismiss)
         layout = QHBoxLayout(self)
         layout.setContentsMargins(theme.M, theme.S, theme.S, theme.S)
         layout.setSpacing(theme.M)
-        layout.addWidget(mark, 0, Qt.AlignmentFlag.AlignTop)
+        layout.addWidget(self._mark, 0, Qt.AlignmentFlag.AlignTop)
         layout.addLayout(words_column, 1)
-        layout.addWidget(shut, 0, Qt.AlignmentFlag.AlignTop)
+        layout.addWidget(self._shut, 0, Qt.AlignmentFlag.AlignTop)
+        theme.changed.connect(self._retint)
+        self._retint()
 
     def expire(self, seconds: float) -> None:
         """Go away after this time, but not while the pointer or the focus is in it."""
@@ -117,6 +117,10 @@ class Notice(QFrame):
             self.dismiss()
         else:
             super().keyPressEvent(event)
+
+    def _retint(self) -> None:
+        self._mark.setPixmap(theme.icon(_ICONS[self.level], "accent" if self.level == "info" else self.level).pixmap(20, 20))
+        self._shut.setIcon(theme.icon("close"))
 
     def _has_focus(self) -> bool:
         focus = QGuiApplication.focusObject()

@@ -51,12 +51,14 @@ def home(tmp_path) -> Home:
 def open_studio(qapp, qtbot, home, monkeypatch):
     opened = []
 
-    def make(work=patient) -> Studio:
+    def make(work=patient, shown: bool = True) -> Studio:
         talk = FakeTalk()
         talk.answers = {"describe-data": data_report, "render-row": rendered, "estimate-plan": plan_report, "describe-methods": methods}
         studio = Studio(qapp, home, runner=InlineRunner(work), talk=talk)
         monkeypatch.setattr(studio.app, "quit", list)
         opened.append(studio)
+        if not shown:
+            return studio
         studio.window.resize(1400, 900)
         with qtbot.waitActive(studio.window):
             studio.window.show()
@@ -331,6 +333,15 @@ def test_an_adapter_folder_comes_in(open_studio, qtbot, tmp_path, home):
     studio.library.bring_in([outside])
     qtbot.waitUntil(lambda: bool(studio.window.notices.notices()))
     assert "adapter_model.safetensors" in studio.window.notices.notices()[0].words
+
+
+def test_the_window_is_painted_before_anything_slow_is_built(open_studio, qtbot):
+    studio, waiting = open_studio(shown=False), []
+    studio.window.painted.connect(lambda: waiting.append(sorted(studio._builders)))
+    studio.show()
+    qtbot.waitUntil(lambda: sorted(studio.window.panels) == sorted(WORKSPACES))
+    assert waiting == [["export", "queue", "teach", "try"]]
+    qtbot.waitUntil(lambda: studio.catalogue.looked)
 
 
 def test_no_torch_in_the_window(open_studio):
