@@ -24,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     from engine.errors import StudioError
     from engine.store.home import Home
-    home = Home(chosen.home.expanduser().resolve()) if chosen.home else Home.default()
+    if chosen.home:
+        os.environ["ADAPTER_STUDIO_HOME"] = str(chosen.home.expanduser().resolve())     # the worker's home too: it downloads there
+    home = Home.default()
     app = QApplication(sys.argv[:1])
     try:
         if chosen.shots:
