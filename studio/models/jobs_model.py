@@ -94,7 +94,7 @@ class JobsModel(QAbstractTableModel):
             return f"{words.STATE_MARKS[job.state.value]}  {words.STATES[job.state.value]()}"
         if column == PROGRESS:
             return self.progress_words(job)
-        return when(job)
+        return moment(job)
 
     # --- news ---
 
@@ -126,13 +126,17 @@ class JobsModel(QAbstractTableModel):
             self.endRemoveRows()
 
 
+def moment(job: Job) -> str:
+    """When it ended, began or was asked for: "today 14:05"."""
+    then, locale = datetime.fromtimestamp(job.ended or job.started or job.created), QLocale()
+    clock = locale.toString(then.time(), QLocale.FormatType.ShortFormat)
+    if then.date() == datetime.fromtimestamp(time.time()).date():
+        return words.QUEUE_TODAY(time=clock)
+    return f"{locale.toString(then.date(), QLocale.FormatType.ShortFormat)} {clock}"
+
+
 def when(job: Job) -> str:
     """ "today 14:05 · took 3 min"."""
-    moment = datetime.fromtimestamp(job.ended or job.started or job.created)
-    locale = QLocale()
-    clock = locale.toString(moment.time(), QLocale.FormatType.ShortFormat)
-    said = words.QUEUE_TODAY(time=clock) if moment.date() == datetime.fromtimestamp(time.time()).date() else \
-        f"{locale.toString(moment.date(), QLocale.FormatType.ShortFormat)} {clock}"
     if job.state is State.FINISHED and job.started and job.ended:
-        said += " · " + words.QUEUE_TOOK(amount=words.duration(job.ended - job.started))
-    return said
+        return f"{moment(job)} · {words.QUEUE_TOOK(amount=words.duration(job.ended - job.started))}"
+    return moment(job)

@@ -44,10 +44,11 @@ class CurveView(QWidget):
         self._stack.addWidget(nothing)
         self._stack.setMinimumHeight(220)
         self._legend = [(text("●", wrap=False), "curve_learned"), (text("●", wrap=False), "curve_unseen")]
-        Column(Row(text(words.TRAIN_CURVE(), "strong", wrap=False), theme.L, self._legend[0][0],
-                   text(words.TRAIN_LEARNED(), "muted small", wrap=False),
-                   theme.S, self._legend[1][0], text(words.TRAIN_UNSEEN(), "muted small", wrap=False), None, self._swap, spacing=6),
-               self._stack, parent=self)
+        names = [theme.look(a11y.ElidedLabel(said, mode=Qt.TextElideMode.ElideRight), "muted small") for said in
+                 (words.TRAIN_LEARNED(), words.TRAIN_UNSEEN())]
+        head = Row(text(words.TRAIN_CURVE(), "strong", wrap=False), theme.M, self._legend[0][0], names[0], theme.S, self._legend[1][0], names[1],
+                   None, self._swap, spacing=6)
+        Column(head, self._stack, parent=self)
         theme.changed.connect(self._restyle)
         self.clear()
         self._restyle()

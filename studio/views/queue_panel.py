@@ -71,7 +71,7 @@ class QueuePanel(Panel):
             shortcut.activated.connect(made.click if made is not None else self._toggle)
             if made is not None:
                 made.setToolTip(f"{made.toolTip()} ({shortcut.key().toString(QKeySequence.SequenceFormat.NativeText)})".strip())
-        buttons = Row(self.pause, self.resume, self.cancel, theme.M, self.up, self.down, None, self.open, self.remove)
+        buttons = Row(self.pause, self.resume, self.cancel, theme.M, self.up, self.down, None, self.remove)
         self._detail_title, self._detail = text("", "heading"), text("", "muted", selectable=True)
         self._bar = QProgressBar()
         self._bar.setTextVisible(False)
@@ -83,7 +83,7 @@ class QueuePanel(Panel):
         theme.look(self._log, "mono plain")
         a11y.name(self._log, words.QUEUE_LOG())
         self.copy = button(words.COPY_DETAILS(), self._copy, "link")
-        detail = card(Row(self._detail_title, None, self.copy), self._detail, self._bar, self._trouble,
+        detail = card(Row(self._detail_title, self.open, self.copy), self._detail, self._bar, self._trouble,
                       text(words.QUEUE_LOG(), "small muted"), self._log)
         detail.layout().itemAt(0).layout().setStretch(0, 1)
         self._empty = card(text(words.QUEUE_EMPTY(), "muted"), looks="sunken", margin=theme.XL)

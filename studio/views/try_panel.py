@@ -125,6 +125,7 @@ class TryPanel(Panel):
         document.changed.connect(self._changed)
         catalogue.subscribe(self._list_models)
         self._list_models()
+        self._widen()
         self._enable()
 
     def _build(self) -> None:
@@ -186,13 +187,15 @@ class TryPanel(Panel):
         self.temperature.setSingleStep(0.1)
         a11y.name(self.temperature, words.TRY_TEMPERATURE(), words.TRY_TEMPERATURE_HELP())
         self.temperature.setToolTip(words.TRY_TEMPERATURE_HELP())
+        for number in (self.length, self.temperature):
+            number.setAlignment(Qt.AlignmentFlag.AlignRight)
         a11y.quiet_wheel(self.models, self.length, self.temperature)
         self.strip = StrengthStrip(self._document, self._undo)
         side = card(text(words.TRY_MODEL(), "strong"), self.models, theme.S, text(words.TRY_STACK(), "strong"), self.strip, theme.S,
                     self.compare, None,
                     Row(text(words.TRY_LENGTH(), "muted small", wrap=False), None, self.length),
                     Row(text(words.TRY_TEMPERATURE(), "muted small", wrap=False), None, self.temperature))
-        side.setFixedWidth(252)
+        self._side_card = side
         return side
 
     # --- model and stack ---
@@ -368,11 +371,16 @@ class TryPanel(Panel):
         self.again.setEnabled(bool(self.turns) and not self.speaking)
         self.clear.setEnabled(bool(self.turns))
 
+    def _widen(self) -> None:
+        """The side grows with the text size, so that nothing in it is cut."""
+        self._side_card.setFixedWidth(max(252, 18 * self.fontMetrics().height()))
+
     def _to_the_end(self, _low: int, high: int) -> None:
         self.scroll.verticalScrollBar().setValue(high)
 
     def restyle(self, *_: object) -> None:
         super().restyle()
+        self._widen()
         for turn in self.turns:
             turn.mark()
 
