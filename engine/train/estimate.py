@@ -15,7 +15,7 @@ from engine.errors import OutOfMemory, explain
 from engine.specs import PlanReport, TrainSpec
 from engine.train.batching import Schedule, common_prefix, computed_tokens, micro_batches
 from engine.train.checkpoint import KEPT
-from engine.train.loop import BUDGET, EVALUATIONS, SAMPLE_SHARE, memory_mb
+from engine.train.loop import BUDGET, SAMPLE_SHARE, evaluation_points, memory_mb
 from engine.train.loss import Objective
 from engine.train.optim import Optimizer
 from engine.train.precision import choose, exact_computing
@@ -68,7 +68,8 @@ def estimate(spec: TrainSpec) -> PlanReport:
         widest = max(widest, *step.portions(of_step))
     teaching = seconds
     if material.test:                      # a forward alone costs about a third of a step
-        seconds += (1 + min(EVALUATIONS, len(schedule))) * step([len(row.ids) for row in material.test]) / 3
+        tested = [len(row.ids) for row in material.test]
+        seconds += len(evaluation_points(schedule, tested)) * step(tested) / 3
     if spec.prompts:
         seconds += teaching * SAMPLE_SHARE / 2
     trainable = sum(p.numel() for p in parameters.values())

@@ -28,7 +28,7 @@ from engine.train.prepare import Material, best_device, load_student, read_mater
 from engine.train.presets import method_settings
 
 BUDGET = 1024                              # padded tokens in one micro-batch; halved when memory runs out
-EVALUATIONS = 10                           # through the run, besides the one of the untouched base
+EVALUATIONS, EVALUATION_SHARE = 10, 0.2    # through the run, besides the one of the untouched base; fewer if they would cost more than this
 PATIENCE = 3                               # evaluations in a row without a better one, after which an early stop ends the run
 SAMPLE_TOKENS, SAMPLE_SHARE = 60, 0.15     # length of a sample answer; share of the time that samples in between may cost
 
@@ -75,9 +75,8 @@ class Training:
         hidden = model.get_base_model().get_input_embeddings().weight.shape[1]
         rate = spec.learning_rate or learning_rate(spec.method, method_settings(spec), hidden)
         self.optimizer = Optimizer(self.parameters, rate, spec.weight_decay)
-        steps = len(self.schedule)
-        self.evaluate_at = {round(steps * k / EVALUATIONS) for k in range(EVALUATIONS + 1)} if material.test else set()
-        self.save_every = max(1, steps // 10)
+        self.evaluate_at = evaluation_points(self.schedule, [len(row.ids) for row in material.test])
+        self.save_every = max(1, len(self.schedule) // 10)
         self.step, self.budget, self.best = 0, BUDGET, {}
         self.errors: list[float] = []      # of every step
         self.evaluations: list[list] = []  # [step, error on unseen examples]
@@ -206,7 +205,8 @@ class Training:
             self.best = self._weights()
         self._evaluation_seconds = time.monotonic() - start
         yield Evaluated(self.step, error, len(self.material.test), best)
-        yield from self._sample(always=self.step == 0)
+        if not self.over:                  # the last word is the kept state's
+            yield from self._sample(always=self.step == 0)
 
     def _unseen_error(self) -> float:
         rows, total = self.material.test, 0.0
@@ -305,6 +305,18 @@ class Training:
         each = self._step_seconds / self._steps_here
         to_evaluate = sum(point > self.step for point in self.evaluate_at)
         return (len(self.schedule) - self.step) * each + to_evaluate * self._evaluation_seconds
+
+
+def evaluation_points(schedule: Schedule, tested: list[int]) -> set[int]:
+    """Steps after which the unseen examples (of these lengths) are tried: evenly spaced, the first at 0, none without such examples.
+
+    A function of lengths alone, for the best state must not depend on the clock; an evaluated token costs a third of a learned one.
+    """
+    if not tested:
+        return set()
+    learned = sum(schedule.lengths) * len(schedule) / schedule.per_pass
+    count = max(2, min(EVALUATIONS, round(EVALUATION_SHARE * 3 * learned / sum(tested))))
+    return {round(len(schedule) * k / count) for k in range(count + 1)}
 
 
 def memory_mb() -> float:

@@ -242,3 +242,11 @@ def test_bad_settings_are_a_sentence(make_spec, tmp_path):
     with pytest.raises(InvalidSpec, match="nonsense"):
         list(train(spec, start(spec, tmp_path / "run")))
     assert json.loads((tmp_path / "run" / "spec.json").read_text())["method_config"]["nonsense"] == 1
+
+
+@pytest.mark.parametrize("tested, most", [([10], 10), ([10] * 40, 3), ([10] * 4000, 2)])
+def test_testing_never_costs_more_than_its_share(tested, most):
+    schedule = loop.Schedule([10] * 40, 4, 5, 0)
+    points = loop.evaluation_points(schedule, tested)
+    assert {0, len(schedule)} <= points and len(points) - 1 <= most and loop.evaluation_points(schedule, []) == set()
+    assert len(points) == 3 or (len(points) - 1) * sum(tested) / 3 <= 1.3 * loop.EVALUATION_SHARE * 5 * 400
