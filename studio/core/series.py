@@ -117,6 +117,12 @@ class Series:
         x = self._x.view[np.minimum(np.arange(begin, end) * size, len(self) - 1)]
         return np.repeat(x, 2), np.column_stack((low, high)).ravel()
 
+    def thinned(self, points: int) -> tuple[np.ndarray, np.ndarray]:
+        """Evenly picked points of a calm curve, the last one among them: at most about ``points``."""
+        stride = max(1, -(-len(self) // max(points, 1)))
+        picked = np.arange(len(self) - 1, -1, -stride)[::-1]
+        return self._x.view[picked], self._y.view[picked]
+
     def best(self) -> tuple[float, float] | None:
         """(x, y) of the lowest y, the first of equals; None while there is no number."""
         if not len(self) or np.all(np.isnan(self._y.view)):

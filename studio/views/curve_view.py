@@ -1,15 +1,17 @@
 """The live curve: error on learned and on unseen examples, the best point, and what happened. With a table twin and a sentence.
 
 Points go into `Series` as they come; the picture is drawn at most ten times a second, only while it can be seen, and from at most
-two points a pixel. pyqtgraph is loaded after the first paint, so that the window stands at once.
+two points a pixel. pyqtgraph is loaded a moment after the window stands, or when the curve is first seen.
 """
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QColor
-from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStackedWidget, QTableView, QWidget
+from PySide6.QtWidgets import QAbstractItemView, QStackedWidget, QTableView, QWidget
 
 from studio.core.series import Series, Smooth
 from studio.core.text import teach as words
@@ -18,7 +20,10 @@ from studio.views import a11y, theme
 from studio.views.parts import Column, Row, button, text
 
 PLOT, TABLE, NOTHING = range(3)
-REDRAW = 100                               # milliseconds between two pictures, at least
+CALM_POINTS = 150                          # a thick, smooth line costs by its points, not by its length
+REDRAW, SLOWEST = 100, 1500                # milliseconds between two pictures: at least, at most
+WARM_AFTER = 1500                          # milliseconds after the window was built
+SHARE = 40                                 # a picture may take one part in so many of the window's time
 
 
 class CurveView(QWidget):
@@ -32,13 +37,15 @@ class CurveView(QWidget):
         self._plot, self._tabular = None, False
         self._timer = QTimer(self, interval=REDRAW, singleShot=True)
         self._timer.timeout.connect(self._draw)
+        QTimer.singleShot(WARM_AFTER, self, self._make_plot)           # while nothing is going on yet
         self._swap = button(words.TRAIN_SHOW_TABLE(), self.toggle_table, "quiet")
         self._swap.setCheckable(True)
         self._stack = QStackedWidget()
         self._place = QWidget()
         Column(parent=self._place)
         self._stack.addWidget(self._place)
-        self._stack.addWidget(self._table_view())
+        self._table = self._table_view()
+        self._stack.addWidget(self._table)
         nothing = text(words.TRAIN_NO_POINTS(), "muted")
         nothing.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self._stack.addWidget(nothing)
@@ -117,6 +124,7 @@ class CurveView(QWidget):
 
     def toggle_table(self) -> None:
         self._tabular = not self._tabular
+        self._table.setModel(self.table if self._tabular else None)    # a table that nobody sees need not follow
         self._swap.setChecked(self._tabular)
         self._soon()
 
@@ -146,14 +154,14 @@ class CurveView(QWidget):
         self._stack.setCurrentIndex(TABLE if self._tabular else NOTHING if empty else PLOT)
         if self._tabular or empty:
             return
-        if self._plot is None:
-            self._make_plot()
+        self._make_plot()
         width = max(self._plot.width(), 50)
         first, last = (self._raw.x[0], self._raw.x[-1]) if len(self._raw) else (0.0, 1.0)
         if len(self._unseen):
             first, last = min(first, self._unseen.x[0]), max(last, self._unseen.x[-1])
         self._line_raw.setData(*self._raw.window(first, last, width))
-        calm = self._smooth.series.window(first, last, 400)
+        began = time.perf_counter()
+        calm = self._smooth.series.thinned(CALM_POINTS)
         self._line_smooth.setData(*calm)
         x, y = self._unseen.window(first, last, width)
         self._line_unseen.setData(x, y)
@@ -168,7 +176,13 @@ class CurveView(QWidget):
         self._scale(first, last, np.concatenate((calm[1], y)))
         self._draw_marks()
         a11y.name(self._plot, words.TRAIN_CURVE(), self.sentence())
+        QTimer.singleShot(0, self, lambda: self._pace(began))
         self.drawn.emit()
+
+    def _pace(self, began: float) -> None:
+        """Called when the picture has been painted: dear pictures come more rarely."""
+        spent = 1000 * (time.perf_counter() - began)
+        self._timer.setInterval(int(min(SLOWEST, max(REDRAW, SHARE * spent))))
 
     def _scale(self, first: float, last: float, shown: np.ndarray) -> None:
         shown = shown[np.isfinite(shown)]
@@ -185,6 +199,8 @@ class CurveView(QWidget):
         self._ticks.setData(spots)
 
     def _make_plot(self) -> None:
+        if self._plot is not None:
+            return
         import pyqtgraph as pg             # a quarter of a second: not before the window has been painted
 
         pg.setConfigOptions(antialias=False, useOpenGL=False)
@@ -197,6 +213,8 @@ class CurveView(QWidget):
         self._line_raw = self._plot.plot([], [])
         self._line_smooth = self._plot.plot([], [], antialias=True)
         self._line_unseen = self._plot.plot([], [], antialias=True, symbol="o", symbolSize=5)
+        for line in (self._line_raw, self._line_smooth, self._line_unseen):
+            line.curve.setSegmentedLineMode("on")      # single strokes: many times faster than one long path
         self._dot_best = pg.ScatterPlotItem(size=13)
         self._ticks = pg.ScatterPlotItem(symbol="t1", size=9, hoverable=True, tip=lambda x, y,
                                          data: f"{words.TRAIN_STEP()} {x:.0f}: {data}")
@@ -212,9 +230,8 @@ class CurveView(QWidget):
             dot.setStyleSheet(f"color: {getattr(t, role)}")
         if self._plot is None:
             return
-        pg, faint = self._pg, QColor(t.curve_learned)
+        pg, faint = self._pg, _between(t.curve_learned, t.card)
         self._plot.setBackground(t.card)
-        faint.setAlphaF(0.5)
         self._line_raw.setPen(pg.mkPen(faint, width=1))
         self._line_smooth.setPen(pg.mkPen(t.curve_learned, width=2))
         self._line_unseen.setPen(pg.mkPen(t.curve_unseen, width=2))
@@ -230,19 +247,24 @@ class CurveView(QWidget):
             axis = self._plot.getAxis(side)
             axis.setPen(pg.mkPen(t.border))
             axis.setTextPen(t.muted)
-            axis.setStyle(tickLength=0)
+            axis.setStyle(tickLength=0, maxTickLevel=0)
         self._plot.showGrid(y=True, alpha=0.25)
         self._plot.setLabel("bottom", words.TRAIN_STEP(), color=t.muted)
         self._soon()
 
     def _table_view(self) -> QTableView:
         view = QTableView()
-        view.setModel(self.table)
         view.verticalHeader().hide()
         view.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         view.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        view.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        view.horizontalHeader().setDefaultSectionSize(170)
         view.horizontalHeader().setStretchLastSection(True)
         view.setTabKeyNavigation(False)
         a11y.name(view, words.TRAIN_CURVE(), words.TRAIN_SHOW_TABLE())
         return view
+
+
+def _between(first: str, second: str) -> QColor:
+    """Halfway from one colour to the other: faint without being see-through, which would be slow to paint."""
+    a, b = QColor(first), QColor(second)
+    return QColor((a.red() + b.red()) // 2, (a.green() + b.green()) // 2, (a.blue() + b.blue()) // 2)

@@ -227,7 +227,8 @@ class TrainPage(QWidget):
             case State.FINISHED:
                 if verdict.kind in ("waiting", "learning"):
                     tone, sentence = "good", words.TRAIN_FINISHED()
-                advice = "" if verdict.kind in ("waiting", "learning") else f"{words.TRAIN_FINISHED()} {advice}".strip()
+                if verdict.kind in ("improving", "flat", "no_better"):     # the others say so themselves
+                    advice = f"{words.TRAIN_FINISHED()} {advice}".strip()
         self.verdict.setText(sentence)
         self._advice.setText(advice)
         self._advice.setVisible(bool(advice))

@@ -65,6 +65,14 @@ def test_a_million_points_are_few_on_the_screen_and_a_single_peak_stays():
     assert series.window(0, 1e6 + 1, 900)[1].min() == -3.0
 
 
+@given(st.integers(0, 500), st.integers(1, 90))
+@settings(deadline=None, max_examples=40)
+def test_a_calm_curve_is_thinned_evenly_and_ends_where_it_ends(count, points):
+    x, y = filled(range(count)).thinned(points)
+    assert len(x) == len(y) <= points and np.array_equal(x, y) and (count == 0) == (len(x) == 0)
+    assert count == 0 or (x[-1] == count - 1 and len(set(np.diff(x))) <= 1)
+
+
 def test_the_best_point_is_the_first_lowest_number():
     assert Series().best() is None and filled([np.nan]).best() is None
     assert filled([3, 2, np.nan, 1, 1]).best() == (3.0, 1.0)
