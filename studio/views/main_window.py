@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from PySide6.QtCore import QByteArray, Qt, QTimer, Signal
 from PySide6.QtGui import QAction, QKeySequence, QShortcut
-from PySide6.QtWidgets import QDockWidget, QHBoxLayout, QLabel, QMainWindow, QMenu, QTabWidget, QToolButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import (QDockWidget, QFrame, QHBoxLayout, QLabel, QMainWindow, QMenu, QScrollArea, QTabWidget, QToolButton,
+                               QVBoxLayout, QWidget)
 
 from studio.core.actions import Action, ActionRegistry
 from studio.core.settings import Settings
@@ -27,7 +28,6 @@ class MainWindow(QMainWindow):
     def __init__(self, settings: Settings, actions: ActionRegistry, *, library: QWidget, inspector: QWidget, activity: QWidget):
         super().__init__()
         self.setWindowTitle(text.app_name())
-        self.setMinimumSize(900, 560)
         self.setDockOptions(QMainWindow.DockOption.AnimatedDocks | QMainWindow.DockOption.AllowTabbedDocks)
         self._settings, self._actions, self.closed, self._ended, self._painted = settings, actions, False, False, False
         self.activity = activity
@@ -37,7 +37,7 @@ class MainWindow(QMainWindow):
         a11y.name(self.tabs.tabBar(), text.workspaces())
         self.notices = notify.NoticeArea()
         self.panels: dict[str, QWidget] = {}
-        self._holders: dict[str, QWidget] = {}
+        self._holders: dict[str, QScrollArea] = {}
         self._icons: dict[str, str] = {}
         centre = QWidget()
         layout = QVBoxLayout(centre)
@@ -60,14 +60,16 @@ class MainWindow(QMainWindow):
         self._rebuild.timeout.connect(self.build_menus)
         theme.changed.connect(self._retint)
         self.tabs.currentChanged.connect(self._tab_changed)
+        self._retint()
 
     # --- workspaces ---
 
     def reserve(self, key: str, title: str, icon: str) -> None:
         """Add the place of a workspace at the end of the tabs; `fill` brings its panel."""
-        holder = theme.look(QWidget(), "page")
-        layout = QVBoxLayout(holder)
-        layout.setContentsMargins(0, 0, 0, 0)
+        holder = QScrollArea()             # what does not fit scrolls, and a page that grows never squeezes the docks
+        holder.setWidgetResizable(True)
+        holder.setFrameShape(QFrame.Shape.NoFrame)
+        holder.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self._holders[key], self._icons[key] = holder, icon
         self.tabs.addTab(holder, theme.icon(icon, "muted"), title)
         self.tabs.tabBar().setTabToolTip(self.tabs.count() - 1, f"Ctrl+{self.tabs.count()}")
@@ -75,7 +77,7 @@ class MainWindow(QMainWindow):
     def fill(self, key: str, panel: QWidget) -> None:
         """Put a panel into its place; its `said` and `failed` are heard."""
         self.panels[key] = panel
-        self._holders[key].layout().addWidget(panel)
+        self._holders[key].setWidget(panel)
         self.listen(panel)
         a11y.quiet_wheels_inside(panel)
 
@@ -214,6 +216,7 @@ class MainWindow(QMainWindow):
         self._retint()
 
     def _retint(self, *_) -> None:
+        self.tabs.setMinimumSize(min(760, self.fontMetrics().averageCharWidth() * 78), 380)
         for key, holder in self._holders.items():
             self.tabs.setTabIcon(self.tabs.indexOf(holder), theme.icon(self._icons[key], "accent" if key == self.current() else "muted"))
 
