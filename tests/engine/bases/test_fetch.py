@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from engine.bases import download, hub
-from engine.bases.fetch import fetch
+from engine.bases.fetch import _impatient, fetch
 from engine.bases.load import load_model
-from engine.errors import BadModel, Unreachable
+from engine.errors import BadModel, Cancelled, Unreachable
 from engine.events import Finished, Note, Stopped
 from engine.specs import FetchSpec
 from engine.store.home import Home
@@ -177,3 +179,30 @@ def test_what_a_killed_job_left_beside_the_model_is_swept(web, files, out: Path)
     web.put_model(MODEL, files)
     list(fetch(*job(out)))
     assert not left.exists()
+
+
+def test_a_stop_is_heard_in_the_middle_of_slow_work():
+    """Reading a large file can take seconds in which nothing can be asked."""
+    busy, go_on = threading.Event(), threading.Event()
+
+    def slowly():
+        yield Note("begun")
+        busy.set()
+        go_on.wait(30)
+        yield Note("never heard")
+
+    heard, begun = [], time.monotonic()
+    with pytest.raises(Cancelled):
+        for event in _impatient(slowly(), busy.is_set):
+            heard.append(event.text)
+    go_on.set()
+    assert heard == ["begun"] and time.monotonic() - begun < 2
+
+
+def test_slow_work_that_fails_fails_here():
+    def slowly():
+        yield Note("begun")
+        raise BadModel("No.")
+
+    with pytest.raises(BadModel, match="No."):
+        list(_impatient(slowly(), lambda: False))
