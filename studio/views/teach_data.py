@@ -42,8 +42,6 @@ class DataPage(QWidget):
         self._later.timeout.connect(self._render)
         draft.changed.connect(self._changed)
         theme.changed.connect(self._restyle)
-        if draft.draft.data:
-            self._look()
 
     # --- the three pages ---
 
@@ -142,6 +140,11 @@ class DataPage(QWidget):
             self._look()                   # the same file once more: it may have been mended
         self._draft.put(data=str(path))
 
+    def look_once(self) -> None:
+        """Describe the draft's file if that was not done yet (a draft of an earlier day)."""
+        if self._draft.draft.data and not self._looking:
+            self._look()
+
     def _use_sample(self, sample: SampleData) -> None:
         self._draft.put(data=str(sample.path), prompts=self._draft.draft.prompts or sample.prompts[:3],
                         name=self._draft.draft.name or sample.title)
@@ -195,7 +198,8 @@ class DataPage(QWidget):
         clear(self._trouble)
         self._talk.forget(self._looking)
         name = Path(self._draft.draft.data).name
-        self.said.emit(words.DATA_READING(name=name))
+        if self.isVisible():
+            self.said.emit(words.DATA_READING(name=name))
         self._looking = self._talk.ask(DescribeData(self._draft.draft.data), on_done=self._described, on_error=self._refused)
 
     def _described(self, report: DataReport) -> None:
@@ -216,7 +220,8 @@ class DataPage(QWidget):
         if self._group.buttons():
             self._group.button(0).setChecked(True)
         self._pages.setCurrentIndex(LOADED)
-        self.said.emit(report.sentence)
+        if self.isVisible():
+            self.said.emit(report.sentence)
         self._draft.found(report)
         self._later.start()
 

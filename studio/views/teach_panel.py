@@ -84,6 +84,10 @@ class TeachPanel(Panel):
         self.review.more_wanted.connect(self._more)
         self.review.discarded.connect(lambda _: self.library_changed.emit())
 
+    def showEvent(self, event) -> None:    # noqa: N802 (Qt's name)
+        super().showEvent(event)
+        self.data.look_once()              # not before: it wakes the worker, which is no part of opening a window
+
     # --- for the frame ---
 
     def actions(self) -> list[Action]:

@@ -151,6 +151,8 @@ class TryPanel(Panel):
         self.question.asked.connect(self.ask)
         self.send = button(words.TRY_SEND(), self.ask, "primary", icon="send")
         self.stop = button(words.TRY_STOP(), self.stop_speaking, icon="stop")
+        for one_of_two in (self.send, self.stop):      # they take turns in one place, which must not jump
+            one_of_two.setMinimumWidth(96)
         QShortcut(QKeySequence("Escape"), self, context=Qt.ShortcutContext.WidgetWithChildrenShortcut).activated.connect(self.stop_speaking)
         self.again = button(words.TRY_AGAIN(), self.ask_again, "quiet", help=words.TRY_AGAIN_HELP(), icon="refresh")
         self.clear = button(words.TRY_CLEAR(), self.new_chat, "quiet", icon="plus")

@@ -237,6 +237,17 @@ def test_a_model_without_chat_template_cannot_be_chosen(stocked, qtbot):
     assert not plain.isEnabled() and "template" in plain.accessibleDescription()
 
 
+def test_a_draft_of_an_earlier_day_is_looked_at_when_somebody_comes(stocked, qtbot):
+    stocked.settings.remember("teach.draft", Draft(data=str(resource("samples/shop.csv"))).to_dict())
+    panel = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
+    qtbot.addWidget(panel)
+    stocked.settle()
+    assert stocked.talk.asked == []
+    panel.show()
+    stocked.settle()
+    assert panel.draft.report is not None and len(stocked.talk.of(specs.DescribeData)) == 1
+
+
 def test_an_unusable_draft_from_earlier_days_is_no_obstacle(stocked, qtbot, tmp_path):
     stocked.settings.remember("teach.draft", Draft(base=str(tmp_path / "gone"), data="", preset="best").to_dict() | {"preset": "thorough",
                                                                                                                      "extra": 1})
