@@ -17,6 +17,8 @@ def from_dict(data: dict) -> Spec:
     return cls.from_dict(data)
 
 
-__all__ = ["ANSWER_KINDS", "JOB_KINDS", "KINDS", "TALK_KINDS", "DataReport", "DescribeData", "DescribeMethods", "EstimatePlan", "ExportSpec",
-           "FetchSpec", "MethodsReport", "OpenChat", "PlanReport", "RenderRow", "RenderedRow", "Say", "SetStrengths", "Spec", "StackEntry", "TrainSpec",
-           "describe_fields", "from_dict", "knob", "problems"]
+__all__ = [
+    "ANSWER_KINDS", "JOB_KINDS", "KINDS", "TALK_KINDS", "DataReport", "DescribeData", "DescribeMethods", "EstimatePlan",
+    "ExportSpec", "FetchSpec", "MethodsReport", "OpenChat", "PlanReport", "RenderRow", "RenderedRow", "Say",
+    "SetStrengths", "Spec", "StackEntry", "TrainSpec", "describe_fields", "from_dict", "knob", "problems",
+]

@@ -7,7 +7,8 @@ Four contenders take the same steps over the same rows from the same starting ad
   peft-single  peft with micro-batch 1 and accumulation: no padding at all, normalised by learned tokens
   peft-packed  peft padding-free: the rows of a step behind one another in one sequence, kept apart by their positions
   peft-padded  peft as commonly run: the whole batch padded to its longest row
-Peak memory is read from /proc, so this runs on Linux. "Useful tokens" are those of the rows, without padding; what is computed once for several rows counts as often as it is used.
+Peak memory is read from /proc, so this runs on Linux. "Useful tokens" are those of the rows, without padding;
+what is computed once for several rows counts as often as it is used.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as start:
         for _ in range(options.rounds):
             for name in CONTENDERS:
-                command = [sys.executable, "-W", "ignore", "-m", "tests.bench.train_speed", *sys.argv[1:], "--contender", name, "--start", start]
+                command = [sys.executable, "-W", "ignore", "-m", "tests.bench.train_speed", *sys.argv[1:],
+                           "--contender", name, "--start", start]
                 child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
                 if child.returncode:
                     sys.exit(child.stderr)
@@ -84,7 +86,8 @@ def contend(options: argparse.Namespace) -> dict:
         optimizer.step()
         optimizer.zero_grad()
     cpu = time.process_time() - clock
-    return {"tokens": sum(len(row.ids) for step in steps for row in step), "cpu": cpu, "growth_mb": max(peak_mb() - before, 1.0), "losses": losses}
+    return {"tokens": sum(len(row.ids) for step in steps for row in step), "cpu": cpu,
+            "growth_mb": max(peak_mb() - before, 1.0), "losses": losses}
 
 
 def reset_peak_mb() -> float:
