@@ -7,7 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 from engine.bases import hub, starter
 from engine.bases.download import HEARTBEAT

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 from engine.bases.download import Source, download, get_json
 from engine.errors import BadModel, Unreachable

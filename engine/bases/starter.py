@@ -16,7 +16,7 @@ import time
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 from engine.bases.download import HEARTBEAT, Source, download, fits
 from engine.errors import Cancelled, Unreachable

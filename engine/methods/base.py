@@ -7,12 +7,11 @@ or another method: it sees a `Site` (a weight described canonically) and a dict 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 

@@ -8,7 +8,8 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
+from collections.abc import Iterator
 
 
 def _sync_folder(folder: Path) -> None:
