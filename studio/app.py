@@ -205,6 +205,8 @@ class Studio(QObject):
 
     def keep_stack(self) -> None:
         """Write the stack down, so that nothing mixed is lost whatever happens."""
+        if not self._settled:              # the stack of last time has not been read yet
+            return
         try:
             write_text(self._stack_file, self.document.to_json())
         except OSError as error:
@@ -304,6 +306,7 @@ class Studio(QObject):
                 panel.closing()
         self.window.remember()
         self.keep_stack()
+        self._settled = True               # what had not begun to settle shall not begin now
         if jobs := self.running():
             notify.tell(self.window, text.closing(title=jobs[0].title), text.closing_why(), level="warn", seconds=None)
             self.window.wait_for_end()

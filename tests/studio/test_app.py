@@ -225,6 +225,17 @@ def test_the_stack_is_there_at_the_next_start(open_studio, qtbot):
     assert second.window.current() == "export" and not second.undo.undo_words()
 
 
+def test_a_window_closed_at_once_keeps_the_stack_of_last_time(open_studio, qtbot):
+    first = open_studio()
+    first.add_to_stack([first.home.adapters / "alpha"])
+    shut(first, qtbot)
+    hasty = open_studio(shown=False)
+    hasty.window.show()
+    shut(hasty, qtbot)
+    hasty.settle()                         # the first paint may come late: nobody is asked any more
+    assert [e.name for e in open_studio().document.entries] == ["alpha"]
+
+
 def test_the_stack_is_written_down_while_one_works(open_studio, qtbot):
     studio = open_studio()
     studio.add_to_stack([studio.home.adapters / "alpha"])
