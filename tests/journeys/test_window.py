@@ -141,7 +141,7 @@ def test_from_start_to_a_verified_model_by_mouse(studio, examples, qtbot, monkey
     QTest.keyClicks(talk.question, "What is number 4?")
     talk.length.setValue(24)
     click(talk.send)
-    wait(qtbot, lambda: talk.turns and all(a.stamp for a in talk.turns[-1].answers.values()), "both answers")
+    wait(qtbot, lambda: talk.turns and not talk.speaking and all(a.stamp for a in talk.turns[-1].answers.values()), "both answers")
     answers = talk.turns[-1].answers
     assert set(answers) == {"stack", "base"} and answers["base"].stamp.adapters == []
     assert [(name, round(strength, 3)) for name, _, strength in answers["stack"].stamp.adapters] == [(adapter.name, 1.0)]
@@ -200,7 +200,7 @@ def test_the_same_by_keys_alone(studio, examples, qtbot):
     to(talk.question)
     QTest.keyClicks(talk.question, "What is number 4?")
     key(talk.question, Qt.Key.Key_Return)
-    wait(qtbot, lambda: talk.turns and all(a.stamp for a in talk.turns[-1].answers.values()), "both answers")
+    wait(qtbot, lambda: talk.turns and not talk.speaking and all(a.stamp for a in talk.turns[-1].answers.values()), "both answers")
     key(window, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
     assert studio.document.entries[0].strength == 1.0
     key(window, Qt.Key.Key_5, Qt.KeyboardModifier.ControlModifier)
