@@ -74,7 +74,7 @@ def estimate(spec: TrainSpec) -> PlanReport:
         seconds += teaching * SAMPLE_SHARE / 2
     trainable = sum(p.numel() for p in parameters.values())
     megabytes = trainable * 4 / 1e6
-    memory = max(resting - before, 0) + (peak - resting) * max(1.0, widest / probed)
+    memory = max(resting - before, 0) + max(peak - resting, 0) * max(1.0, widest / probed)
     error = seconds * (SPREAD + step.spread) + 1
     report = PlanReport(rows=len(material.learn), steps=len(schedule), tokens=tokens, seconds=round(seconds + start_up, 1),
                         seconds_error=round(error, 1), memory_mb=round(memory, 1), free_memory_mb=round(psutil.virtual_memory().available / 1e6, 1),
