@@ -10,8 +10,8 @@ import dataclasses
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -135,6 +135,8 @@ class Site:
     kernel: tuple[int, ...] = ()           # spatial sizes of a convolution
     groups: int = 1
     has_bias: bool = False
+    peers: tuple["Site", ...] = field(default=(), compare=False, repr=False)    # all sites of the adapter, in the model's order
+    index: int = field(default=0, compare=False)              # the place of this one among them
 
 
 Init = Callable[[Tensor], None]
@@ -142,12 +144,14 @@ Init = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of an adapter at a site. Its name in the table is PEFT's name, e.g. ``"lora_A.weight"``."""
+    """One tensor of an adapter. Its name in the table is the one in PEFT's module tree less the adapter, e.g. ``"lora_A.weight"``."""
 
     shape: tuple[int, ...]
-    init: Init                             # fills a float32 tensor in place
+    init: Init                             # fills a tensor of `dtype` in place
     trainable: bool = True
     file: str = ""                         # its name in the file, where that differs from the one in the module tree
+    dtype: torch.dtype = torch.float32     # of positions and masks, another one
+    saved: bool = True                     # False: made again from the seed or from W0 when the file is read
 
 
 Tensors = dict[str, Tensor]
@@ -163,13 +167,21 @@ class Factors:
     bias: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a forward pass knows beside its input."""
+
+    training: bool = False
+    extras: Mapping[str, Any] = field(default_factory=dict)   # arguments of the call that are meant for adapters, e.g. ``task_ids``
+
+
 # --- the law of a method -----------------------------------------------------------------------
 
 class Method(ABC):
     """One method of adaptation. Stateless: everything it knows comes in as arguments.
 
-    Every method here is a *delta*: ``W ← W + strength · ΔW(p, W0)``, always from the pristine W0, so that several add up in
-    any order. W0 comes as the canonical matrix, and only if ``needs_base`` is set.
+    A method is a *delta*, ``W ← W + strength · ΔW(p, W0)``, always from the pristine W0, so that several add up in any order; or it is a
+    `MapMethod`. ``p`` holds the tensors of `tensors` and of `shared` together. W0 comes as the canonical matrix if ``needs_base`` is set.
     """
 
     title: ClassVar[str]                   # plain words for a card
@@ -177,6 +189,9 @@ class Method(ABC):
     config: ClassVar[type[TargetedConfig]]
     prefix: ClassVar[str]                  # what all its tensor names begin with
     needs_base: ClassVar[bool] = False     # ΔW depends on W0
+    light: ClassVar[bool] = False          # `apply` costs far less than the layer itself: then nothing dense is ever made to run it
+
+    # --- what it holds ---
 
     @abstractmethod
     def refuses(self, cfg: Any, site: Site) -> str:
@@ -184,14 +199,39 @@ class Method(ABC):
 
     @abstractmethod
     def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
-        """The tensors of an adapter at this site, by their names in PEFT's files."""
+        """The tensors of an adapter at this site."""
+
+    def shared(self, cfg: Any, sites: Sequence[Site]) -> dict[str, TensorSpec]:
+        """Tensors that all sites of the adapter have in common; in the file they are ``base_model.<name>``."""
+        return {}
+
+    def starts_from_base(self, cfg: Any) -> bool:
+        """Whether `start` has something to do."""
+        return self.needs_base
+
+    def start(self, p: Tensors, cfg: Any, site: Site, W0: Tensor, fresh: Set[str]) -> None:
+        """Fill in place those tensors of ``fresh`` that begin at a value which depends on W0 ``(out, columns)``, float32 or better.
+
+        Called without gradients after every `TensorSpec.init`; ``fresh`` names what did not come from a file.
+        """
+
+    def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
+        """Take (pop) this site's tensors out of what a file holds for it, by their names in memory; what stays behind is reported."""
+        names = {name: spec.file or name for name, spec in self.tensors(cfg, site).items()}
+        return {name: found.pop(in_file) for name, in_file in names.items() if in_file in found}
+
+    def encode(self, p: Tensors, cfg: Any, site: Site) -> Tensors:
+        """This site's tensors by their names in the file: the inverse of `decode`."""
+        return {spec.file or name: p[name] for name, spec in self.tensors(cfg, site).items() if spec.saved}
+
+    # --- what it does ---
 
     @abstractmethod
     def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
         """ΔW at strength 1, canonical ``(out, columns)``, differentiable, in the dtype of ``p``."""
 
-    def bias_delta(self, p: Tensors, cfg: Any, site: Site) -> Tensor | None:
-        """What is added to the layer's bias ``(out,)`` at strength 1, or None."""
+    def bias_delta(self, p: Tensors, cfg: Any, site: Site, b0: Tensor | None = None) -> Tensor | None:
+        """What is added to the layer's bias ``b0`` ``(out,)`` at strength 1, or None."""
         return None
 
     def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors | None:
@@ -202,12 +242,44 @@ class Method(ABC):
         """``ΔW = (g − 1) ∘ W0 + g ∘ scale · B · A`` with g ``(out,)``, where ΔW has that form: then it runs on the base's own output."""
         return None
 
-    def start(self, p: Tensors, cfg: Any, site: Site, W0: Tensor) -> None:
-        """Fill in place what begins at a value that depends on W0; called after every `TensorSpec.init`, without gradients."""
+    def apply(self, p: Tensors, cfg: Any, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor | None:
+        """``ΔW·x`` without ever forming ΔW, or None if this site has no such way; ``x`` as the layer gets it (an embedding: token ids).
+
+        Tensors of ``p`` keep their dtype; the result is in that of ``p`` or of ``x``. In training it may be noisy, with `delta` as its mean.
+        """
+        return None
 
     def dropout(self, cfg: Any) -> float:
         """Share of the adapter's inputs that training drops."""
         return 0.0
+
+
+class MapMethod(Method):
+    """A map round whatever lies below it in the stack: ``W ← W + strength · (T_out · W · T_in − W)``. Order matters.
+
+    Override `turn_in` or `turn_out`, and declare which: ``acts_in``, ``acts_out``. ``turns_bias``: T_out takes the bias along.
+    """
+
+    acts_in: ClassVar[bool] = False
+    acts_out: ClassVar[bool] = False
+    turns_bias: ClassVar[bool] = False
+
+    def turn_in(self, p: Tensors, cfg: Any, site: Site, x: Tensor, transposed: bool = False) -> Tensor:
+        """``x · T_inᵀ`` for row vectors ``(…, columns)``: what the layer is to see; ``transposed``: ``x · T_in``, for rows of a weight."""
+        return x
+
+    def turn_out(self, p: Tensors, cfg: Any, site: Site, y: Tensor) -> Tensor:
+        """``y · T_outᵀ`` for row vectors ``(…, out)``: what becomes of the layer's output."""
+        return y
+
+    def turned(self, p: Tensors, cfg: Any, site: Site, W: Tensor) -> Tensor:
+        """``T_out · W · T_in`` for a canonical matrix."""
+        W = self.turn_in(p, cfg, site, W, transposed=True) if self.acts_in else W
+        return self.turn_out(p, cfg, site, W.T).T if self.acts_out else W
+
+    def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
+        """What the map changes of ``W0`` when nothing lies between."""
+        return self.turned(p, cfg, site, W0) - W0
 
 
 def kaiming_uniform(tensor: Tensor) -> None:

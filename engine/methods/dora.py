@@ -5,6 +5,7 @@ Liu et al. 2024 (arXiv 2402.09353, section 4.3 for the detached norm). PEFT: ``L
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -35,8 +36,13 @@ class Dora(Method):
         shape = (1, site.out, *(1,) * len(site.kernel)) if site.kind == "conv" else (site.out,)
         return {**self.inner.tensors(cfg, site), MAGNITUDE: TensorSpec(shape, torch.nn.init.ones_, file="lora_magnitude_vector")}
 
-    def start(self, p: Tensors, cfg: Any, site: Site, W0: Tensor) -> None:
-        p[MAGNITUDE].copy_(row_norms(W0, self.inner.factors(p, cfg, site)).view_as(p[MAGNITUDE]))
+    def starts_from_base(self, cfg: Any) -> bool:
+        return True
+
+    def start(self, p: Tensors, cfg: Any, site: Site, W0: Tensor, fresh: Set[str]) -> None:
+        self.inner.start(p, cfg, site, W0, fresh)
+        if MAGNITUDE in fresh:
+            p[MAGNITUDE].copy_(row_norms(W0, self.inner.factors(p, cfg, site)).view_as(p[MAGNITUDE]))
 
     def gain(self, p: Tensors, cfg: Any, site: Site, W0: Tensor) -> tuple[Tensor, Factors]:
         factors = self.inner.factors(p, cfg, site)
@@ -53,6 +59,10 @@ def row_norms(W0: Tensor, f: Factors) -> Tensor:
     crossed = ((W0 @ A.T) * B).sum(1)
     own = ((B @ (A @ A.T)) * B).sum(1)
     return (W0.square().sum(1) + 2 * crossed + own).clamp_min(0).sqrt()
+
+
+def wanted(cfg: Any) -> bool:
+    return cfg.use_dora
 
 
 VARIANT = Dora

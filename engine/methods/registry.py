@@ -10,8 +10,10 @@ from engine.methods.base import Method, PeftConfig
 from engine.specs import MethodsReport
 from engine.specs.fields import describe_fields
 
-_BUILT_IN = {"LORA": "engine.methods.lora"}
-_VARIANTS = {"LORA": {"use_dora": "engine.methods.dora"}}      # a field of the config → the law that is put round the method
+_BUILT_IN = {                              # peft_type → the file of the method
+    "LORA": "engine.methods.lora",
+}
+_VARIANTS = {"LORA": ("engine.methods.dora",)}                # laws that may be put round a method's, innermost first
 _METHODS: dict[str, Method] = {}
 
 
@@ -36,14 +38,17 @@ def method(peft_type: str | None) -> Method:
 
 
 @cache
-def _variant(peft_type: str, field: str) -> Method:
-    return import_module(_VARIANTS[peft_type][field]).VARIANT(method(peft_type))
+def _round(peft_type: str, modules: tuple[str, ...]) -> Method:
+    """The method with the variants of these modules round it. A variant is a class whose only argument is the law inside it."""
+    built = method(peft_type)
+    for module in modules:
+        built = import_module(module).VARIANT(built)
+    return built
 
 
 def law(config: PeftConfig) -> Method:
-    """The law of an adapter with this config: its method, or the variant of it that the config asks for."""
-    chosen = [field for field in _VARIANTS.get(config.peft_type, {}) if getattr(config, field)]
-    return _variant(config.peft_type, chosen[0]) if chosen else method(config.peft_type)
+    """The law of an adapter with this config: its method, with those variants round it that the config asks for."""
+    return _round(config.peft_type, tuple(m for m in _VARIANTS.get(config.peft_type, ()) if import_module(m).wanted(config)))
 
 
 def names() -> list[str]:

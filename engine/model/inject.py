@@ -72,9 +72,10 @@ def _tensors(tenant: Tenant, layer: Adapted, given: Tensors, trainable: bool, dt
                 spec.init(tensor)
             tensor = tensor.to(device, dtype or weight.dtype)
         made[key] = tensor
-    if method.needs_base and not specs.keys() <= given.keys():
+    fresh = specs.keys() - given.keys()
+    if fresh and method.starts_from_base(tenant.config):
         with torch.no_grad():
-            method.start(made, tenant.config, layer.site, layer.canonical())
+            method.start(made, tenant.config, layer.site, layer.canonical(), fresh)
     return {key: nn.Parameter(tensor, requires_grad=trainable and specs[key].trainable) for key, tensor in made.items()}
 
 
