@@ -257,12 +257,20 @@ class Method(ABC):
 class MapMethod(Method):
     """A map round whatever lies below it in the stack: ``W ← W + strength · (T_out · W · T_in − W)``. Order matters.
 
-    Override `turn_in` or `turn_out`, and declare which: ``acts_in``, ``acts_out``. ``turns_bias``: T_out takes the bias along.
+    Override `turn_in` or `turn_out`, and say where they act: `acts_in`, `acts_out`.
     """
 
-    acts_in: ClassVar[bool] = False
-    acts_out: ClassVar[bool] = False
-    turns_bias: ClassVar[bool] = False
+    def acts_in(self, cfg: Any, site: Site) -> bool:
+        """Whether T_in is there."""
+        return False
+
+    def acts_out(self, cfg: Any, site: Site) -> bool:
+        """Whether T_out is there."""
+        return False
+
+    def turns_bias(self, cfg: Any, site: Site) -> bool:
+        """Whether T_out takes the layer's bias along."""
+        return False
 
     def turn_in(self, p: Tensors, cfg: Any, site: Site, x: Tensor, transposed: bool = False) -> Tensor:
         """``x · T_inᵀ`` for row vectors ``(…, columns)``: what the layer is to see; ``transposed``: ``x · T_in``, for rows of a weight."""
@@ -274,8 +282,8 @@ class MapMethod(Method):
 
     def turned(self, p: Tensors, cfg: Any, site: Site, W: Tensor) -> Tensor:
         """``T_out · W · T_in`` for a canonical matrix."""
-        W = self.turn_in(p, cfg, site, W, transposed=True) if self.acts_in else W
-        return self.turn_out(p, cfg, site, W.T).T if self.acts_out else W
+        W = self.turn_in(p, cfg, site, W, transposed=True) if self.acts_in(cfg, site) else W
+        return self.turn_out(p, cfg, site, W.T).T if self.acts_out(cfg, site) else W
 
     def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
         """What the map changes of ``W0`` when nothing lies between."""
