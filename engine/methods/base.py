@@ -215,6 +215,9 @@ class Method(ABC):
         Called without gradients after every `TensorSpec.init`; ``fresh`` names what did not come from a file.
         """
 
+    def start_shared(self, p: Tensors, cfg: Any, sites: Sequence[Site], weight: Callable[[Site], Tensor], fresh: Set[str]) -> None:
+        """As `start`, for the tensors of `shared` and before it; ``weight(site)`` gives a site's W0."""
+
     def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
         """Take (pop) this site's tensors out of what a file holds for it, by their names in memory; what stays behind is reported."""
         names = {name: spec.file or name for name, spec in self.tensors(cfg, site).items()}
@@ -230,8 +233,8 @@ class Method(ABC):
     def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
         """ΔW at strength 1, canonical ``(out, columns)``, differentiable, in the dtype of ``p``."""
 
-    def bias_delta(self, p: Tensors, cfg: Any, site: Site, b0: Tensor | None = None) -> Tensor | None:
-        """What is added to the layer's bias ``b0`` ``(out,)`` at strength 1, or None."""
+    def bias_delta(self, p: Tensors, cfg: Any, site: Site, b0: Tensor | None = None, W0: Tensor | None = None) -> Tensor | None:
+        """What is added to the layer's bias ``b0`` ``(out,)`` at strength 1, or None; W0 comes if ``needs_base`` is set."""
         return None
 
     def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors | None:

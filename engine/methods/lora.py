@@ -144,7 +144,8 @@ class Lora(Method):
         f = self.factors(p, cfg, site)
         return f.scale * (f.B @ f.A)
 
-    def bias_delta(self, p: Tensors, cfg: LoraConfig, site: Site, b0: Tensor | None = None) -> Tensor | None:
+    def bias_delta(self, p: Tensors, cfg: LoraConfig, site: Site, b0: Tensor | None = None,
+                   W0: Tensor | None = None) -> Tensor | None:
         bias = p.get("lora_B.bias")
         return None if bias is None else bias * self.scale(cfg, site)
 
