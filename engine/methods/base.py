@@ -191,6 +191,12 @@ class Method(ABC):
     needs_base: ClassVar[bool] = False     # ΔW depends on W0
     light: ClassVar[bool] = False          # `apply` costs far less than the layer itself: then nothing dense is ever made to run it
 
+    def settle(self, cfg: Any, model_type: str | None) -> None:
+        """Fill in settings of ``cfg`` that were left open and that this method chooses by the model's family (``config.model_type``).
+
+        Raises `ValueError` if one is needed and the family is not known.
+        """
+
     # --- what it holds ---
 
     @abstractmethod
@@ -282,6 +288,10 @@ class MapMethod(Method):
     def turn_out(self, p: Tensors, cfg: Any, site: Site, y: Tensor) -> Tensor:
         """``y · T_outᵀ`` for row vectors ``(…, out)``: what becomes of the layer's output."""
         return y
+
+    def in_training(self, p: Tensors, cfg: Any, site: Site) -> Tensors:
+        """The live tensors ``p`` as one training step sees them: parts dropped, or (in place) brought back within bounds. As they are by default."""
+        return p
 
     def turned(self, p: Tensors, cfg: Any, site: Site, W: Tensor) -> Tensor:
         """``T_out · W · T_in`` for a canonical matrix."""

@@ -65,6 +65,7 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
         NoMatchingPeftModuleError: nothing matched.
         UnsupportedLayer: a named layer cannot carry this method; says which and why.
     """
+    method.settle(config, getattr(getattr(model, "config", None), "model_type", None))
     wanted = _wanted(model, config)
     result, hits = Plan(), set()
     for path, module in modules(model):
