@@ -62,11 +62,11 @@ def read_header(path: Path | str, error: type = BadAdapter) -> Header:
             prefix = file.read(8)
             if len(prefix) < 8:
                 raise bad("It is shorter than the smallest possible file of its kind." if size else "It is empty.")
-            if prefix[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-                raise error(f"The file {path.name} is not a safetensors file.", "It is a pickle, which could run a program when opened.",
-                            "Ask for the file in safetensors format.", path=str(path))
             (length,) = struct.unpack("<Q", prefix)
             if length > MAX_HEADER or length > size - 8:
+                if prefix[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):     # which an honest length may begin with, too
+                    raise error(f"The file {path.name} is not a safetensors file.", "It is a pickle, which could run a program when opened.",
+                                "Ask for the file in safetensors format.", path=str(path))
                 raise bad("Its table of contents claims to be longer than the file.")
             raw = file.read(length)
         table = json.loads(raw)
