@@ -106,8 +106,13 @@ class Lora(Method):
     def tensors(self, cfg: LoraConfig, site: Site) -> dict[str, TensorSpec]:
         rank = self.rank(cfg, site)
         if site.kind == "embedding":       # here B starts random and A at zero
-            zero_a = cfg.init_lora_weights is not False
-            return {"lora_embedding_A": TensorSpec((rank, site.columns), torch.nn.init.zeros_ if zero_a else torch.nn.init.normal_),
+            def start_embedding_a(A: Tensor) -> None:
+                torch.nn.init.normal_(A)
+                if cfg.init_lora_weights is not False:
+                    torch.empty(site.out, rank).normal_()     # drawn once in vain, as below
+                    torch.nn.init.zeros_(A)
+
+            return {"lora_embedding_A": TensorSpec((rank, site.columns), start_embedding_a),
                     "lora_embedding_B": TensorSpec((site.out, rank), torch.nn.init.normal_)}
         channels, ones = site.columns // math.prod(site.kernel), (1,) * len(site.kernel)
         shape_a, shape_b = (rank, channels, *site.kernel), (site.out, rank, *ones)
