@@ -105,6 +105,9 @@ class TargetedConfig(PeftConfig):
                     raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
+        not_yet = ["modules_to_save"] * bool(self.modules_to_save) + ["bias"] * (getattr(self, "bias", "none") != "none")
+        if not_yet:
+            raise ValueError(f"{' and '.join(not_yet)} cannot be used by this version: leave them at their defaults.")
 
 
 def by_pattern(path: str, patterns: dict[str, Any], default: Any) -> Any:
@@ -261,6 +264,10 @@ class Method(ABC):
     def dropout(self, cfg: Any) -> float:
         """Share of the adapter's inputs that training drops."""
         return 0.0
+
+    def kept_outputs(self, cfg: Any, site: Site) -> Tensor | None:
+        """What one training step multiplies the outputs of ΔW by, ``(out,)``: rows, or all of it, dropped at random. None: nothing is."""
+        return None
 
 
 class MapMethod(Method):
