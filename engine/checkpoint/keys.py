@@ -1,43 +1,52 @@
 """Names in an adapter's file ↔ (module path, tensor name). One rule, used in both directions.
 
-A file says ``base_model.model.<module path>.<tensor name>`` (PEFT), e.g. ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``.
-Read as well: no prefix (adapters written by other integrations), ``_orig_mod.`` (torch.compile) and ``_fsdp_wrapped_module.`` inside.
+A file says ``base_model.model.<module path>.<tensor name>`` (PEFT), e.g. ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``,
+and ``base_model.<tensor name>`` for what all layers share. Read as well: no prefix (adapters written by other integrations),
+``_orig_mod.`` (torch.compile) and ``_fsdp_wrapped_module.`` inside.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 
 from torch import Tensor
 
-PREFIX = "base_model.model."
+PREFIX, SHARED_PREFIX = "base_model.model.", "base_model."
 _NOISE = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module)\.")
 
 
 def file_key(path: str, tensor: str) -> str:
-    """The name of a tensor in the file."""
-    return f"{PREFIX}{path}.{tensor}"
+    """The name of a tensor in the file; ``path`` is empty for what all layers share."""
+    return f"{PREFIX}{path}.{tensor}" if path else f"{SHARED_PREFIX}{tensor}"
 
 
-def split(key: str, prefix: str) -> tuple[str, str] | None:
-    """(module path, tensor name) of a key of a method whose tensor names begin with ``prefix``; None if it is none of that method's."""
+def split(key: str, paths: Container[str], shared: Container[str] = ()) -> tuple[str, str] | None:
+    """(module path, tensor name) of a key, where the path is one of ``paths`` (the deepest that fits) or "" for a ``shared`` tensor; else None."""
     bare = _NOISE.sub("", key)
+    if (name := bare.removeprefix(SHARED_PREFIX)) in shared:
+        return "", name
     bare = bare.removeprefix(PREFIX)
-    at = bare.rfind(f".{prefix}")
-    return None if at < 1 else (bare[:at], bare[at + 1:])
+    at = bare.rfind(".")
+    while at > 0:
+        if bare[:at] in paths:
+            return bare[:at], bare[at + 1:]
+        at = bare.rfind(".", 0, at)
+    return None
 
 
-def sort_by_site(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, dict[str, Tensor]], dict[tuple[str, str], str], list[str]]:
+def sort_by_site(tensors: dict[str, Tensor], paths: Container[str], shared: Container[str] = ()
+                 ) -> tuple[dict[str, dict[str, Tensor]], dict[tuple[str, str], str], list[str]]:
     """Group a file's tensors by module path.
 
     Returns:
-        (path → tensor name → tensor, (path, tensor name) → key in the file, keys that are none of the method's).
+        (path → tensor name → tensor, (path, tensor name) → key in the file, keys that belong to none of the paths).
     """
     sites: dict[str, dict[str, Tensor]] = {}
     origin: dict[tuple[str, str], str] = {}
     foreign: list[str] = []
     for key, tensor in tensors.items():
-        place = split(key, prefix)
+        place = split(key, paths, shared)
         if place is None:
             foreign.append(key)
         else:

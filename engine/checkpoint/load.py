@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from engine.errors import BadAdapter, Unreachable, WrongBase
 from engine.checkpoint.keys import file_key, sort_by_site
 from engine.checkpoint.report import LoadReport
-from engine.methods.base import Method, PeftConfig, TensorSpec
+from engine.methods.base import Method, PeftConfig, Site, Tensors, TensorSpec
 from engine.store.headers import read_header
 from engine.store.library import read_json
 
@@ -87,36 +89,50 @@ def unknown_settings(folder: Path) -> list[str]:
     return PeftConfig.from_pretrained(folder).unknown_keys(read_json(folder / "adapter_config.json", BadAdapter))
 
 
-def match(tensors: dict[str, Tensor], method: Method, expected: dict[str, dict[str, TensorSpec]],
-          unknown_settings: list[str]) -> tuple[dict[str, dict[str, Tensor]], LoadReport]:
-    """Bring a file's tensors together with what the planned layers expect.
+class Place(Protocol):
+    """Where tensors go: a layer as an adapter sees it (`Placement` of one that comes, `Tenant` of one that is there)."""
+
+    method: Method
+    config: Any
+    site: Site
+
+
+def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mapping[str, TensorSpec],
+          unknown_settings: Sequence[str] = ()) -> tuple[dict[str, Tensors], LoadReport]:
+    """Bring a file's tensors together with what the layers expect.
 
     Args:
-        expected: module path → tensor name → spec.
+        places: module path → what sits there. shared: specs of what all layers have in common.
 
     Returns:
-        (module path → tensor name → tensor, report).
+        (module path → tensor name → tensor, with what is shared under the path "", report).
 
     Raises:
         WrongBase: not one tensor fits a layer, or shapes differ.
         BadAdapter: a tensor holds values that are not numbers.
     """
-    sites, origin, foreign = sort_by_site(tensors, method.prefix)
-    given: dict[str, dict[str, Tensor]] = {}
+    sites, origin, foreign = sort_by_site(tensors, places.keys(), shared.keys())
+    given: dict[str, Tensors] = {}
     loaded, missing, wrong = [], [], []
-    for path, specs in expected.items():
+
+    def take(path: str, found: Tensors, specs: Mapping[str, TensorSpec]) -> None:
         for name, spec in specs.items():
-            in_file = spec.file or name
-            tensor = sites.get(path, {}).pop(in_file, None)
-            if tensor is None:
-                missing.append(file_key(path, in_file))
-            elif tuple(tensor.shape) != tuple(spec.shape):
-                wrong.append(f"{path}.{name}: {tuple(tensor.shape)} in the file, {tuple(spec.shape)} in the model")
+            if name not in found:
+                missing.extend([file_key(path, spec.file or name)] if spec.saved else [])
+            elif tuple(found[name].shape) != tuple(spec.shape):
+                wrong.append(f"{path}.{name}: {tuple(found[name].shape)} in the file, {tuple(spec.shape)} in the model")
             else:
-                given.setdefault(path, {})[name] = tensor
-                loaded.append(origin[path, in_file])
+                given.setdefault(path, {})[name] = found[name] if spec.dtype.is_floating_point else found[name].to(spec.dtype)
+
+    take("", sites.get("", {}), shared)
+    for path, place in places.items():
+        in_file = sites.get(path, {})
+        before = list(in_file)
+        take(path, place.method.decode(in_file, place.config, place.site), place.method.tensors(place.config, place.site))
+        loaded += [origin[path, name] for name in before if name not in in_file]
+    loaded += [origin["", name] for name in sites.pop("", {})]
     if wrong:
-        raise WrongBase("The adapter does not fit this model.", f"{len(wrong)} of its tensors have other sizes.",
+        raise WrongBase("The adapter does not fit this model.", f"{len(wrong)} of its tensors have other sizes (size mismatch).",
                         "It was made for another model (or another size of it): choose that one.", details="\n".join(wrong))
     if not loaded:
         raise WrongBase("Nothing of the adapter fits this model.", "Not one of its tensors belongs to a layer of the model.",
@@ -127,5 +143,4 @@ def match(tensors: dict[str, Tensor], method: Method, expected: dict[str, dict[s
                          "Train it again with a lower learning speed, or get it again.", details="\n".join(unsound[:50]))
     unexpected = foreign + [origin[path, name] for path, rest in sites.items() for name in rest]
     renamed = {key: file_key(path, name) for (path, name), key in origin.items() if key != file_key(path, name)}
-    return given, LoadReport(loaded, missing, unexpected, renamed, unknown_settings)
-
+    return given, LoadReport(loaded, missing, unexpected, renamed, list(unknown_settings))

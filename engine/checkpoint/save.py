@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.checkpoint.keys import file_key
+from engine.checkpoint.shared import shared_specs
 from engine.store.atomic import replacing, write_json
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ def adapter_tensors(model: "PeftModel", name: str) -> dict[str, Tensor]:
     if name not in model.peft_config:
         raise ValueError(f"There is no adapter named {name!r}; there are {sorted(model.peft_config)}.")
     found: dict[str, Tensor] = {}
-    for path, layer in model.adapted.items():
-        if name in layer.tenants:
-            tenant = layer.tenants[name]
-            specs = tenant.method.tensors(tenant.config, layer.site)
-            found.update({file_key(path, specs[key].file or key): t.detach().cpu().contiguous() for key, t in layer.tensors(name).items()})
-    return found
+    tenants = {path: layer.tenants[name] for path, layer in model.adapted.items() if name in layer.tenants}
+    for key, spec in shared_specs(tenants.values()).items():
+        if spec.saved:
+            found[file_key("", key)] = model.shared_tensors(name)[key]
+    for path, tenant in tenants.items():
+        encoded = tenant.method.encode(model.adapted[path].tensors(name), tenant.config, tenant.site)
+        found.update({file_key(path, key): tensor for key, tensor in encoded.items()})
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in found.items()}
 
 
 def save_adapter(model: "PeftModel", name: str, folder: Path | str) -> None:

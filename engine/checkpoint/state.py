@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.checkpoint.load import match
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import adapter_tensors
-from engine.methods.registry import law
+from engine.checkpoint.shared import shared_specs
 
 if TYPE_CHECKING:
     from engine.model.peft_model import PeftModel
@@ -28,12 +28,10 @@ def set_peft_model_state_dict(model: "PeftModel", state: dict[str, Tensor], adap
     Raises:
         WrongBase: nothing fits, or shapes differ; the adapter is unchanged.
     """
-    config = model.peft_config[adapter_name]
-    method = law(config)
-    layers = {path: layer for path, layer in model.adapted.items() if adapter_name in layer.tenants}
-    given, report = match(state, method, {path: method.tensors(config, layer.site) for path, layer in layers.items()}, [])
+    tenants = {path: layer.tenants[adapter_name] for path, layer in model.adapted.items() if adapter_name in layer.tenants}
+    given, report = match(state, tenants, shared_specs(tenants.values()))
     for path, tensors in given.items():
-        live = layers[path].tensors(adapter_name)
+        live = model.adapted[path].tensors(adapter_name) if path else model.shared_tensors(adapter_name)
         for key, tensor in tensors.items():
             live[key].copy_(tensor)
     model.stack.changed()                  # stacked copies are stale

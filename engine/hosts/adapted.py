@@ -1,42 +1,43 @@
 """A layer with adapters: one pristine base weight and the live stack of adapters round it.
 
-The base is never changed. Each adapter's tensors stand beside it under PEFT's own names, so that the module tree reads
-``….q_proj.lora_A.<adapter>.weight`` and a key in a file is the key in memory less the adapter's name.
+The base is never changed. Each adapter's tensors stand beside it under PEFT's own names. How a stack is run is decided once
+for a state of the stack (see `engine.hosts.program`); this file keeps the tensors, composes and merges.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.hosts.host import Host
-from engine.hosts.stack import Layout, LiveStack
-from engine.methods.base import Factors, Method, Site, Tensors
-
-
-class Slot(nn.Module):
-    """Holds one adapter's tensors of one kind (``lora_A`` → ``weight``, ``bias``), so that names nest as in PEFT."""
+from engine.hosts.program import Program, build
+from engine.hosts.shelves import Shelves
+from engine.hosts.stack import LiveStack
+from engine.methods.base import MapMethod, Method, Site, Tensors
 
 
 @dataclass(frozen=True)
 class Tenant:
-    """One adapter at one layer: its method and settings. Its tensors live in the layer's module tree."""
+    """One adapter at one layer: its method, its settings, the layer as this adapter sees it, and what all its layers share.
+
+    Its own tensors live in the layer's module tree.
+    """
 
     method: Method
     config: Any
+    site: Site
+    shared: Tensors = field(default_factory=dict)
+    fresh: frozenset[str] = frozenset()    # tensors that begin at W0, where W0 was not there yet (streaming merges)
 
 
-FEW_ROWS = 8                               # of a decoding step; a prompt has more
-Path = Callable[[Tensor, Tensor, Tensor | None], Tensor]      # (x, y, W0·x) → y with one adapter, or one fused group, added
-
-
-class Adapted(nn.Module):
+class Adapted(Shelves):
     """Wraps ``base_layer``; behaves like it wherever nothing is in the stack."""
+
+    _own = frozenset({"base_layer"})
 
     def __init__(self, base_layer: nn.Module, host: Host, site: Site, stack: LiveStack):
         super().__init__()
@@ -44,275 +45,170 @@ class Adapted(nn.Module):
         self.site = site
         self.tenants: dict[str, Tenant] = {}
         self._host, self._stack = host, stack
-        self._pristine: nn.Parameter | None = None            # W0 while a merged weight stands in its place
-        self._pristine_bias: nn.Parameter | None = None
-        self._paths: list[Path] = []
-        self._needs_origin = False
-        self._stamp: tuple = ()
+        self._kept: tuple[nn.Parameter, nn.Parameter | None] | None = None      # W0 and its bias while merged ones stand in their place
+        self._programs: dict[str | None, tuple[tuple, Program]] = {}            # for the stack (None), or for one adapter alone
         self.train(base_layer.training)
+
+    @property
+    def host(self) -> Host:
+        """What knows the layout of the layer's weight."""
+        return self._host
 
     # --- adapters ---
 
     def add(self, name: str, tenant: Tenant, tensors: Tensors) -> None:
-        """Let an adapter in. ``tensors`` by their names in PEFT's files; those of trainable specs become parameters."""
+        """Let an adapter in; ``tensors`` by their names in the method's table."""
         self.tenants[name] = tenant
-        for key, tensor in tensors.items():
-            kind, _, leaf = key.partition(".")
-            parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
-            if leaf:
-                shelf = self._shelf(kind, nn.ModuleDict)
-                if name not in shelf:
-                    shelf[name] = Slot()
-                shelf[name].register_parameter(leaf, parameter)
-            else:
-                self._shelf(kind, nn.ParameterDict)[name] = parameter
-
-    def _shelf(self, kind: str, container: type) -> Any:
-        if kind not in self._modules:
-            self.add_module(kind, container())
-        return self._modules[kind]
+        self.put(name, tensors)
 
     def remove(self, name: str) -> None:
-        """Forget an adapter; empty shelves go with it."""
+        """Forget an adapter."""
         self.tenants.pop(name, None)
-        for kind in [k for k in self._modules if k != "base_layer"]:
-            shelf = self._modules[kind]
-            if name in shelf:
-                del shelf[name]
-            if not len(shelf):
-                delattr(self, kind)
-        self._stamp = ()
+        self.clear(name)
+        self._programs.clear()
 
-    def tensors(self, name: str) -> Tensors:
-        """An adapter's tensors by their names in PEFT's files; the live parameters, not copies."""
-        found: Tensors = {}
-        for kind, shelf in self._modules.items():
-            if kind != "base_layer" and name in shelf:
-                if isinstance(shelf[name], Slot):
-                    found.update({f"{kind}.{leaf}": p for leaf, p in shelf[name]._parameters.items()})
-                else:
-                    found[kind] = shelf[name]
-        return found
+    def all_tensors(self, name: str) -> Tensors:
+        """An adapter's tensors at this layer, those that it shares with other layers included."""
+        own = self.tensors(name)
+        return {**self.tenants[name].shared, **own} if self.tenants[name].shared else own
 
     # --- running ---
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = self.base_layer(x, *args, **kwargs)
-        stamp = (self._stack.version, torch.is_grad_enabled(), self.training, y.dtype)
-        if stamp != self._stamp:
-            self._paths, self._needs_origin = self._prepare(y.dtype, frozen=not stamp[1])
-            self._stamp = stamp
-        origin = self._origin(x, y) if self._needs_origin else None
-        for path in self._paths:
-            y = path(x, y, origin)
+        if self._stack.samples is not None:
+            return self._per_sample(x, args, kwargs)
+        return self._program(None, self._stack)(x, args, kwargs)
+
+    def _program(self, key: str | None, stack: LiveStack) -> Program:
+        stamp = (stack.version, torch.is_grad_enabled(), self.training)
+        known = self._programs.get(key)
+        if known is None or known[0] != stamp:
+            known = self._programs[key] = (stamp, build(self, stack, learning=stamp[1]))
+        return known[1]
+
+    def _per_sample(self, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Each row of the batch through its own adapter (or none): the base once for all, then what differs."""
+        samples = self._stack.samples
+        if x.shape[0] != len(samples):
+            raise ValueError(f"Length of `adapter_names` should be the same as the number of inputs, but got {len(samples)} and {x.shape[0]}.")
+        y = None
+        for name, rows in samples.rows.items():
+            program = self._program(name, self._stack.solo(name)) if name in self.tenants else self._bare
+            part = program(x[rows], args, kwargs)
+            y = part.new_empty(x.shape[0], *part.shape[1:]) if y is None else y
+            y[rows] = part
         return y
 
-    def _origin(self, x: Tensor, y: Tensor) -> Tensor:
-        """The untouched weight's own output, without bias."""
-        if self._pristine is not None:     # a merged weight stands in its place: y is not it
-            return self._host.run(self.base_layer, x, self.canonical().to(y.dtype))
-        return y if self.pristine_bias is None else self._host.bias(y, -self.pristine_bias)
+    def _bare(self, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        return self.base_layer(x, *args, **kwargs)
 
     def canonical(self) -> Tensor:
         """W0 as the matrix that methods see."""
         return self._host.canonical(self.pristine_weight.detach())
 
-    def _prepare(self, dtype: torch.dtype, frozen: bool) -> tuple[list[Path], bool]:
-        """Decide once how to run the present stack: frozen low-rank neighbours fuse into one; frozen dense deltas are computed once.
-
-        Returns the paths in order, and whether any of them asks for the untouched weight's output.
-        """
-        paths: list[Path] = []
-        group: list[str] = []
-        needs_origin = False
-        for name in self._stack.heard():
-            if name not in self.tenants:
-                continue
-            tenant, tensors = self.tenants[name], self.tensors(name)
-            still = frozen and not any(t.requires_grad for t in tensors.values())
-            low_rank = tenant.method.factors(tensors, tenant.config, self.site) is not None
-            if low_rank and still:
-                group.append(name)
-                continue
-            if group:
-                paths.append(self._fused(group, dtype))
-                group = []
-            if low_rank:
-                paths.append(self._low_rank(name))
-            elif tenant.method.needs_base and tenant.method.gain(tensors, tenant.config, self.site, self.canonical()) is not None:
-                paths.append(self._gained(name, still))
-                needs_origin = True
-            else:
-                paths.append(self._dense(name, still))
-        if group:
-            paths.append(self._fused(group, dtype))
-        return paths, needs_origin
-
-    def _fused(self, names: list[str], dtype: torch.dtype) -> Path:
-        """Frozen low-rank adapters as one stacked A and one stacked B; the strengths are read from the stack at each call."""
-        parts = [self.tenants[n].method.factors(self.tensors(n), self.tenants[n].config, self.site) for n in names]
-        biases = [(n, f.bias.detach() * f.scale) for n, f in zip(names, parts) if f.bias is not None]
-        linear = self.site.kind == "linear" and not biases
-        if linear and len(parts) == 1:
-            return self._alone(names[0], parts[0], dtype)
-        layout: Layout = tuple((n, f.A.shape[0], f.scale) for n, f in zip(names, parts))
-        host, layer, stack = self._host, self.base_layer, self._stack
-        A = torch.cat([f.A.detach().to(dtype) for f in parts])
-        B = torch.cat([f.B.detach().to(dtype) for f in parts], dim=1)
-
-        def flat(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
-            h = x.to(dtype).reshape(-1, x.shape[-1]) @ A.t()
-            return torch.addmm(y.reshape(-1, y.shape[-1]), h * stack.scales(layout, dtype, y.device), B.t()).view(y.shape)
-
-        def fused(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
-            h = host.project(layer, self._inputs(x, y), A)
-            y = y + host.expand(layer, host.per_output(h, stack.scales(layout, dtype, y.device)), B)
-            for name, bias in biases:
-                y = host.bias(y, (bias * stack.strength(name)).to(dtype))
-            return y
-
-        return flat if linear else fused
-
-    def _alone(self, name: str, f: Factors, dtype: torch.dtype) -> Path:
-        """One frozen adapter on a linear layer, the everyday case, in as few operations as there can be."""
-        stack, scale = self._stack, f.scale
-        A, B = f.A.detach().to(dtype).t(), f.B.detach().to(dtype).t()
-        master_A, master_B = f.A.detach().t(), f.B.detach().t()
-        # a processor's 16-bit products of a few rows cost three times those of the float32 tensors that are there anyway
-        few = FEW_ROWS if f.A.dtype == torch.float32 and dtype.itemsize == 2 and f.A.device.type == "cpu" else 0
-
-        def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
-            rows, out, alpha = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), stack.strength(name) * scale
-            if rows.shape[0] <= few:
-                return torch.addmm(out.float(), rows.float() @ master_A, master_B, alpha=alpha).to(dtype).view(y.shape)
-            return torch.addmm(out, rows.to(dtype) @ A, B, alpha=alpha).view(y.shape)
-
-        return path
-
-    def _inputs(self, x: Tensor, y: Tensor, share: float = 0.0) -> Tensor:
-        """What an adapter sees: token ids as they are, anything else in the output's dtype, thinned out by dropout in training."""
-        return x if self.site.kind == "embedding" else F.dropout(x, share, self.training and share > 0).to(y.dtype)
-
-    def _low_rank(self, name: str) -> Path:
-        """One low-rank adapter with gradients: computed in the activations' dtype, master tensors stay as they are."""
-        tenant, host, layer, stack = self.tenants[name], self._host, self.base_layer, self._stack
-        tensors, share = self.tensors(name), tenant.method.dropout(tenant.config)
-
-        def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
-            f = tenant.method.factors(tensors, tenant.config, self.site)
-            h = host.project(layer, self._inputs(x, y, share), f.A.to(y.dtype))
-            factor = stack.strength(name) * f.scale
-            y = y + host.expand(layer, h * factor, f.B.to(y.dtype))
-            return y if f.bias is None else host.bias(y, (f.bias * factor).to(y.dtype))
-
-        return path
-
-    def _gained(self, name: str, still: bool) -> Path:
-        """A delta that rescales the base's own output rows; when nothing learns, the gains are computed once."""
-        tenant, host, layer, stack = self.tenants[name], self._host, self.base_layer, self._stack
-        tensors, share = self.tensors(name), tenant.method.dropout(tenant.config)
-
-        def gain() -> tuple[Tensor, Factors]:
-            return tenant.method.gain(tensors, tenant.config, self.site, self.canonical())
-
-        kept = gain() if still else None
-
-        def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
-            g, f = kept or gain()
-            h = host.project(layer, self._inputs(x, y, share), f.A.to(y.dtype))
-            learned = host.expand(layer, h * (stack.strength(name) * f.scale), f.B.to(y.dtype))
-            return y + host.per_output(origin, (stack.strength(name) * (g - 1)).to(y.dtype)) + host.per_output(learned, g.to(y.dtype))
-
-        return path
-
-    def _dense(self, name: str, still: bool) -> Path:
-        """A delta without factors: the layer's own forward with ΔW in place of its weight; when nothing learns, ΔW is computed once."""
-        tenant, host, layer, stack = self.tenants[name], self._host, self.base_layer, self._stack
-        tensors, share = self.tensors(name), tenant.method.dropout(tenant.config)
-
-        def delta(dtype: torch.dtype) -> Tensor:
-            return tenant.method.delta(tensors, tenant.config, self.site, self._seen_base(tenant)).to(dtype)
-
-        kept: dict[torch.dtype, Tensor] = {}
-
-        def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
-            if still and y.dtype not in kept:
-                kept[y.dtype] = delta(y.dtype)
-            strength = stack.strength(name)
-            y = y + strength * host.run(layer, self._inputs(x, y, share), kept[y.dtype] if still else delta(y.dtype))
-            bias = tenant.method.bias_delta(tensors, tenant.config, self.site)
-            return y if bias is None else host.bias(y, (bias * strength).to(y.dtype))
-
-        return path
-
-    def _seen_base(self, tenant: Tenant, W0: Tensor | None = None) -> Tensor | None:
-        return (self.canonical() if W0 is None else W0) if tenant.method.needs_base else None
-
     # --- merging: composed from W0, never subtracted ---
 
+    def composed(self, names: Iterable[str], stack: LiveStack, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The canonical weight and the bias with these adapters put on, in order; differentiable, in W's dtype.
+
+        Args:
+            W: the pristine canonical matrix. b: the pristine bias; where it is None and an adapter brings one, it begins at zero.
+        """
+        W0, b0 = W, b
+        for name in names:
+            if name not in self.tenants or (strength := stack.strength(name)) == 0:
+                continue
+            tenant = self.tenants[name]
+            method, config, site = tenant.method, tenant.config, tenant.site
+            p = {k: t.to(W.device, W.dtype) if t.is_floating_point() else t.to(W.device) for k, t in self.all_tensors(name).items()}
+            if tenant.fresh:
+                p = {k: t.clone() for k, t in p.items()}
+                method.start(p, config, site, W0, tenant.fresh)
+            if isinstance(method, MapMethod):
+                W = W + strength * (method.turned(p, config, site, W) - W)
+                if b is not None and method.acts_out(config, site) and method.turns_bias(config, site):
+                    b = b + strength * (method.turn_out(p, config, site, b) - b)
+            else:
+                W = W + strength * method.delta(p, config, site, W0 if method.needs_base else None)
+            if (more := method.bias_delta(p, config, site, b0)) is not None:
+                b = strength * more if b is None else b + strength * more
+        return W, b
+
     @torch.no_grad()
-    def compose(self, W0: Tensor | None = None, names: Iterable[str] | None = None) -> Tensor:
+    def compose(self, W0: Tensor | None = None, names: Iterable[str] | None = None, stack: LiveStack | None = None) -> Tensor:
         """The weight with the stack baked in, in the layer's own layout and W0's dtype; summed in float32 or better.
 
         Args:
             W0: the pristine weight, if the layer itself holds none (streaming merges on the meta device).
             names: only these adapters of the stack; all by default.
         """
-        W0 = self.pristine_weight if W0 is None else W0
-        exact = torch.promote_types(W0.dtype, torch.float32)
-        origin = self._host.canonical(W0).to(exact)
-        matrix = origin.clone()
-        for name in self._stack.names if names is None else names:
-            if name in self.tenants and (strength := self._stack.strength(name)) != 0:
-                tenant = self.tenants[name]
-                tensors = {k: t.detach().to(W0.device, exact) for k, t in self.tensors(name).items()}
-                matrix += strength * tenant.method.delta(tensors, tenant.config, self.site, self._seen_base(tenant, origin))
-        return self._host.native(matrix, W0).to(W0.dtype).contiguous()
+        return self.compose_both(W0, None, names, stack)[0]
 
     @torch.no_grad()
     def compose_bias(self, b0: Tensor | None = None, names: Iterable[str] | None = None) -> Tensor | None:
-        """The bias ``(out,)`` with the stack baked in, or None if the layer has none."""
+        """The bias ``(out,)`` with the stack baked in, or None if there is none."""
         b0 = self.pristine_bias if b0 is None else b0
-        if b0 is None:
-            return None
+        if b0 is not None and b0.device.type != self.pristine_weight.device.type:
+            return self._bias_alone(b0, names)
+        return self.compose_both(None, b0, names)[1]
+
+    def _bias_alone(self, b0: Tensor, names: Iterable[str] | None) -> Tensor:
+        """The bias without the weight, which is not here: right for everything but maps that take the bias along, which need no weight either."""
         exact = torch.promote_types(b0.dtype, torch.float32)
-        bias = b0.to(exact, copy=True)
+        nothing = torch.zeros(self.site.out, 0, dtype=exact)
+        bias = b0.to(exact)
         for name in self._stack.names if names is None else names:
             if name in self.tenants and (strength := self._stack.strength(name)) != 0:
                 tenant = self.tenants[name]
-                tensors = {k: t.detach().to(b0.device, exact) for k, t in self.tensors(name).items()}
-                if (delta := tenant.method.bias_delta(tensors, tenant.config, self.site)) is not None:
-                    bias += strength * delta
+                p = {k: t.detach().to(nothing.device, exact) if t.is_floating_point() else t for k, t in self.all_tensors(name).items()}
+                method, config, site = tenant.method, tenant.config, tenant.site
+                if isinstance(method, MapMethod) and method.acts_out(config, site) and method.turns_bias(config, site):
+                    bias = bias + strength * (method.turn_out(p, config, site, bias) - bias)
+                if (more := method.bias_delta(p, config, site, b0)) is not None:
+                    bias = bias + strength * more
         return bias.to(b0.dtype)
+
+    @torch.no_grad()
+    def compose_both(self, W0: Tensor | None = None, b0: Tensor | None = None, names: Iterable[str] | None = None,
+                     stack: LiveStack | None = None) -> tuple[Tensor, Tensor | None]:
+        """Weight (in the layer's layout) and bias with the stack baked in; see `compose`."""
+        stack = self._stack if stack is None else stack
+        W0 = self.pristine_weight if W0 is None else W0
+        b0 = self.pristine_bias if b0 is None else b0
+        exact = torch.promote_types(W0.dtype, torch.float32)
+        names = stack.names if names is None else names
+        W, b = self.composed(names, stack, self._host.canonical(W0).to(exact), None if b0 is None or b0.is_meta else b0.to(exact))
+        weight = self._host.native(W, W0).to(W0.dtype).contiguous()
+        return weight if weight is not W0 else weight.clone(), None if b is None else b.to(W0.dtype if b0 is None else b0.dtype)
 
     def merge(self, names: Iterable[str]) -> None:
         """Let a composed weight stand in for W0, which is kept; `unmerge` puts the very same object back."""
         names = [name for name in names if name in self.tenants]
         if not names:
             return
-        weight, bias = self.compose(names=names), self.compose_bias(names=names)
-        if self._pristine is None:
-            self._pristine, self._pristine_bias = self.base_layer.weight, getattr(self.base_layer, "bias", None)
+        weight, bias = self.compose_both(names=names)
+        if self._kept is None:
+            self._kept = (self.base_layer.weight, getattr(self.base_layer, "bias", None))
         self.base_layer.weight = nn.Parameter(weight, requires_grad=False)
         if bias is not None:
             self.base_layer.bias = nn.Parameter(bias, requires_grad=False)
 
     def unmerge(self) -> None:
         """Restore W0, bit for bit: it is the same tensor that was there before."""
-        if self._pristine is not None:
-            self.base_layer.weight = self._pristine
-            if self._pristine_bias is not None:
-                self.base_layer.bias = self._pristine_bias
-            self._pristine = self._pristine_bias = None
+        if self._kept is not None:
+            self.base_layer.weight = self._kept[0]
+            if hasattr(self.base_layer, "bias"):
+                self.base_layer.bias = self._kept[1]
+            self._kept = None
 
     @property
     def pristine_weight(self) -> Tensor:
         """W0, whatever is merged."""
-        return self.base_layer.weight if self._pristine is None else self._pristine
+        return self._host.weight(self.base_layer) if self._kept is None else self._kept[0]
 
     @property
     def pristine_bias(self) -> Tensor | None:
-        return getattr(self.base_layer, "bias", None) if self._pristine_bias is None else self._pristine_bias
+        return getattr(self.base_layer, "bias", None) if self._kept is None else self._kept[1]
 
     # --- looking like the layer it wraps ---
 
@@ -333,8 +229,7 @@ class Adapted(nn.Module):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "Adapted":
         super()._apply(fn, recurse)
-        for kept in ("_pristine", "_pristine_bias"):
-            if (parameter := getattr(self, kept)) is not None:
-                setattr(self, kept, nn.Parameter(fn(parameter.data), requires_grad=False))
-        self._stamp = ()                   # stacked copies may lie on another device now
+        if self._kept is not None:
+            self._kept = tuple(None if p is None else nn.Parameter(fn(p.data), requires_grad=False) for p in self._kept)
+        self._programs.clear()             # stacked copies may lie on another device now
         return self

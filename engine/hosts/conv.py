@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,6 +40,10 @@ class ConvHost(Host):
 
     def per_output(self, y: Tensor, gains: Tensor) -> Tensor:
         return y * gains.reshape(-1, *(1,) * self._spatial(y))
+
+    def on_outputs(self, y: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        channels = y.dim() - 1 - self._spatial(y)
+        return change(y.movedim(channels, -1)).movedim(-1, channels)
 
     def bias(self, y: Tensor, bias: Tensor) -> Tensor:
         return y + bias.reshape(-1, *(1,) * self._spatial(y))

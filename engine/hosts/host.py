@@ -6,6 +6,7 @@ One file a kind of layer; `host_of` finds the right one. A host has no state.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cache
 from typing import ClassVar
 
@@ -22,6 +23,10 @@ class Host(ABC):
     @abstractmethod
     def site(self, path: str, layer: nn.Module) -> Site:
         """Describe the layer's weight."""
+
+    def weight(self, layer: nn.Module) -> Tensor:
+        """The layer's weight in its own layout, as numbers (a quantized layer's is made readable)."""
+        return layer.weight
 
     @abstractmethod
     def canonical(self, weight: Tensor) -> Tensor:
@@ -46,6 +51,10 @@ class Host(ABC):
     def per_output(self, y: Tensor, gains: Tensor) -> Tensor:
         """Multiply each channel of ``y`` by its entry of ``gains`` ``(channels,)``."""
         return y * gains
+
+    def on_outputs(self, y: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Let ``change`` see the output's channels as the last dimension."""
+        return change(y)
 
     def bias(self, y: Tensor, bias: Tensor) -> Tensor:
         """Add ``bias`` ``(out,)`` along the output's channel dimension."""

@@ -6,7 +6,9 @@ strength by `tick`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +16,35 @@ from torch import Tensor
 Layout = tuple[tuple[str, int, float], ...]      # (adapter, rank, scale) of neighbouring low-rank adapters in one layer
 
 
+class Samples:
+    """Which adapter each sample of a batch hears, by name; `BASE` hears none."""
+
+    BASE = "__base__"
+
+    def __init__(self, names: Sequence[str]):
+        self.names = list(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def rows(self) -> dict[str, Tensor]:
+        """Adapter → numbers of its rows in the batch."""
+        return {name: torch.tensor([i for i, n in enumerate(self.names) if n == name]) for name in dict.fromkeys(self.names)}
+
+
 class LiveStack:
-    """Ordered (adapter, strength) pairs; the sets *enabled* and *merged* beside them are independent of it."""
+    """Ordered (adapter, strength) pairs; the sets *enabled* and *merged* beside them are independent of it.
+
+    Attributes:
+        samples: if set, each sample of the batch is heard through its own adapter instead of the stack.
+        extras: arguments of the present call that are meant for adapters (see `engine.methods.base.Run`).
+    """
 
     def __init__(self) -> None:
+        self.samples: Samples | None = None
+        self.extras: dict[str, Any] = {}
+        self._solos: dict[str, LiveStack] = {}
         self._strengths: dict[str, float] = {}
         self._scales: dict[tuple, tuple[int, Tensor]] = {}
         self.version = 0                   # grows when order, membership, enabledness or merging changes
@@ -55,11 +82,20 @@ class LiveStack:
     def strength(self, name: str) -> float:
         return self._strengths[name]
 
+    def solo(self, name: str) -> "LiveStack":
+        """A stack of this one adapter at strength 1, beside this one."""
+        if name not in self._solos:
+            self._solos[name] = LiveStack()
+            self._solos[name].arrange([name])
+        return self._solos[name]
+
     def changed(self) -> None:
         """Tell all layers that more than a strength is different."""
         self.version += 1
         self.tick += 1
         self._scales.clear()
+        for solo in self._solos.values():
+            solo.changed()
 
     def heard(self) -> list[str]:
         """Adapters that run on top of the base: in the stack, not at zero, not merged into the weights, not disabled."""

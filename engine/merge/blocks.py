@@ -46,8 +46,8 @@ def _pairs(layer: Adapted, stack: LiveStack, exact: torch.dtype) -> list[tuple[T
     for name, strength in stack.entries:
         if name in layer.tenants and strength != 0:
             tenant = layer.tenants[name]
-            factors = tenant.method.factors(layer.tensors(name), tenant.config, layer.site)
-            if factors is None:
+            factors = tenant.method.factors(layer.all_tensors(name), tenant.config, tenant.site)
+            if factors is None or tenant.fresh:
                 return None
             pairs.append((factors.A.detach().to(exact), factors.B.detach().to(exact), strength * factors.scale))
     return pairs

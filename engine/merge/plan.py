@@ -11,6 +11,7 @@ from torch import nn
 from engine.bases.load import check_folder
 from engine.errors import BadModel
 from engine.hosts.adapted import Adapted
+from engine.methods.base import MapMethod
 from engine.merge.shards import SAFE, TORCH, plan_entries
 from engine.mix.stack import StackOnBase
 from engine.specs.jobs import StackEntry
@@ -136,9 +137,16 @@ def _changed_parameters(stack: StackOnBase) -> dict[str, tuple[Adapted, str]]:
         heard = [name for name, strength in stack.model.stack.entries if name in layer.tenants and strength != 0]
         if heard:
             changed[f"{path}.weight"] = (layer, "weight")
-        if any(layer.tenants[n].method.bias_delta(layer.tensors(n), layer.tenants[n].config, layer.site) is not None for n in heard):
+        if any(_changes_bias(layer, n) for n in heard):
             changed[f"{path}.bias"] = (layer, "bias")
     return changed
+
+
+def _changes_bias(layer: Adapted, name: str) -> bool:
+    tenant = layer.tenants[name]
+    if isinstance(tenant.method, MapMethod):
+        return tenant.method.acts_out(tenant.config, tenant.site) and tenant.method.turns_bias(tenant.config, tenant.site)
+    return tenant.method.bias_delta(layer.all_tensors(name), tenant.config, tenant.site) is not None
 
 
 def _model_name(source: str, names: set[str], prefix: str) -> str | None:

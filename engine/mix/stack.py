@@ -152,7 +152,7 @@ class StackOnBase:
         for layer in self.model.adapted.values():
             if (tenant := layer.tenants.get(name)) is not None:
                 try:
-                    factors = tenant.method.factors(layer.tensors(name), tenant.config, layer.site)
+                    factors = tenant.method.factors(layer.all_tensors(name), tenant.config, tenant.site)
                     if factors is not None and not math.isfinite(factors.scale):
                         return False
                 except (TypeError, ValueError):

@@ -38,8 +38,8 @@ def _factors(layer: Adapted, path: str, adapters: Sequence[str]) -> dict[str, Fa
     for name in dict.fromkeys(adapters):
         if name in layer.tenants:
             tenant = layer.tenants[name]
-            tensors = {k: t.to(torch.promote_types(t.dtype, torch.float32)) for k, t in layer.tensors(name).items()}
-            factors = tenant.method.factors(tensors, tenant.config, layer.site)
+            tensors = {k: t.to(torch.promote_types(t.dtype, torch.float32)) for k, t in layer.all_tensors(name).items()}
+            factors = tenant.method.factors(tensors, tenant.config, tenant.site)
             if factors is None:
                 raise ValueError(f"{tenant.method.title} has no low-rank form at {path}, so the adapter {name} cannot be combined into one LoRA.")
             found[name] = factors

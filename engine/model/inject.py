@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-import torch
-from torch import nn
 
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint.shared import shared_specs
 from engine.hosts.adapted import Adapted, Tenant
+from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack
-from engine.methods.base import TargetedConfig, Tensors
-from engine.methods.registry import law
-from engine.model.targets import Plan
+from engine.methods.base import Method, Site, TargetedConfig, Tensors, TensorSpec
+from engine.model.targets import Target
+
+SHARED = ""                                # the "module path" of tensors that all layers of an adapter share
+Given = Mapping[str, Tensors]              # module path → tensors that come from a file
 
 
 @dataclass
 class Injection:
-    """A model's adapted layers by module path, and the live stack they share."""
+    """A model's adapted layers by module path, the live stack that they share, and the adapters' tensors that belong to no single layer."""
 
     layers: dict[str, Adapted] = field(default_factory=dict)
     stack: LiveStack = field(default_factory=LiveStack)
+    shared: Shelves = field(default_factory=Shelves)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One method on one layer, as a part of an adapter; ``site`` knows its peers."""
+
+    target: Target
+    method: Method
+    config: TargetedConfig
+    site: Site
+
+
+def placements(targets: Sequence[Target], method: Method, config: TargetedConfig) -> list[Placement]:
+    """The same method on all these layers."""
+    peers = tuple(t.site for t in targets)
+    return [Placement(t, method, config, dataclasses.replace(t.site, peers=peers, index=i)) for i, t in enumerate(targets)]
 
 
 def check_name(name: str) -> None:
@@ -27,79 +51,109 @@ def check_name(name: str) -> None:
         raise ValueError(f"An adapter cannot be named {name!r}: the name must not be empty, hold a dot or be a reserved word.")
 
 
-def inject(model: nn.Module, injection: Injection, name: str, config: TargetedConfig, planned: Plan, *, trainable: bool,
-           given: dict[str, Tensors] | None = None, dtype: torch.dtype | None = torch.float32) -> None:
-    """Add one adapter to ``model`` in place, at the layers of ``planned``.
+def inject(model: nn.Module, injection: Injection, name: str, placed: Sequence[Placement], *, trainable: bool, given: Given | None = None,
+           dtype: torch.dtype | None = torch.float32, device: torch.device | None = None) -> None:
+    """Add one adapter to ``model`` in place.
 
     Args:
         injection: what is in the model so far; extended on success only.
-        planned: from `engine.model.targets.plan` on the model as it is now.
-        given: tensors by module path and name (from a file). What is not given is initialised, in the order of the modules,
-            from the global random stream, as PEFT does.
+        given: tensors from a file. What is not given is initialised, first what is shared, then layer by layer in the order of the
+            modules, from the global random stream, as PEFT does.
         dtype: of initialised tensors; given ones keep theirs unless they are to be trained. None: the base weight's.
+        device: of all its tensors; by default, that of each layer. On ``meta`` nothing is initialised.
     """
-    method = law(config)
-    tenant = Tenant(method, config)
-    ready: list[tuple[str, Adapted, nn.Module | None, Tensors]] = []
-    for target in planned.targets:
+    given = given or {}
+    shared = _shared(placed, given.get(SHARED, {}), trainable, dtype, device)
+    ready: list[tuple[str, Adapted, bool, Tenant, Tensors]] = []
+    for place in placed:
+        target = place.target
         known = isinstance(target.layer, Adapted)
         layer = target.layer if known else Adapted(target.layer, target.host, target.site, injection.stack)
-        tensors = _tensors(tenant, layer, (given or {}).get(target.path, {}), trainable, dtype)
-        ready.append((target.path, layer, None if known else target.layer, tensors))
-    for path, layer, replaced, tensors in ready:               # nothing below can fail
+        tenant = Tenant(place.method, place.config, place.site, shared)
+        ready.append((target.path, layer, known, *_tensors(tenant, layer, given.get(target.path, {}), trainable, dtype, device)))
+    injection.shared.put(name, shared)                         # nothing below can fail
+    for path, layer, known, tenant, tensors in ready:
         layer.add(name, tenant, tensors)
-        if replaced is not None:
+        if not known:
             parent, _, leaf = path.rpartition(".")
             setattr(model.get_submodule(parent), leaf, layer)
             injection.layers[path] = layer
     injection.stack.changed()
 
 
-def _tensors(tenant: Tenant, layer: Adapted, given: Tensors, trainable: bool, dtype: torch.dtype | None) -> Tensors:
+def _shared(placed: Sequence[Placement], given: Tensors, trainable: bool, dtype: torch.dtype | None, device: torch.device | None) -> Tensors:
+    if not placed:
+        return {}
+    layer = placed[0].target.layer
+    weight = layer.pristine_weight if isinstance(layer, Adapted) else placed[0].target.host.weight(layer)
+    return _made(shared_specs(placed), given, trainable, dtype or weight.dtype, device or _here(weight))
+
+
+def _here(weight: Tensor) -> torch.device:
+    """Where a layer's adapters live: beside its weight; a layer without memory (streaming merges) gets them on the processor."""
+    return torch.device("cpu") if weight.is_meta else weight.device
+
+
+def _tensors(tenant: Tenant, layer: Adapted, given: Tensors, trainable: bool, dtype: torch.dtype | None,
+             device: torch.device | None) -> tuple[Tenant, Tensors]:
     """One adapter's tensors at one layer: given ones as they are, the rest initialised."""
     method, weight = tenant.method, layer.pristine_weight
-    specs = method.tensors(tenant.config, layer.site)
-    device = torch.device("cpu") if weight.device.type == "meta" else weight.device
+    specs = method.tensors(tenant.config, tenant.site)
+    made = _made(specs, given, trainable, dtype or weight.dtype, device or _here(weight))
+    fresh = frozenset(specs.keys() - given.keys())
+    if fresh and device is None and method.starts_from_base(tenant.config):
+        if weight.is_meta:
+            return dataclasses.replace(tenant, fresh=fresh), made
+        with torch.no_grad():
+            W0 = layer.canonical()
+            method.start({**tenant.shared, **made}, tenant.config, tenant.site, W0.to(torch.promote_types(W0.dtype, torch.float32)), fresh)
+    return tenant, made
+
+
+def _made(specs: Mapping[str, TensorSpec], given: Tensors, trainable: bool, dtype: torch.dtype, device: torch.device) -> Tensors:
     made: Tensors = {}
     for key, spec in specs.items():
+        kind = dtype if spec.dtype.is_floating_point else spec.dtype
         if key in given:
-            tensor = given[key].to(device)
-            if trainable and tensor.is_floating_point():
+            tensor = given[key].to("cpu" if device.type == "meta" else device)
+            if trainable and spec.trainable and tensor.is_floating_point():
                 tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        elif device.type == "meta":
+            tensor = torch.empty(spec.shape, dtype=kind, device=device)
         else:
-            tensor = torch.empty(spec.shape, dtype=torch.float32)
+            tensor = torch.empty(spec.shape, dtype=spec.dtype)
             with torch.no_grad():
                 spec.init(tensor)
-            tensor = tensor.to(device, dtype or weight.dtype)
-        made[key] = tensor
-    fresh = specs.keys() - given.keys()
-    if fresh and method.starts_from_base(tenant.config):
-        with torch.no_grad():
-            method.start(made, tenant.config, layer.site, layer.canonical(), fresh)
-    return {key: nn.Parameter(tensor, requires_grad=trainable and specs[key].trainable) for key, tensor in made.items()}
+            tensor = tensor.to(device, kind)
+        made[key] = nn.Parameter(tensor, requires_grad=trainable and spec.trainable and tensor.is_floating_point())
+    return made
+
+
+def remove(injection: Injection, name: str) -> None:
+    """Take one adapter out of all layers."""
+    for layer in injection.layers.values():
+        if name in layer.tenants:
+            layer.remove(name)
+    injection.shared.clear(name)
 
 
 def eject(model: nn.Module, injection: Injection) -> None:
     """Put every base layer back in its place and forget all adapters; the base is as it was before the first injection."""
-    for path, layer in injection.layers.items():
-        layer.unmerge()
-        _restore(model, path, layer)
-    injection.layers.clear()
-    injection.stack.arrange({})
-    injection.stack.merged = ()
+    _leave(model, injection, None)
 
 
 def bake(model: nn.Module, injection: Injection, names: list[str]) -> None:
     """Leave plain layers with the composed weights behind and forget all adapters."""
+    _leave(model, injection, names)
+
+
+def _leave(model: nn.Module, injection: Injection, merged: list[str] | None) -> None:
     for path, layer in injection.layers.items():
         layer.unmerge()
-        layer.merge(names)
-        _restore(model, path, layer)
+        if merged is not None:
+            layer.merge(merged)
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer.base_layer)
     injection.layers.clear()
     injection.stack.arrange({})
     injection.stack.merged = ()
-
-
-def _restore(model: nn.Module, path: str, layer: Adapted) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, layer.base_layer)

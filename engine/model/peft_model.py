@@ -17,16 +17,23 @@ from torch import Tensor, nn
 from engine.checkpoint.load import locate, match, read_tensors, unknown_settings
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import save_adapter
-from engine.hosts.adapted import Adapted
+from engine.checkpoint.shared import shared_specs
+from engine.hosts.adapted import Adapted, Tenant
+from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack
-from engine.methods.base import PeftConfig, TargetedConfig, Tensors
+from engine.methods.base import PeftConfig, TargetedConfig, Tensors, TensorSpec
 from engine.methods.registry import law
-from engine.model.inject import Injection, bake, check_name, eject, inject
+from engine.model.inject import Injection, bake, check_name, eject, inject, placements, remove
 from engine.model.targets import plan
 
 
-class Tuned(nn.Module):
-    """Between `PeftModel` and the user's model, so that parameter names read ``base_model.model.…`` as in PEFT."""
+class Tuned(Shelves):
+    """Between `PeftModel` and the user's model, so that parameter names read ``base_model.model.…`` as in PEFT.
+
+    Tensors that all layers of an adapter share stand here.
+    """
+
+    _own = frozenset({"model"})
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -61,10 +68,10 @@ class PeftModel(nn.Module):
                  autocast_adapter_dtype: bool = True, folder: Path | None = None):
         super().__init__()
         self.peft_config: dict[str, PeftConfig] = {}
-        self._injection = Injection()
+        self.base_model = Tuned(model)
+        self._injection = Injection(shared=self.base_model)
         self._trained: set[str] = set()    # adapters that train
         self._thawed = [p for p in model.parameters() if p.requires_grad]   # of the base; frozen while there are adapters
-        self.base_model = Tuned(model)
         trainable = not peft_config.inference_mode
         self.load_report = self._admit(adapter_name, peft_config, trainable=trainable, autocast=autocast_adapter_dtype, folder=folder)
         for parameter in self._thawed:
@@ -80,6 +87,14 @@ class PeftModel(nn.Module):
     @property
     def adapted(self) -> dict[str, Adapted]:
         return self._injection.layers
+
+    def tenants(self, name: str) -> dict[str, Tenant]:
+        """Module path → what the adapter is there."""
+        return {path: layer.tenants[name] for path, layer in self.adapted.items() if name in layer.tenants}
+
+    def shared_tensors(self, name: str) -> Tensors:
+        """The adapter's tensors that all its layers share; the live parameters."""
+        return self.base_model.tensors(name)
 
     @property
     def active_adapters(self) -> list[str]:
@@ -136,12 +151,12 @@ class PeftModel(nn.Module):
             raise ValueError(f"Adapter with name {name!r} already exists.")
         model, method = self.get_base_model(), law(config)
         planned, report = plan(model, method, config), LoadReport()
+        placed = placements(planned.targets, method, config)
         if folder is not None:
-            expected = {t.path: method.tensors(config, t.site) for t in planned.targets}
-            given, report = match(read_tensors(folder), method, expected, unknown_settings(folder))
+            given, report = match(read_tensors(folder), {p.target.path: p for p in placed}, shared_specs(placed), unknown_settings(folder))
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-        inject(model, self._injection, name, config, planned, trainable=trainable, given=given, dtype=torch.float32 if autocast else None)
+        inject(model, self._injection, name, placed, trainable=trainable, given=given, dtype=torch.float32 if autocast else None)
         config.target_modules = planned.resolved
         self.peft_config[name] = config
         self._trained |= {name} if trainable else set()
@@ -198,9 +213,8 @@ class PeftModel(nn.Module):
             for layer in self.adapted.values():
                 if name in layer.tenants:
                     tenant = layer.tenants[name]
-                    specs = tenant.method.tensors(tenant.config, layer.site)
-                    for key, tensor in layer.tensors(name).items():
-                        tensor.requires_grad_(requires_grad and specs[key].trainable)
+                    _set_training(layer.tensors(name), tenant.method.tensors(tenant.config, tenant.site), requires_grad)
+            _set_training(self.shared_tensors(name), shared_specs(self.tenants(name).values()), requires_grad)
             self._trained = self._trained | {name} if requires_grad else self._trained - {name}
         self.stack.changed()
 
@@ -210,9 +224,7 @@ class PeftModel(nn.Module):
             raise ValueError(f"Adapter {adapter_name} does not exist")
         if adapter_name in self.stack.merged:
             raise ValueError(f"The adapter {adapter_name} is merged; unmerge it first.")
-        for layer in self.adapted.values():
-            if adapter_name in layer.tenants:
-                layer.remove(adapter_name)
+        remove(self._injection, adapter_name)
         del self.peft_config[adapter_name]
         self._trained.discard(adapter_name)
         self.stack.arrange({n: s for n, s in self.stack.entries if n != adapter_name})
@@ -335,6 +347,11 @@ def get_peft_model(model: nn.Module, peft_config: TargetedConfig, adapter_name: 
     """Wrap ``model`` with one new adapter, by the config's ``task_type`` (PEFT function of the same name)."""
     peft_config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
     return task_class(peft_config.task_type)(model, peft_config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+
+
+def _set_training(tensors: Tensors, specs: Mapping[str, TensorSpec], trains: bool) -> None:
+    for key, tensor in tensors.items():
+        tensor.requires_grad_(trains and specs[key].trainable and tensor.is_floating_point())
 
 
 def _tell_if_untied(model: nn.Module) -> None:

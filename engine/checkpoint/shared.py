@@ -1,0 +1,16 @@
+"""What all layers of one adapter have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from engine.checkpoint.load import Place
+from engine.methods.base import TensorSpec
+
+
+def shared_specs(places: Iterable[Place]) -> dict[str, TensorSpec]:
+    """The shared tensors that the methods of these layers ask for; each method is asked once, with all of its sites."""
+    by_law: dict[int, list[Place]] = {}
+    for place in places:
+        by_law.setdefault(id(place.method), []).append(place)
+    return {key: spec for group in by_law.values() for key, spec in group[0].method.shared(group[0].config, [p.site for p in group]).items()}

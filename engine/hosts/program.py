@@ -1,0 +1,316 @@
+"""How a layer runs its stack: decided once for a state of the stack, then called for every input.
+
+Without maps, a program is the base's own forward and a list of *paths*, each of which adds one adapter, or one fused group of frozen
+low-rank neighbours, to the output. When nothing learns and an adapter has no cheap form, the whole stack runs as one composed weight.
+When a map learns, the steps are nested: it sees all that lies below it as a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.hosts.stack import Layout, LiveStack
+from engine.methods.base import Factors, MapMethod, Method, Run, Tensors
+
+if TYPE_CHECKING:
+    from engine.hosts.adapted import Adapted
+
+FEW_ROWS = 8                               # of a decoding step; a prompt has more
+Program = Callable[[Tensor, tuple, dict], Tensor]             # (x, further arguments of the layer) → y
+Path = Callable[[Tensor, Tensor, Tensor | None], Tensor]      # (x, y, W0·x) → y with one adapter, or one fused group, added
+Inner = Callable[[Tensor], Tensor]                            # x → y of all that lies below in the stack
+
+
+def build(layer: "Adapted", stack: LiveStack, learning: bool) -> Program:
+    """The program for the present state of ``stack``; ``learning``: gradients are recorded."""
+    heard = [name for name in stack.heard() if name in layer.tenants]
+    if not heard:
+        return layer._bare
+    if not learning and not all(_is_cheap(layer, name) for name in heard):
+        return _composed(layer, stack, heard)
+    if any(isinstance(layer.tenants[name].method, MapMethod) for name in heard):
+        return _nested(layer, stack, heard)
+    paths, needs_origin = _paths(layer, stack, heard, learning)
+    base = layer.base_layer
+    if needs_origin:
+        def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+            y = base(x, *args, **kwargs)
+            origin = _origin(layer, x, y)
+            for path in paths:
+                y = path(x, y, origin)
+            return y
+    elif len(paths) == 1:
+        path, = paths
+
+        def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+            return path(x, base(x, *args, **kwargs), None)
+    else:
+        def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+            y = base(x, *args, **kwargs)
+            for path in paths:
+                y = path(x, y, None)
+            return y
+    return program
+
+
+def _is_cheap(layer: "Adapted", name: str) -> bool:
+    """Whether the adapter runs beside the base in far less than the layer's own time."""
+    tenant, p = layer.tenants[name], layer.all_tensors(name)
+    if isinstance(tenant.method, MapMethod):
+        return False
+    return tenant.method.light or tenant.method.factors(p, tenant.config, tenant.site) is not None or _has_gain(layer, name)
+
+
+def _has_gain(layer: "Adapted", name: str) -> bool:
+    tenant = layer.tenants[name]
+    return tenant.method.needs_base and type(tenant.method).gain is not Method.gain and tenant.method.gain(
+        layer.all_tensors(name), tenant.config, tenant.site, layer.canonical()) is not None
+
+
+def _paths(layer: "Adapted", stack: LiveStack, heard: list[str], learning: bool) -> tuple[list[Path], bool]:
+    """The paths in order, and whether any of them asks for the untouched weight's output."""
+    paths: list[Path] = []
+    group: list[str] = []
+    needs_origin = False
+    for name in heard:
+        tenant, p = layer.tenants[name], layer.all_tensors(name)
+        still = not learning and not any(t.requires_grad for t in p.values())
+        applies = type(tenant.method).apply is not Method.apply
+        low_rank = tenant.method.factors(p, tenant.config, tenant.site) is not None
+        if low_rank and still:
+            group.append(name)
+            continue
+        if group:
+            paths.append(_fused(layer, stack, group))
+            group = []
+        if low_rank and not (applies and layer.training):
+            paths.append(_low_rank(layer, stack, name))
+        elif _has_gain(layer, name):
+            paths.append(_gained(layer, stack, name, still))
+            needs_origin = True
+        else:
+            paths.append(_applied(layer, stack, name))
+    if group:
+        paths.append(_fused(layer, stack, group))
+    return paths, needs_origin
+
+
+def _origin(layer: "Adapted", x: Tensor, y: Tensor) -> Tensor:
+    """The untouched weight's own output, without bias."""
+    if layer._kept is not None:            # a merged weight stands in its place: y is not it
+        return layer.host.run(layer.base_layer, x, layer.canonical().to(y.dtype))
+    return y if layer.pristine_bias is None else layer.host.bias(y, -layer.pristine_bias)
+
+
+# --- one weight for the whole stack ---
+
+def _composed(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
+    """Run the layer once with everything baked in; composed anew only when a strength or a tensor has changed."""
+    host, base = layer.host, layer.base_layer
+    watched = [t for name in heard for t in layer.all_tensors(name).values()]
+    known: list = [None, None, None]       # (stamp, canonical weight, bias)
+
+    def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        stamp = (stack.tick, *(t._version for t in watched))
+        if known[0] != stamp:
+            weight, bias = layer.compose_both(base.weight if layer._kept else None, getattr(base, "bias", None), heard, stack)
+            known[:] = [stamp, host.canonical(weight), bias]
+        y = host.run(base, x, known[1])
+        return y if known[2] is None else host.bias(y, known[2].to(y.dtype))
+
+    return program
+
+
+# --- paths of frozen low-rank adapters ---
+
+def _fused(layer: "Adapted", stack: LiveStack, names: list[str]) -> Path:
+    """Frozen low-rank adapters as one stacked A and one stacked B; the strengths are read from the stack at each call."""
+    tenants = [layer.tenants[n] for n in names]
+    parts = [t.method.factors(layer.all_tensors(n), t.config, t.site) for n, t in zip(names, tenants)]
+    biases = [(n, f.bias.detach() * f.scale) for n, f in zip(names, parts) if f.bias is not None]
+    linear = layer.site.kind == "linear" and not biases
+    if linear and len(parts) == 1:
+        return _alone(stack, names[0], parts[0])
+    layout: Layout = tuple((n, f.A.shape[0], f.scale) for n, f in zip(names, parts))
+    host, base = layer.host, layer.base_layer
+    cast: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+
+    def pair(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if dtype not in cast:
+            cast[dtype] = (torch.cat([f.A.detach().to(dtype) for f in parts]), torch.cat([f.B.detach().to(dtype) for f in parts], dim=1))
+        return cast[dtype]
+
+    def flat(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
+        A, B = pair(y.dtype)
+        h = x.to(y.dtype).reshape(-1, x.shape[-1]) @ A.t()
+        return torch.addmm(y.reshape(-1, y.shape[-1]), h * stack.scales(layout, y.dtype, y.device), B.t()).view(y.shape)
+
+    def fused(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
+        A, B = pair(y.dtype)
+        h = host.project(base, _inputs(layer, x, y), A)
+        y = y + host.expand(base, host.per_output(h, stack.scales(layout, y.dtype, y.device)), B)
+        for name, bias in biases:
+            y = host.bias(y, (bias * stack.strength(name)).to(y.dtype))
+        return y
+
+    return flat if linear else fused
+
+
+def _alone(stack: LiveStack, name: str, f: Factors) -> Path:
+    """One frozen adapter on a linear layer, the everyday case, in as few operations as there can be."""
+    scale, master_A, master_B = f.scale, f.A.detach().t(), f.B.detach().t()
+    cast = {f.A.dtype: (master_A, master_B)}
+    # a processor's 16-bit products of a few rows cost three times those of the float32 tensors that are there anyway
+    wide = f.A.dtype == torch.float32 and f.A.device.type == "cpu"
+
+    def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
+        rows, out, alpha, dtype = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), stack.strength(name) * scale, y.dtype
+        if wide and dtype.itemsize == 2 and rows.shape[0] <= FEW_ROWS:
+            return torch.addmm(out.float(), rows.float() @ master_A, master_B, alpha=alpha).to(dtype).view(y.shape)
+        if dtype not in cast:
+            cast[dtype] = (master_A.to(dtype), master_B.to(dtype))
+        A, B = cast[dtype]
+        return torch.addmm(out, rows.to(dtype) @ A, B, alpha=alpha).view(y.shape)
+
+    return path
+
+
+# --- paths of single adapters ---
+
+def _inputs(layer: "Adapted", x: Tensor, y: Tensor, share: float = 0.0) -> Tensor:
+    """What an adapter sees: token ids as they are, anything else in the output's dtype, thinned out by dropout in training."""
+    return x if layer.site.kind == "embedding" else F.dropout(x, share, layer.training and share > 0).to(y.dtype)
+
+
+def _low_rank(layer: "Adapted", stack: LiveStack, name: str) -> Path:
+    """One low-rank adapter with gradients: computed in the activations' dtype, master tensors stay as they are."""
+    tenant, host, base = layer.tenants[name], layer.host, layer.base_layer
+    p, share = layer.all_tensors(name), tenant.method.dropout(tenant.config)
+
+    def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
+        f = tenant.method.factors(p, tenant.config, tenant.site)
+        h = host.project(base, _inputs(layer, x, y, share), f.A.to(y.dtype))
+        factor = stack.strength(name) * f.scale
+        y = y + host.expand(base, h * factor, f.B.to(y.dtype))
+        return y if f.bias is None else host.bias(y, (f.bias * factor).to(y.dtype))
+
+    return path
+
+
+def _gained(layer: "Adapted", stack: LiveStack, name: str, still: bool) -> Path:
+    """A delta that rescales the base's own output rows; when nothing learns, the gains are computed once."""
+    tenant, host, base = layer.tenants[name], layer.host, layer.base_layer
+    p, share = layer.all_tensors(name), tenant.method.dropout(tenant.config)
+
+    def gain() -> tuple[Tensor, Factors]:
+        return tenant.method.gain(p, tenant.config, tenant.site, layer.canonical())
+
+    kept = gain() if still else None
+
+    def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
+        g, f = kept or gain()
+        origin = host.run(base, x, layer.canonical().to(y.dtype)) if origin is None else origin
+        h = host.project(base, _inputs(layer, x, y, share), f.A.to(y.dtype))
+        learned = host.expand(base, h * (stack.strength(name) * f.scale), f.B.to(y.dtype))
+        return y + host.per_output(origin, (stack.strength(name) * (g - 1)).to(y.dtype)) + host.per_output(learned, g.to(y.dtype))
+
+    return path
+
+
+def _applied(layer: "Adapted", stack: LiveStack, name: str) -> Path:
+    """Any other delta: by the method's own way of applying it, or the layer's forward with ΔW in place of its weight."""
+    tenant, host, base = layer.tenants[name], layer.host, layer.base_layer
+    method, config, site = tenant.method, tenant.config, tenant.site
+    p, share = layer.all_tensors(name), method.dropout(config)
+
+    def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
+        strength, W0 = stack.strength(name), layer.canonical() if method.needs_base else None
+        seen = _inputs(layer, x, y, share)
+        added = method.apply(p, config, site, seen, W0, Run(layer.training, stack.extras))
+        if added is None:
+            added = host.run(base, seen, method.delta(p, config, site, W0).to(y.dtype))
+        y = y + strength * added.to(y.dtype)
+        bias = method.bias_delta(p, config, site, layer.pristine_bias)
+        return y if bias is None else host.bias(y, (bias * strength).to(y.dtype))
+
+    return path
+
+
+# --- maps that learn ---
+
+def _nested(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
+    """Steps round one another, in the stack's order."""
+    base = layer.base_layer
+
+    def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        def inner(x: Tensor) -> Tensor:
+            return base(x, *args, **kwargs)
+
+        for step in steps:
+            inner = step(inner)
+        return inner(x)
+
+    def delta(path: Path) -> Callable[[Inner], Inner]:
+        return lambda inner: lambda x: path(x, inner(x), None)
+
+    steps: list[Callable[[Inner], Inner]] = []
+    for at, name in enumerate(heard):
+        if isinstance(layer.tenants[name].method, MapMethod):
+            steps.append(_mapped(layer, stack, name, heard[:at]))
+        else:
+            steps += [delta(path) for path in _paths(layer, stack, [name], learning=True)[0]]
+    return program
+
+
+def _mapped(layer: "Adapted", stack: LiveStack, name: str, below: list[str]) -> Callable[[Inner], Inner]:
+    """A map round the function ``inner``: ``inner + strength · (T_out ∘ inner ∘ T_in − inner)``."""
+    tenant, host, base = layer.tenants[name], layer.host, layer.base_layer
+    method, config, site = tenant.method, tenant.config, tenant.site
+    acts_in, acts_out, turns_bias = method.acts_in(config, site), method.acts_out(config, site), method.turns_bias(config, site)
+
+    def exact() -> torch.dtype:
+        return torch.promote_types(layer.pristine_weight.dtype, torch.float32)
+
+    def matrices() -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of what lies below."""
+        b = layer.pristine_bias
+        return layer.composed(below, stack, layer.canonical().to(exact()), None if b is None else b.to(exact()))
+
+    def out(y: Tensor, p: Tensors) -> Tensor:
+        b = None if turns_bias or layer.pristine_bias is None else matrices()[1].to(y.dtype)
+        bare = y if b is None else host.bias(y, -b)
+        turned = host.on_outputs(bare, lambda rows: method.turn_out(p, config, site, rows))
+        return turned if b is None else host.bias(turned, b)
+
+    def dense(x: Tensor, y: Tensor, p: Tensors) -> Tensor:
+        """Where the input's channels are not the weight's columns (convolutions, embeddings) it is the weight that is turned."""
+        W, b = matrices()
+        change = host.run(base, x, (method.turned(p, config, site, W) - W).to(y.dtype))
+        if b is not None and acts_out and turns_bias:
+            change = host.bias(change, (method.turn_out(p, config, site, b) - b).to(y.dtype))
+        return change
+
+    def step(inner: Inner) -> Inner:
+        def mapped(x: Tensor) -> Tensor:
+            strength, p = stack.strength(name), layer.all_tensors(name)
+            if acts_in and site.kind != "linear":
+                y = inner(x)
+                return y + strength * dense(x, y, p)
+            if not acts_in:
+                y = inner(x)
+                return y + strength * (out(y.to(wide), p).to(y.dtype) - y)
+            seen = method.turn_in(p, config, site, x.to(wide)).to(x.dtype)
+            if not acts_out:
+                return inner(x + strength * (seen - x))
+            y, turned = inner(x), inner(seen)
+            return y + strength * (out(turned.to(wide), p).to(y.dtype) - y)
+
+        wide = exact()
+        return mapped
+
+    return step
