@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -313,3 +314,31 @@ class MapMethod(Method):
 def kaiming_uniform(tensor: Tensor) -> None:
     """The init of `torch.nn.Linear` (a = √5); consumes the global random stream exactly as PEFT does."""
     torch.nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
+
+
+# --- what is random but frozen: made again from a seed, the same as in PEFT ---
+
+def seeded(shapes: Mapping[str, tuple[int, ...]], seed: int, draw: Callable[[Tensor, torch.Generator], object],
+           saved: bool = True) -> dict[str, TensorSpec]:
+    """Frozen tensors that ``draw`` fills one after the other, in the order of ``shapes``, from one private random stream."""
+    def init(name: str) -> Init:
+        def fill(tensor: Tensor) -> None:
+            generator = torch.Generator().manual_seed(seed)
+            for each, shape in shapes.items():
+                if each == name:
+                    draw(tensor, generator)
+                    return
+                draw(torch.empty(shape), generator)
+
+        return fill
+
+    return {name: TensorSpec(shape, init(name), trainable=False, saved=saved) for name, shape in shapes.items()}
+
+
+@lru_cache(maxsize=16)                     # layers of one shape have the same places, and shuffling a whole matrix takes its time
+def random_places(total: int, count: int, seed: int | None) -> Tensor:
+    """``count`` of the numbers below ``total``, each once: int64, shuffled. Without a seed, PyTorch's own default one."""
+    generator = torch.Generator()
+    if seed is not None:
+        generator.manual_seed(seed)
+    return torch.randperm(total, generator=generator)[:count].clone()
