@@ -10,6 +10,11 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "engine.methods.base": ("PeftConfig",),
     "engine.methods.lora": ("LoraConfig",),
+    "engine.methods.oft": ("OFTConfig",),
+    "engine.methods.boft": ("BOFTConfig",),
+    "engine.methods.hra": ("HRAConfig",),
+    "engine.methods.road": ("RoadConfig",),
+    "engine.methods.ia3": ("IA3Config",),
     "engine.methods.registry": ("register_method",),
     "engine.model.peft_model": ("PeftModel", "PeftModelForCausalLM", "get_peft_model"),
     "engine.model.targets": ("NoMatchingPeftModuleError",),

@@ -187,16 +187,29 @@ def _inputs(layer: "Adapted", x: Tensor, y: Tensor, share: float = 0.0) -> Tenso
     return x if layer.site.kind == "embedding" else F.dropout(x, share, layer.training and share > 0).to(y.dtype)
 
 
+def _thinned(layer: "Adapted", name: str) -> Callable[[Tensor], Tensor]:
+    """What training does to an adapter's own outputs (PEFT's rank and module dropout); nothing, mostly."""
+    tenant = layer.tenants[name]
+    if type(tenant.method).kept_outputs is Method.kept_outputs or not layer.training:
+        return lambda added: added
+
+    def thin(added: Tensor) -> Tensor:
+        mask = tenant.method.kept_outputs(tenant.config, tenant.site)
+        return added if mask is None else layer.host.per_output(added, mask.to(added.device, added.dtype))
+
+    return thin
+
+
 def _low_rank(layer: "Adapted", stack: LiveStack, name: str) -> Path:
     """One low-rank adapter with gradients: computed in the activations' dtype, master tensors stay as they are."""
     tenant, host, base = layer.tenants[name], layer.host, layer.base_layer
-    p, share = layer.all_tensors(name), tenant.method.dropout(tenant.config)
+    p, share, kept = layer.all_tensors(name), tenant.method.dropout(tenant.config), _thinned(layer, name)
 
     def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
         f = tenant.method.factors(p, tenant.config, tenant.site)
         h = host.project(base, _inputs(layer, x, y, share), f.A.to(y.dtype))
         factor = stack.strength(name) * f.scale
-        y = y + host.expand(base, h * factor, f.B.to(y.dtype))
+        y = y + kept(host.expand(base, h * factor, f.B.to(y.dtype)))
         return y if f.bias is None else host.bias(y, (f.bias * factor).to(y.dtype))
 
     return path
@@ -226,7 +239,7 @@ def _applied(layer: "Adapted", stack: LiveStack, name: str) -> Path:
     """Any other delta: by the method's own way of applying it, or the layer's forward with ΔW in place of its weight."""
     tenant, host, base = layer.tenants[name], layer.host, layer.base_layer
     method, config, site = tenant.method, tenant.config, tenant.site
-    p, share = layer.all_tensors(name), method.dropout(config)
+    p, share, kept = layer.all_tensors(name), method.dropout(config), _thinned(layer, name)
 
     def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
         strength, W0 = stack.strength(name), layer.canonical() if method.needs_base else None
@@ -234,8 +247,8 @@ def _applied(layer: "Adapted", stack: LiveStack, name: str) -> Path:
         added = method.apply(p, config, site, seen, W0, Run(layer.training, stack.extras))
         if added is None:
             added = host.run(base, seen, method.delta(p, config, site, W0).to(y.dtype))
-        y = y + strength * added.to(y.dtype)
-        bias = method.bias_delta(p, config, site, layer.pristine_bias)
+        y = y + strength * kept(added.to(y.dtype))
+        bias = method.bias_delta(p, config, site, layer.pristine_bias, W0)
         return y if bias is None else host.bias(y, (bias * strength).to(y.dtype))
 
     return path
@@ -298,6 +311,8 @@ def _mapped(layer: "Adapted", stack: LiveStack, name: str, below: list[str]) -> 
     def step(inner: Inner) -> Inner:
         def mapped(x: Tensor) -> Tensor:
             strength, p = stack.strength(name), layer.all_tensors(name)
+            p = method.in_training(p, config, site) if layer.training else p
+            p = method.in_training(p, config, site) if layer.training else p
             if acts_in and site.kind != "linear":
                 y = inner(x)
                 return y + strength * dense(x, y, p)

@@ -11,6 +11,11 @@ from engine.specs import MethodsReport
 from engine.specs.fields import describe_fields
 
 _BUILT_IN = {                              # peft_type → the file of the method
+    "OFT": "engine.methods.oft",
+    "BOFT": "engine.methods.boft",
+    "HRA": "engine.methods.hra",
+    "ROAD": "engine.methods.road",
+    "IA3": "engine.methods.ia3",
     "LORA": "engine.methods.lora",
 }
 _VARIANTS = {"LORA": ("engine.methods.dora",)}                # laws that may be put round a method's, innermost first
