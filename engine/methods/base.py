@@ -43,9 +43,13 @@ class PeftConfig:
     inference_mode: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values, sorted by name; sets become sorted lists (stable files)."""
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.runtime_only}
-        data = {name: sorted(value) if isinstance(value, (set, frozenset)) else value for name, value in data.items()}
+        """All fields as JSON values, sorted by name; sets become sorted lists (stable files), settings within settings become dicts."""
+        def plain(value: Any) -> Any:
+            if dataclasses.is_dataclass(value):
+                return dataclasses.asdict(value)
+            return sorted(value) if isinstance(value, (set, frozenset)) else value
+
+        data = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in self.runtime_only}
         return dict(sorted({**data, "peft_type": self.peft_type, "peft_version": FORMAT_VERSION}.items()))
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -269,6 +273,41 @@ class Method(ABC):
     def kept_outputs(self, cfg: Any, site: Site) -> Tensor | None:
         """What one training step multiplies the outputs of ΔW by, ``(out,)``: rows, or all of it, dropped at random. None: nothing is."""
         return None
+
+
+class Variant(Method):
+    """A law round the law ``inner``; in all that it does not say itself it is the inner one. See ``_VARIANTS`` in the registry."""
+
+    def __init__(self, inner: Method):
+        self.inner, self.config, self.prefix, self.needs_base = inner, inner.config, inner.prefix, type(self).needs_base or inner.needs_base
+
+    def settle(self, cfg: Any, model_type: str | None) -> None:
+        self.inner.settle(cfg, model_type)
+
+    def refuses(self, cfg: Any, site: Site) -> str:
+        return self.inner.refuses(cfg, site)
+
+    def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
+        return self.inner.tensors(cfg, site)
+
+    def starts_from_base(self, cfg: Any) -> bool:
+        return self.inner.starts_from_base(cfg)
+
+    def start(self, p: Tensors, cfg: Any, site: Site, W0: Tensor, fresh: Set[str]) -> None:
+        self.inner.start(p, cfg, site, W0, fresh)
+
+    def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors | None:
+        return self.inner.factors(p, cfg, site)
+
+    def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
+        f = self.factors(p, cfg, site)
+        return self.inner.delta(p, cfg, site, W0) if f is None else f.scale * (f.B @ f.A)
+
+    def bias_delta(self, p: Tensors, cfg: Any, site: Site, b0: Tensor | None = None, W0: Tensor | None = None) -> Tensor | None:
+        return self.inner.bias_delta(p, cfg, site, b0, W0)
+
+    def dropout(self, cfg: Any) -> float:
+        return self.inner.dropout(cfg)
 
 
 class MapMethod(Method):
