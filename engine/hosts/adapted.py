@@ -32,6 +32,7 @@ class Tenant:
     site: Site
     shared: Tensors = field(default_factory=dict)
     fresh: frozenset[str] = frozenset()    # tensors that begin at W0, where W0 was not there yet (streaming merges)
+    adrift: bool = False                   # shared tensors begin at weights that were not there: this tenant cannot be composed
 
 
 class Adapted(Shelves):
@@ -130,7 +131,7 @@ class Adapted(Shelves):
                     b = b + strength * (method.turn_out(p, config, site, b) - b)
             else:
                 W = W + strength * method.delta(p, config, site, W0 if method.needs_base else None)
-            if (more := method.bias_delta(p, config, site, b0)) is not None:
+            if (more := method.bias_delta(p, config, site, b0, W0 if method.needs_base else None)) is not None:
                 b = strength * more if b is None else b + strength * more
         return W, b
 

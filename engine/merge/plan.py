@@ -11,7 +11,7 @@ from torch import nn
 from engine.bases.load import check_folder
 from engine.errors import BadModel
 from engine.hosts.adapted import Adapted
-from engine.methods.base import MapMethod
+from engine.methods.base import MapMethod, Method
 from engine.merge.shards import SAFE, TORCH, plan_entries
 from engine.mix.stack import StackOnBase
 from engine.specs.jobs import StackEntry
@@ -121,7 +121,8 @@ def plan_merge(base: ModelInfo, entries: Sequence[StackEntry], dtype: str = "sam
         shards.append(Shard(header, items, plan_entries(
             (item.name, target if target and item.entry.dtype in TORCH else item.entry.dtype, item.entry.shape) for item in items)))
     return MergePlan(base, stack, shards, _new_config(base.config, dtype, untied),
-                     sum(max((e.end for e in shard.entries.values()), default=0) for shard in shards), sorted(set(changed) - found))
+                     sum(max((e.end for e in shard.entries.values()), default=0) for shard in shards),
+                     sorted((set(changed) - found) | _beyond_streaming(changed, stack)))
 
 
 def weight_files(base: ModelInfo) -> list[Header]:
@@ -146,7 +147,16 @@ def _changes_bias(layer: Adapted, name: str) -> bool:
     tenant = layer.tenants[name]
     if isinstance(tenant.method, MapMethod):
         return tenant.method.acts_out(tenant.config, tenant.site) and tenant.method.turns_bias(tenant.config, tenant.site)
+    if tenant.method.needs_base:           # whether, and how, only the weight itself can tell
+        return layer.site.has_bias and type(tenant.method).bias_delta is not Method.bias_delta
     return tenant.method.bias_delta(layer.all_tensors(name), tenant.config, tenant.site) is not None
+
+
+def _beyond_streaming(changed: dict[str, tuple[Adapted, str]], stack: StackOnBase) -> set[str]:
+    """Tensors that cannot be composed from their own piece of the file alone."""
+    heard = {name for name, strength in stack.model.stack.entries if strength != 0} if stack.placed else set()
+    return {key for key, (layer, leaf) in changed.items() for name, tenant in layer.tenants.items()
+            if name in heard and (tenant.adrift or (leaf == "bias" and tenant.method.needs_base))}
 
 
 def _model_name(source: str, names: set[str], prefix: str) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.shared import shared_specs
+from engine.checkpoint.shared import by_law, shared_specs
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack
@@ -63,13 +63,13 @@ def inject(model: nn.Module, injection: Injection, name: str, placed: Sequence[P
         device: of all its tensors; by default, that of each layer. On ``meta`` nothing is initialised.
     """
     given = given or {}
-    shared = _shared(placed, given.get(SHARED, {}), trainable, dtype, device)
+    shared, adrift = _shared(placed, given.get(SHARED, {}), trainable, dtype, device)
     ready: list[tuple[str, Adapted, bool, Tenant, Tensors]] = []
     for place in placed:
         target = place.target
         known = isinstance(target.layer, Adapted)
         layer = target.layer if known else Adapted(target.layer, target.host, target.site, injection.stack)
-        tenant = Tenant(place.method, place.config, place.site, shared)
+        tenant = Tenant(place.method, place.config, place.site, shared, adrift=adrift)
         ready.append((target.path, layer, known, *_tensors(tenant, layer, given.get(target.path, {}), trainable, dtype, device)))
     injection.shared.put(name, shared)                         # nothing below can fail
     for path, layer, known, tenant, tensors in ready:
@@ -81,12 +81,35 @@ def inject(model: nn.Module, injection: Injection, name: str, placed: Sequence[P
     injection.stack.changed()
 
 
-def _shared(placed: Sequence[Placement], given: Tensors, trainable: bool, dtype: torch.dtype | None, device: torch.device | None) -> Tensors:
-    if not placed:
-        return {}
-    layer = placed[0].target.layer
-    weight = layer.pristine_weight if isinstance(layer, Adapted) else placed[0].target.host.weight(layer)
-    return _made(shared_specs(placed), given, trainable, dtype or weight.dtype, device or _here(weight))
+def _shared(placed: Sequence[Placement], given: Tensors, trainable: bool, dtype: torch.dtype | None,
+            device: torch.device | None) -> tuple[Tensors, bool]:
+    """What all layers share, and whether some of it should begin at weights that are not there."""
+    specs = shared_specs(placed)
+    if not specs:
+        return {}, False
+    first = _weight(placed[0].target)
+    made = _made(specs, given, trainable, dtype or first.dtype, device or _here(first))
+    fresh = specs.keys() - given.keys()
+    starting = [group for group in by_law(placed)
+                if fresh and device is None and type(group[0].method).start_shared is not Method.start_shared]
+    if starting and first.is_meta:
+        return made, True
+    with torch.no_grad():
+        for group in starting:
+            weights = {p.site.path: p.target for p in group}
+            group[0].method.start_shared(made, group[0].config, [p.site for p in group],
+                                         lambda site, weights=weights: _exact(_weight(weights[site.path])), fresh)
+    return made, False
+
+
+def _weight(target: Target) -> Tensor:
+    """W0 as the matrix that methods see."""
+    layer = target.layer
+    return layer.canonical() if isinstance(layer, Adapted) else target.host.canonical(target.host.weight(layer).detach())
+
+
+def _exact(W0: Tensor) -> Tensor:
+    return W0.to(torch.promote_types(W0.dtype, torch.float32))
 
 
 def _here(weight: Tensor) -> torch.device:
@@ -105,8 +128,7 @@ def _tensors(tenant: Tenant, layer: Adapted, given: Tensors, trainable: bool, dt
         if weight.is_meta:
             return dataclasses.replace(tenant, fresh=fresh), made
         with torch.no_grad():
-            W0 = layer.canonical()
-            method.start({**tenant.shared, **made}, tenant.config, tenant.site, W0.to(torch.promote_types(W0.dtype, torch.float32)), fresh)
+            method.start({**tenant.shared, **made}, tenant.config, tenant.site, _exact(layer.canonical()), fresh)
     return tenant, made
 
 

@@ -36,7 +36,7 @@ class Dense(Method):
     def delta(self, p, cfg, site, W0=None):
         return p["dense_delta"]
 
-    def bias_delta(self, p, cfg, site, b0=None):
+    def bias_delta(self, p, cfg, site, b0=None, W0=None):
         return p.get("dense_bias.weight")
 
 
