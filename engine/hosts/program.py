@@ -312,7 +312,6 @@ def _mapped(layer: "Adapted", stack: LiveStack, name: str, below: list[str]) -> 
         def mapped(x: Tensor) -> Tensor:
             strength, p = stack.strength(name), layer.all_tensors(name)
             p = method.in_training(p, config, site) if layer.training else p
-            p = method.in_training(p, config, site) if layer.training else p
             if acts_in and site.kind != "linear":
                 y = inner(x)
                 return y + strength * dense(x, y, p)
