@@ -17,6 +17,8 @@ _BUILT_IN = {                              # peft_type → the file of the metho
     "ROAD": "engine.methods.road",
     "IA3": "engine.methods.ia3",
     "LORA": "engine.methods.lora",
+    "VERA": "engine.methods.vera", "PVERA": "engine.methods.pvera", "RANDLORA": "engine.methods.randlora",
+    "FOURIERFT": "engine.methods.fourierft", "SHIRA": "engine.methods.shira",
 }
 _VARIANTS = {"LORA": ("engine.methods.dora",)}                # laws that may be put round a method's, innermost first
 _METHODS: dict[str, Method] = {}

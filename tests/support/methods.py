@@ -18,6 +18,7 @@ class Row:
     atol: float = 1e-5                     # of outputs, gradients and merged weights against PEFT, float32
 
 
+_LINEARS = ("linear", "linear-no-bias", "linear-square", "conv1D-transposed")
 METHODS: dict[str, Row] = {
     "lora": Row("LoraConfig", {"r": 3, "lora_alpha": 5}, ("linear", "linear-no-bias", "conv1D-transposed", "conv1d", "conv2d", "conv3d", "embedding")),
     "lora-rs": Row("LoraConfig", {"r": 4, "lora_alpha": 2, "use_rslora": True}),
@@ -41,4 +42,16 @@ METHODS: dict[str, Row] = {
                {"init_ia3_weights": False}),
     "ia3-feedforward": Row("IA3Config", {"feedforward_modules": ["second"]}, ("linear", "linear-no-bias", "conv1D-transposed", "conv2d", "conv3d"),
                            {"init_ia3_weights": False}),
+    "vera": Row("VeraConfig", {"r": 6}, _LINEARS, {"init_weights": False}),
+    "vera-seeded": Row("VeraConfig", {"r": 6, "save_projection": False, "projection_prng_key": 5}, heard={"init_weights": False}),
+    "pvera": Row("PveraConfig", {"r": 6}, _LINEARS, {"init_weights": False}),
+    "pvera-seeded": Row("PveraConfig", {"r": 6, "save_projection": False, "projection_prng_key": 5}, heard={"init_weights": False}),
+    "randlora": Row("RandLoraConfig", {"r": 5, "randlora_alpha": 10}, _LINEARS, {"init_weights": False}),
+    "randlora-sparse": Row("RandLoraConfig", {"r": 4, "sparse": True, "randlora_alpha": 4, "save_projection": False}, heard={"init_weights": False}),
+    "randlora-very-sparse": Row("RandLoraConfig", {"r": 4, "very_sparse": True, "randlora_alpha": 4, "init_weights": False}),
+    "fourierft": Row("FourierFTConfig", {"n_frequency": 20}, _LINEARS),
+    "fourierft-pattern": Row("FourierFTConfig", {"n_frequency": 20, "n_frequency_pattern": {"second": 7}, "init_weights": True, "random_loc_seed": 3},
+                             heard={"init_weights": False}),
+    "shira": Row("ShiraConfig", {"r": 2}, ("linear", "linear-no-bias", "linear-square"), {"init_weights": False}),
+    "shira-seeded": Row("ShiraConfig", {"r": 3, "random_seed": 11, "init_weights": False}),
 }
