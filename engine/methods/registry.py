@@ -17,10 +17,20 @@ _BUILT_IN = {                              # peft_type → the file of the metho
     "ROAD": "engine.methods.road",
     "IA3": "engine.methods.ia3",
     "LORA": "engine.methods.lora",
+    "LOHA": "engine.methods.loha", "LOKR": "engine.methods.lokr", "C3A": "engine.methods.c3a", "MISS": "engine.methods.miss",
+    "GRALORA": "engine.methods.gralora", "DELORA": "engine.methods.delora", "BEFT": "engine.methods.beft", "ADALORA": "engine.methods.adalora",
     "VERA": "engine.methods.vera", "PVERA": "engine.methods.pvera", "RANDLORA": "engine.methods.randlora",
     "FOURIERFT": "engine.methods.fourierft", "SHIRA": "engine.methods.shira",
+    "HIRA": "engine.methods.hira",
+    "GLORA": "engine.methods.glora",
+    "DEFT": "engine.methods.deft",
+    "OSF": "engine.methods.osf",
+    "PSOFT": "engine.methods.psoft",
+    "PEANUT": "engine.methods.peanut",
+    "FROD": "engine.methods.frod",
 }
-_VARIANTS = {"LORA": ("engine.methods.dora",)}                # laws that may be put round a method's, innermost first
+_RENAMED = {"BONE": "MISS"}               # what PEFT called a method once → what it is now
+_VARIANTS = {"MISS": ("engine.methods.miss",), "LORA": ("engine.methods.dora",)}     # laws that may be put round a method's, innermost first
 _METHODS: dict[str, Method] = {}
 
 
@@ -36,6 +46,7 @@ def register_method(method: Method) -> Method:
 def method(peft_type: str | None) -> Method:
     """The method of that name. Raises `BadAdapter` for one that is not known."""
     name = getattr(peft_type, "value", peft_type)
+    name = _RENAMED.get(name, name)
     if name not in _METHODS and name in _BUILT_IN:
         register_method(import_module(_BUILT_IN[name]).METHOD)
     if name not in _METHODS:
