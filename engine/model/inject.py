@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from engine.checkpoint.shared import by_law, shared_specs
 from engine.hosts.adapted import Adapted, Tenant
-from engine.hosts.shelves import Shelves
-from engine.hosts.stack import LiveStack
 from engine.methods.base import Method, Site, TargetedConfig, Tensors, TensorSpec
 from engine.model.targets import Target
 
+if TYPE_CHECKING:
+    from engine.model.tuner import Tuner
+
 SHARED = ""                                # the "module path" of tensors that all layers of an adapter share
 Given = Mapping[str, Tensors]              # module path → tensors that come from a file
-
-
-@dataclass
-class Injection:
-    """A model's adapted layers by module path, the live stack that they share, and the adapters' tensors that belong to no single layer."""
-
-    layers: dict[str, Adapted] = field(default_factory=dict)
-    stack: LiveStack = field(default_factory=LiveStack)
-    shared: Shelves = field(default_factory=Shelves)
 
 
 @dataclass(frozen=True)
@@ -51,12 +44,11 @@ def check_name(name: str) -> None:
         raise ValueError(f"An adapter cannot be named {name!r}: the name must not be empty, hold a dot or be a reserved word.")
 
 
-def inject(model: nn.Module, injection: Injection, name: str, placed: Sequence[Placement], *, trainable: bool, given: Given | None = None,
+def inject(tuner: "Tuner", name: str, placed: Sequence[Placement], *, trainable: bool, given: Given | None = None,
            dtype: torch.dtype | None = torch.float32, device: torch.device | None = None) -> None:
-    """Add one adapter to ``model`` in place.
+    """Add one adapter to the tuner's model in place.
 
     Args:
-        injection: what is in the model so far; extended on success only.
         given: tensors from a file. What is not given is initialised, first what is shared, then layer by layer in the order of the
             modules, from the global random stream, as PEFT does.
         dtype: of initialised tensors; given ones keep theirs unless they are to be trained. None: the base weight's.
@@ -68,17 +60,17 @@ def inject(model: nn.Module, injection: Injection, name: str, placed: Sequence[P
     for place in placed:
         target = place.target
         known = isinstance(target.layer, Adapted)
-        layer = target.layer if known else Adapted(target.layer, target.host, target.site, injection.stack)
+        layer = target.layer if known else Adapted(target.layer, target.host, target.site, tuner.stack)
         tenant = Tenant(place.method, place.config, place.site, shared, adrift=adrift)
         ready.append((target.path, layer, known, *_tensors(tenant, layer, given.get(target.path, {}), trainable, dtype, device)))
-    injection.shared.put(name, shared)                         # nothing below can fail
+    tuner.put(name, shared)                # nothing below can fail
     for path, layer, known, tenant, tensors in ready:
         layer.add(name, tenant, tensors)
         if not known:
             parent, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, layer)
-            injection.layers[path] = layer
-    injection.stack.changed()
+            setattr(tuner.model.get_submodule(parent), leaf, layer)
+            tuner.layers[path] = layer
+    tuner.stack.changed()
 
 
 def _shared(placed: Sequence[Placement], given: Tensors, trainable: bool, dtype: torch.dtype | None,
@@ -149,33 +141,3 @@ def _made(specs: Mapping[str, TensorSpec], given: Tensors, trainable: bool, dtyp
             tensor = tensor.to(device, kind)
         made[key] = nn.Parameter(tensor, requires_grad=trainable and spec.trainable and tensor.is_floating_point())
     return made
-
-
-def remove(injection: Injection, name: str) -> None:
-    """Take one adapter out of all layers."""
-    for layer in injection.layers.values():
-        if name in layer.tenants:
-            layer.remove(name)
-    injection.shared.clear(name)
-
-
-def eject(model: nn.Module, injection: Injection) -> None:
-    """Put every base layer back in its place and forget all adapters; the base is as it was before the first injection."""
-    _leave(model, injection, None)
-
-
-def bake(model: nn.Module, injection: Injection, names: list[str]) -> None:
-    """Leave plain layers with the composed weights behind and forget all adapters."""
-    _leave(model, injection, names)
-
-
-def _leave(model: nn.Module, injection: Injection, merged: list[str] | None) -> None:
-    for path, layer in injection.layers.items():
-        layer.unmerge()
-        if merged is not None:
-            layer.merge(merged)
-        parent, _, leaf = path.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer.base_layer)
-    injection.layers.clear()
-    injection.stack.arrange({})
-    injection.stack.merged = ()

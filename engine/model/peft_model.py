@@ -1,52 +1,23 @@
-"""PeftModel: a base model with adapters, by PEFT's API, on one live stack.
-
-Four things are independent of one another: which adapters are *active* (the stack, in order, with strengths), which are
-*trainable*, which are *merged*, and whether adapters are *enabled* at all.
-"""
+"""PeftModel: a base model with adapters, by PEFT's API, on one live stack."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.load import locate, match, read_tensors, unknown_settings
+from engine.checkpoint.load import locate, read_tensors, unknown_settings
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import save_adapter
-from engine.checkpoint.shared import shared_specs
 from engine.hosts.adapted import Adapted, Tenant
-from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack
-from engine.methods.base import PeftConfig, TargetedConfig, Tensors, TensorSpec
-from engine.methods.registry import law
-from engine.model.inject import Injection, bake, check_name, eject, inject, placements, remove
-from engine.model.targets import plan
-
-
-class Tuned(Shelves):
-    """Between `PeftModel` and the user's model, so that parameter names read ``base_model.model.…`` as in PEFT.
-
-    Tensors that all layers of an adapter share stand here.
-    """
-
-    _own = frozenset({"model"})
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("model"), name)
+from engine.methods.base import PeftConfig, TargetedConfig, Tensors
+from engine.model.tuner import Tuner
 
 
 class PeftModel(nn.Module):
@@ -57,81 +28,21 @@ class PeftModel(nn.Module):
         peft_config: settings of the first adapter.
         adapter_name: its name; the first adapter is active and trainable (unless ``inference_mode`` is set).
         autocast_adapter_dtype: new adapters are float32 whatever the base is; otherwise they take the base weight's dtype.
-        folder: read the first adapter's tensors from this folder instead of starting anew (see `from_pretrained`).
+        low_cpu_mem_usage: new adapters' tensors hold no values (``meta``) until `set_peft_model_state_dict` gives them some.
+        file: the first adapter's tensors, by their keys in the file, instead of starting anew (see `from_pretrained`).
 
     Attributes:
-        peft_config: adapter name → config. base_model: the wrapped model, ``base_model.model`` is the user's.
-        stack: the live stack of active adapters. adapted: module path → wrapped layer.
+        base_model: the wrapped model (`Tuner`); ``base_model.model`` is the user's. load_report: what became of the first file.
     """
 
-    def __init__(self, model: nn.Module, peft_config: TargetedConfig, adapter_name: str = "default", *,
-                 autocast_adapter_dtype: bool = True, folder: Path | None = None):
+    def __init__(self, model: nn.Module, peft_config: TargetedConfig, adapter_name: str = "default", autocast_adapter_dtype: bool = True,
+                 low_cpu_mem_usage: bool = False, *, file: dict[str, Tensor] | None = None, unknown_settings: list[str] | None = None):
         super().__init__()
-        self.peft_config: dict[str, PeftConfig] = {}
-        self.base_model = Tuned(model)
-        self._injection = Injection(shared=self.base_model)
-        self._trained: set[str] = set()    # adapters that train
-        self._thawed = [p for p in model.parameters() if p.requires_grad]   # of the base; frozen while there are adapters
-        trainable = not peft_config.inference_mode
-        self.load_report = self._admit(adapter_name, peft_config, trainable=trainable, autocast=autocast_adapter_dtype, folder=folder)
-        for parameter in self._thawed:
-            parameter.requires_grad_(False)
+        self.base_model = Tuner(model)
+        self.load_report = self.base_model.admit(
+            adapter_name, peft_config, trainable=not peft_config.inference_mode, autocast=autocast_adapter_dtype, file=file,
+            unknown_settings=unknown_settings or (), device=_meta(low_cpu_mem_usage))
         self.stack.arrange([adapter_name])
-
-    # --- looking ---
-
-    @property
-    def stack(self) -> LiveStack:
-        return self._injection.stack
-
-    @property
-    def adapted(self) -> dict[str, Adapted]:
-        return self._injection.layers
-
-    def tenants(self, name: str) -> dict[str, Tenant]:
-        """Module path → what the adapter is there."""
-        return {path: layer.tenants[name] for path, layer in self.adapted.items() if name in layer.tenants}
-
-    def shared_tensors(self, name: str) -> Tensors:
-        """The adapter's tensors that all its layers share; the live parameters."""
-        return self.base_model.tensors(name)
-
-    @property
-    def active_adapters(self) -> list[str]:
-        return self.stack.names
-
-    @property
-    def active_adapter(self) -> str | list[str]:
-        return self.stack.names[0] if len(self.stack.names) == 1 else self.stack.names
-
-    @property
-    def active_peft_config(self) -> PeftConfig:
-        return self.peft_config[self.stack.names[0]]
-
-    @property
-    def merged_adapters(self) -> list[str]:
-        return list(self.stack.merged)
-
-    def get_base_model(self) -> nn.Module:
-        """The user's model, with its layers wrapped."""
-        return self.base_model.model
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """(trainable, all) parameter counts."""
-        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
-        return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
-
-    def print_trainable_parameters(self) -> None:
-        trainable, total = self.get_nb_trainable_parameters()
-        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
-
-    # --- running ---
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.base_model(*args, **kwargs)
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        return self.get_base_model().generate(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -141,190 +52,209 @@ class PeftModel(nn.Module):
                 raise
             return getattr(self.base_model, name)
 
+    # --- looking ---
+
+    @property
+    def peft_config(self) -> dict[str, PeftConfig]:
+        """Adapter name → config."""
+        return self.base_model.peft_config
+
+    @property
+    def stack(self) -> LiveStack:
+        """The live stack of active adapters: order and strengths."""
+        return self.base_model.stack
+
+    @property
+    def adapted(self) -> dict[str, Adapted]:
+        """Module path → wrapped layer."""
+        return self.base_model.layers
+
+    def tenants(self, name: str) -> dict[str, Tenant]:
+        """Module path → what the adapter is there."""
+        return self.base_model.tenants(name)
+
+    def shared_tensors(self, name: str) -> Tensors:
+        """The adapter's tensors that all its layers share; the live parameters."""
+        return self.base_model.tensors(name)
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """Names in the stack, in order."""
+        return self.stack.names
+
+    @property
+    def active_adapter(self) -> str | list[str]:
+        """The name in the stack, or all of them where there are several."""
+        return self.stack.names[0] if len(self.stack.names) == 1 else self.stack.names
+
+    @property
+    def active_peft_config(self) -> PeftConfig:
+        """Config of the first adapter in the stack."""
+        return self.peft_config[self.stack.names[0]]
+
+    @property
+    def merged_adapters(self) -> list[str]:
+        return list(self.stack.merged)
+
+    @property
+    def base_model_torch_dtype(self) -> torch.dtype | None:
+        return getattr(self.get_base_model(), "dtype", None)
+
+    def get_base_model(self) -> nn.Module:
+        """The user's model, with its layers wrapped."""
+        return self.base_model.model
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """(trainable, all) parameter counts; a weight packed in fewer bits counts as many as it stands for."""
+        sizes = [(_count(p), p.requires_grad) for p in self.parameters()]
+        return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+
+    def print_trainable_parameters(self) -> None:
+        """One line: trainable parameters, all parameters, and their ratio in percent."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
+
+    # --- running ---
+
+    def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
+        """The base's forward through the stack, or each sample of the batch through its own adapter.
+
+        Args:
+            adapter_names: one name a sample, ``"__base__"`` for none; only outside of training.
+
+        Raises:
+            ValueError: ``adapter_names`` in training, while merged, with unknown names, or not as many as samples.
+        """
+        if adapter_names is None:
+            return self.base_model(*args, **kwargs)
+        with self.base_model.sampled(adapter_names):
+            return self.base_model(*args, **kwargs)
+
+    def generate(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
+        """The base's ``generate``; ``adapter_names`` as in `forward` (repeated for each beam)."""
+        if adapter_names is None:
+            return self.get_base_model().generate(*args, **kwargs)
+        beams = kwargs.get("num_beams") or getattr(kwargs.get("generation_config"), "num_beams", None) or 1
+        with self.base_model.sampled([name for name in adapter_names for _ in range(beams)]):
+            return self.get_base_model().generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return self.get_base_model().prepare_inputs_for_generation(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of `torch.nn.Module`; what was computed from the old tensors is forgotten."""
+        done = super().load_state_dict(*args, **kwargs)
+        self.stack.changed()
+        return done
+
     # --- adapters ---
 
-    def _admit(self, name: str, config: TargetedConfig, *, trainable: bool, autocast: bool = True, folder: Path | None = None,
-               given: dict[str, Tensors] | None = None) -> LoadReport:
-        """Plan, read, inject: the one way an adapter comes in, new or from ``folder``. Changes nothing if it raises."""
-        check_name(name)
-        if name in self.peft_config:
-            raise ValueError(f"Adapter with name {name!r} already exists.")
-        model, method = self.get_base_model(), law(config)
-        planned, report = plan(model, method, config), LoadReport()
-        placed = placements(planned.targets, method, config)
-        if folder is not None:
-            given, report = match(read_tensors(folder), {p.target.path: p for p in placed}, shared_specs(placed), unknown_settings(folder))
-        if config.base_model_name_or_path is None:
-            config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-        inject(model, self._injection, name, placed, trainable=trainable, given=given, dtype=torch.float32 if autocast else None)
-        config.target_modules = planned.resolved
-        self.peft_config[name] = config
-        self._trained |= {name} if trainable else set()
-        return report
+    def add_adapter(self, adapter_name: str, peft_config: TargetedConfig, low_cpu_mem_usage: bool = False,
+                    autocast_adapter_dtype: bool = True) -> None:
+        """Add an untrained adapter, of any method; it is neither active nor trained until `set_adapter`. Atomic.
 
-    def add_adapter(self, adapter_name: str, peft_config: TargetedConfig, autocast_adapter_dtype: bool = True) -> None:
-        """Add an untrained adapter; it is neither active nor trained until `set_adapter`. Atomic."""
-        self._admit(adapter_name, peft_config, trainable=False, autocast=autocast_adapter_dtype)
+        Raises:
+            ValueError: the name is taken or impossible. UnsupportedLayer: a target cannot carry this method.
+        """
+        self.base_model.admit(adapter_name, peft_config, trainable=False, autocast=autocast_adapter_dtype, device=_meta(low_cpu_mem_usage))
 
-    def load_adapter(self, model_id: Path | str, adapter_name: str, is_trainable: bool = False, *, subfolder: str | None = None,
-                     **hub: Any) -> LoadReport:
+    def load_adapter(self, model_id: Path | str, adapter_name: str, is_trainable: bool = False, torch_device: str | None = None,
+                     autocast_adapter_dtype: bool = True, ephemeral_gpu_offload: bool = False, low_cpu_mem_usage: bool = False,
+                     key_mapping: Mapping[str, str] | None = None, **hub: Any) -> LoadReport:
         """Read an adapter from a folder or the Hub and add it, not yet active. Atomic; see `LoadReport`.
+
+        Args:
+            is_trainable: its tensors become float32 parameters that may train. autocast_adapter_dtype: as far as they train; frozen
+                ones keep the file's dtype. torch_device: where its tensors go, if not to their layers.
+            low_cpu_mem_usage: loading never makes values that the file then replaces, so that there is nothing to save.
+            key_mapping: regular expression → replacement, for keys of the file. hub: ``subfolder``, ``revision``, ``cache_dir``, ``token`` ….
 
         Raises:
             BadAdapter: damaged, hostile or unknown. WrongBase: it does not fit this model. ValueError: the name is taken.
         """
-        folder = locate(model_id, subfolder, **hub)
-        config = PeftConfig.from_pretrained(folder)
-        config.inference_mode = not is_trainable
-        return self._admit(adapter_name, config, trainable=is_trainable, folder=folder)
+        config, file, unknown = _read(model_id, is_trainable, key_mapping, hub)
+        device = torch.device(torch_device) if torch_device else None
+        return self.base_model.admit(adapter_name, config, trainable=is_trainable, file=file, unknown_settings=unknown, device=device)
 
     @classmethod
-    def from_pretrained(cls, model: nn.Module, model_id: Path | str, adapter_name: str = "default", is_trainable: bool = False, *,
-                        subfolder: str | None = None, **hub: Any) -> "PeftModel":
-        """A base with one saved adapter, active. ``model`` is changed only if the adapter fits. Raises as `load_adapter`."""
-        folder = locate(model_id, subfolder, **hub)
-        config = PeftConfig.from_pretrained(folder)
-        config.inference_mode = not is_trainable
+    def from_pretrained(cls, model: nn.Module, model_id: Path | str, adapter_name: str = "default", is_trainable: bool = False,
+                        config: PeftConfig | None = None, autocast_adapter_dtype: bool = True, ephemeral_gpu_offload: bool = False,
+                        low_cpu_mem_usage: bool = False, key_mapping: Mapping[str, str] | None = None, **hub: Any) -> "PeftModel":
+        """A base with one saved adapter, active. ``model`` is changed only if the adapter fits. Arguments and errors as of `load_adapter`.
+
+        Args:
+            config: instead of the one in the folder.
+        """
+        config, file, unknown = _read(model_id, is_trainable, key_mapping or getattr(model, "_checkpoint_conversion_mapping", None), hub, config)
         chosen = cls if cls is not PeftModel else task_class(config.task_type)
-        self = chosen(model, config, adapter_name, folder=folder)
+        self = chosen(model, config, adapter_name, autocast_adapter_dtype, file=file, unknown_settings=unknown)
         return self if is_trainable else self.eval()
 
     def set_adapter(self, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False) -> None:
-        """Choose the stack: one name, several in order, or names with strengths. Merged weights are unmerged first.
-
-        An adapter that was made for training becomes trainable while it is active and frozen when it is not, as in PEFT;
-        one that was loaded for inference never becomes trainable here (`set_requires_grad` does that).
-        """
-        entries = {adapter_name: 1.0} if isinstance(adapter_name, str) else (
-            dict(adapter_name) if isinstance(adapter_name, Mapping) else dict.fromkeys(adapter_name, 1.0))
-        if unknown := [name for name in entries if name not in self.peft_config]:
-            raise ValueError(f"Adapter {unknown[0]} not found; there are {sorted(self.peft_config)}.")
-        self.unmerge_adapter()
-        self.stack.arrange(entries)
-        wanted = {name for name in entries if not inference_mode and not self.peft_config[name].inference_mode}
-        self.set_requires_grad(self._trained - wanted, False)
-        self.set_requires_grad(wanted - self._trained, True)
+        """Choose the stack: one name, several in order, or names with strengths; see `Tuner.set_adapter`."""
+        self.base_model.set_adapter(adapter_name, inference_mode)
 
     def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
         """Say which adapters train; nothing else changes."""
-        for name in {adapter_names} if isinstance(adapter_names, str) else set(adapter_names):
-            if name not in self.peft_config:
-                raise ValueError(f"Adapter {name} not found; there are {sorted(self.peft_config)}.")
-            for layer in self.adapted.values():
-                if name in layer.tenants:
-                    tenant = layer.tenants[name]
-                    _set_training(layer.tensors(name), tenant.method.tensors(tenant.config, tenant.site), requires_grad)
-            _set_training(self.shared_tensors(name), shared_specs(self.tenants(name).values()), requires_grad)
-            self._trained = self._trained | {name} if requires_grad else self._trained - {name}
-        self.stack.changed()
+        self.base_model.set_requires_grad(adapter_names, requires_grad)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter. The rest of the stack stays as it is; without any adapter the model is the base."""
-        if adapter_name not in self.peft_config:
-            raise ValueError(f"Adapter {adapter_name} does not exist")
-        if adapter_name in self.stack.merged:
-            raise ValueError(f"The adapter {adapter_name} is merged; unmerge it first.")
-        remove(self._injection, adapter_name)
-        del self.peft_config[adapter_name]
-        self._trained.discard(adapter_name)
-        self.stack.arrange({n: s for n, s in self.stack.entries if n != adapter_name})
+        self.base_model.delete_adapter(adapter_name)
 
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """The plain base inside the block; afterwards everything, also what was merged, is as before."""
-        merged, enabled = list(self.stack.merged), self.stack.enabled
-        self.unmerge_adapter()
-        self.stack.enabled = False
-        self.stack.changed()
-        try:
-            yield
-        finally:
-            self.stack.enabled = enabled
-            self.stack.changed()
-            if merged:
-                self.merge_adapter(merged)
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """The plain base inside the block; afterwards everything, also what was merged and what trains, is as before."""
+        return self.base_model.disabled()
 
     # --- merging ---
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Bake the active adapters (or those named) into the weights for speed. W0 is kept; `unmerge_adapter` is bit-exact.
-
-        Raises:
-            ValueError: ``safe_merge`` and a merged weight would hold values that are not numbers; nothing is merged then.
-        """
-        names = self._to_merge(adapter_names, safe_merge)
-        for layer in self.adapted.values():
-            layer.unmerge()
-            layer.merge(names)
-        self.stack.merged = tuple(names)
-        self.stack.changed()
+        """Bake the active adapters (or those named) into the weights for speed; see `Tuner.merge_adapter`."""
+        self.base_model.merge_adapter(adapter_names, safe_merge)
 
     def unmerge_adapter(self) -> None:
-        """Put the untouched base weights back."""
-        if self.stack.merged:
-            for layer in self.adapted.values():
-                layer.unmerge()
-            self.stack.merged = ()
-            self.stack.changed()
+        """Put the untouched base weights back, bit for bit."""
+        self.base_model.unmerge_adapter()
 
     def merge_and_unload(self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None) -> nn.Module:
         """The plain model with the active adapters (or those named) baked in. This `PeftModel` is empty afterwards."""
-        names = self._to_merge(adapter_names, safe_merge)
-        model = self.get_base_model()
-        bake(model, self._injection, names)
-        self.peft_config.clear()
+        model = self.base_model.leave(self.base_model.to_merge(adapter_names, safe_merge))
         _tell_if_untied(model)
         return model
 
     def unload(self) -> nn.Module:
         """The plain base, as it was before the first adapter. This `PeftModel` is empty afterwards."""
-        model = self.get_base_model()
-        eject(model, self._injection)
-        self.peft_config.clear()
-        for parameter in self._thawed:
-            parameter.requires_grad_(True)
-        return model
-
-    def _to_merge(self, names: list[str] | None, safe: bool) -> list[str]:
-        if isinstance(names, str):
-            raise TypeError("adapter_names should be a list of strings")
-        names = self.stack.names if names is None else list(names)
-        if unknown := [n for n in names if n not in self.peft_config]:
-            raise ValueError(f"Adapter {unknown[0]} not found; there are {sorted(self.peft_config)}.")
-        missing = {n: 1.0 for n in names if n not in self.stack.names}
-        if missing:
-            self.stack.arrange({**dict(self.stack.entries), **missing})
-        if safe:
-            for path, layer in self.adapted.items():
-                if not torch.isfinite(layer.compose(names=names)).all():
-                    raise ValueError(f"NaNs detected in the merged weights of {path}. The adapter seems to be broken")
-        return names
+        return self.base_model.leave()
 
     def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "svd",
-                             svd_rank: int | None = None, svd_clamp: float | None = None, *, density: float | None = None,
-                             majority_sign_method: str = "total") -> None:
+                             svd_rank: int | None = None, svd_clamp: float | None = None, svd_full_matrices: bool = True,
+                             svd_driver: str | None = None, density: float | None = None, majority_sign_method: str = "total") -> None:
         """A new LoRA adapter made of several low-rank ones (PEFT method of the same name); not active yet. See `engine.mix.combine`.
 
-        Every adapter counts with its own scaling, rsLoRA's too, and with its learned bias. Raises `ValueError` for adapters of other
-        kinds, unequal numbers of names and weights, or ranks that differ where they must not; nothing is added then.
+        Every adapter counts with its own scaling, rsLoRA's too, and with its learned bias. ``svd_full_matrices`` and ``svd_driver`` choose
+        among ways to the same result in PEFT, and need no choice here. Raises `ValueError` for adapters of other kinds, unequal numbers of
+        names and weights, or ranks that differ where they must not; nothing is added then.
         """
         from engine.mix.weighted import weighted_adapter
 
         config, tensors = weighted_adapter(self.get_base_model(), self.adapted, adapters, weights, combination_type, svd_rank, svd_clamp,
                                            density, majority_sign_method)
-        self._admit(adapter_name, config, trainable=False, given=tensors)
+        self.base_model.admit(adapter_name, config, trainable=False, given=tensors)
 
     # --- files ---
 
-    def save_pretrained(self, save_directory: Path | str, selected_adapters: list[str] | None = None, **_: Any) -> None:
-        """Write adapters in PEFT's format: “default” into the folder itself, any other into a sub-folder of its name."""
-        for name in selected_adapters if selected_adapters is not None else list(self.peft_config):
-            if name not in self.peft_config:
-                raise ValueError(f"There is no adapter named {name!r}; there are {sorted(self.peft_config)}.")
-            save_adapter(self, name, Path(save_directory) if name == "default" else Path(save_directory) / name)
+    def save_pretrained(self, save_directory: Path | str, safe_serialization: bool = True, selected_adapters: list[str] | None = None,
+                        is_main_process: bool = True, **_: Any) -> None:
+        """Write adapters in PEFT's format: “default” into the folder itself, any other into a sub-folder of its name.
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        return self.get_base_model().prepare_inputs_for_generation(*args, **kwargs)
+        Raises:
+            ValueError: an adapter is unknown, or a pickle is asked for (``safe_serialization=False``): it is never written.
+        """
+        if not safe_serialization:
+            raise ValueError("Adapters are only written as safetensors: a pickle could run a program when it is opened.")
+        names = self.base_model.known(selected_adapters if selected_adapters is not None else list(self.peft_config))
+        for name in names if is_main_process else ():
+            save_adapter(self, name, Path(save_directory) if name == "default" else Path(save_directory) / name)
 
 
 class PeftModelForCausalLM(PeftModel):
@@ -342,16 +272,41 @@ def task_class(task_type: str | None) -> type[PeftModel]:
     return classes[name]
 
 
-def get_peft_model(model: nn.Module, peft_config: TargetedConfig, adapter_name: str = "default", *,
-                   autocast_adapter_dtype: bool = True) -> PeftModel:
-    """Wrap ``model`` with one new adapter, by the config's ``task_type`` (PEFT function of the same name)."""
+def get_peft_model(model: nn.Module, peft_config: TargetedConfig, adapter_name: str = "default", mixed: bool = False,
+                   autocast_adapter_dtype: bool = True, revision: str | None = None, low_cpu_mem_usage: bool = False) -> PeftModel:
+    """Wrap ``model`` with one new adapter, by the config's ``task_type`` (PEFT function of the same name).
+
+    Args:
+        mixed: a `PeftMixedModel`, whose stack can be saved as one mix. revision: of the base, noted in the config.
+    """
+    from engine.model.mixed import PeftMixedModel
+
     peft_config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-    return task_class(peft_config.task_type)(model, peft_config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+    if revision is not None:
+        peft_config.revision = revision
+    chosen = PeftMixedModel if mixed else task_class(peft_config.task_type)
+    return chosen(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
 
 
-def _set_training(tensors: Tensors, specs: Mapping[str, TensorSpec], trains: bool) -> None:
-    for key, tensor in tensors.items():
-        tensor.requires_grad_(trains and specs[key].trainable and tensor.is_floating_point())
+def _read(model_id: Path | str, trainable: bool, key_mapping: Mapping[str, str] | None, hub: Mapping[str, Any],
+          config: PeftConfig | None = None) -> tuple[PeftConfig, dict[str, Tensor], list[str]]:
+    """(config, tensors by their keys in the file, unknown settings) of an adapter on disk or on the Hub."""
+    folder = locate(model_id, **hub)
+    config = PeftConfig.from_pretrained(folder) if config is None else config
+    config.inference_mode = not trainable
+    file = read_tensors(folder)
+    for pattern, replacement in (key_mapping or {}).items():
+        file = {re.sub(pattern, replacement, key): tensor for key, tensor in file.items()}
+    return config, file, unknown_settings(folder)
+
+
+def _meta(wanted: bool) -> torch.device | None:
+    return torch.device("meta") if wanted else None
+
+
+def _count(parameter: nn.Parameter) -> int:
+    packed = parameter.__class__.__name__ == "Params4bit"     # two numbers a byte
+    return parameter.numel() * (2 * parameter.element_size() if packed else 1)
 
 
 def _tell_if_untied(model: nn.Module) -> None:

@@ -1,0 +1,247 @@
+"""A model with adapters in its layers: everything that can be done with them, whoever asks (`PeftModel`, injection without it, a mix).
+
+Four things are independent of one another: which adapters are *active* (the stack, in order, with strengths), which are
+*trainable*, which are *merged*, and whether adapters are *enabled* at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint.load import match
+from engine.checkpoint.report import LoadReport
+from engine.checkpoint.shared import shared_specs
+from engine.hosts.adapted import Adapted, Tenant
+from engine.hosts.shelves import Shelves
+from engine.hosts.stack import LiveStack, Samples
+from engine.methods.base import PeftConfig, TargetedConfig, Tensors, TensorSpec
+from engine.methods.registry import law
+from engine.model.inject import Given, check_name, inject, placements
+from engine.model.targets import Plan, plan
+
+BASE = Samples.BASE
+
+
+class Tuner(Shelves):
+    """Holds the user's model as ``model`` (PEFT class ``BaseTuner``: parameter names read ``base_model.model.…``).
+
+    Args:
+        model: its layers are wrapped in place, one adapter after the other, and its own parameters frozen by the first.
+
+    Attributes:
+        peft_config: adapter name → config. layers: module path → wrapped layer. stack: the live stack that all layers share.
+        trained: names of the adapters that train. plans: adapter name → why each module was chosen or not.
+    """
+
+    _own = frozenset({"model"})
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.peft_config: dict[str, PeftConfig] = {}
+        self.layers: dict[str, Adapted] = {}
+        self.stack = LiveStack()
+        self.trained: set[str] = set()
+        self.plans: dict[str, Plan] = {}
+        self._thawed: list[nn.Parameter] | None = None        # of the base, where it trained before the first adapter came
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    # --- looking ---
+
+    @property
+    def active_adapters(self) -> list[str]:
+        return self.stack.names
+
+    def tenants(self, name: str) -> dict[str, Tenant]:
+        """Module path → what the adapter is there."""
+        return {path: layer.tenants[name] for path, layer in self.layers.items() if name in layer.tenants}
+
+    def known(self, names: str | Iterable[str]) -> list[str]:
+        """These names, as a list. Raises `ValueError` if one is not there."""
+        names = [names] if isinstance(names, str) else list(names)
+        if unknown := [n for n in names if n not in self.peft_config]:
+            raise ValueError(f"Adapter {unknown[0]} not found; there are {sorted(self.peft_config)}.")
+        return names
+
+    # --- coming and going ---
+
+    def admit(self, name: str, config: TargetedConfig, *, trainable: bool, autocast: bool = True, file: dict[str, Tensor] | None = None,
+              given: Given | None = None, unknown_settings: Sequence[str] = (), device: torch.device | None = None) -> LoadReport:
+        """Plan, match, inject: the one way an adapter comes in. It is not active yet. Changes nothing if it raises.
+
+        Args:
+            file: tensors of a file, by their keys there. given: tensors that are sorted already. Otherwise the adapter starts anew.
+            autocast: new tensors are float32 whatever the base is; otherwise they take the base weight's dtype.
+            device: where its tensors go, if not to their layers (``meta``: without values).
+        """
+        check_name(name)
+        if name in self.peft_config:
+            raise ValueError(f"Adapter with name {name} already exists.")
+        method = law(config)
+        planned, report = plan(self.model, method, config), LoadReport()
+        placed = placements(planned.targets, method, config)
+        if file is not None:
+            given, report = match(file, {p.target.path: p for p in placed}, shared_specs(placed), unknown_settings)
+        if config.base_model_name_or_path is None:
+            config.base_model_name_or_path = getattr(self.model, "name_or_path", None) or None
+        inject(self, name, placed, trainable=trainable, given=given, dtype=torch.float32 if autocast else None, device=device)
+        config.target_modules = planned.resolved
+        self.peft_config[name], self.plans[name] = config, planned
+        self.trained |= {name} if trainable else set()
+        if self._thawed is None:
+            self._freeze_base()
+        return report
+
+    def _freeze_base(self) -> None:
+        ours = {id(p) for layer in self.layers.values() for name in layer.tenants for p in layer.tensors(name).values()}
+        self._thawed = [p for p in self.model.parameters() if p.requires_grad and id(p) not in ours]
+        for parameter in self._thawed:
+            parameter.requires_grad_(False)
+
+    def delete_adapter(self, name: str) -> None:
+        """Forget an adapter. The rest of the stack stays as it is; without any adapter the model is the base."""
+        if name not in self.peft_config:
+            raise ValueError(f"Adapter {name} does not exist")
+        if name in self.stack.merged:
+            raise ValueError(f"The adapter {name} is merged; unmerge it first.")
+        for layer in self.layers.values():
+            if name in layer.tenants:
+                layer.remove(name)
+        self.clear(name)
+        del self.peft_config[name], self.plans[name]
+        self.trained.discard(name)
+        self.stack.arrange({n: s for n, s in self.stack.entries if n != name})
+
+    def leave(self, merged: list[str] | None = None) -> nn.Module:
+        """Put plain layers back and forget all adapters: the untouched base, or with ``merged`` baked in."""
+        for path, layer in self.layers.items():
+            layer.unmerge()
+            if merged is not None:
+                layer.merge(merged)
+            parent, _, leaf = path.rpartition(".")
+            setattr(self.model.get_submodule(parent), leaf, layer.base_layer)
+        for name in self.peft_config:
+            self.clear(name)
+        self.layers.clear(), self.peft_config.clear(), self.plans.clear(), self.trained.clear()
+        self.stack.arrange({})
+        self.stack.merged = ()
+        if merged is None:
+            for parameter in self._thawed or ():
+                parameter.requires_grad_(True)
+        self._thawed = None
+        return self.model
+
+    # --- the four sets ---
+
+    def set_adapter(self, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False) -> None:
+        """Choose the stack: one name, several in order, or names with strengths. Merged weights are unmerged first.
+
+        An adapter that was made for training becomes trainable while it is active and frozen when it is not, as in PEFT;
+        one that was loaded for inference never becomes trainable here (`set_requires_grad` does that).
+        """
+        entries = {adapter_name: 1.0} if isinstance(adapter_name, str) else (
+            dict(adapter_name) if isinstance(adapter_name, Mapping) else dict.fromkeys(adapter_name, 1.0))
+        self.known(entries)
+        self.unmerge_adapter()
+        self.stack.arrange(entries)
+        wanted = {name for name in entries if not inference_mode and not self.peft_config[name].inference_mode}
+        self.set_requires_grad(self.trained - wanted, False)
+        self.set_requires_grad(wanted - self.trained, True)
+
+    def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
+        """Say which adapters train; nothing else changes."""
+        for name in self.known(adapter_names):
+            tenants = self.tenants(name)
+            for path, tenant in tenants.items():
+                _set_training(self.layers[path].tensors(name), tenant.method.tensors(tenant.config, tenant.site), requires_grad)
+            _set_training(self.tensors(name), shared_specs(tenants.values()), requires_grad)
+            self.trained = self.trained | {name} if requires_grad else self.trained - {name}
+        self.stack.changed()
+
+    def enable_adapters(self, enabled: bool = True) -> None:
+        """Switch all adapters on or off; what trains stays what it was."""
+        if self.stack.enabled != enabled:
+            self.stack.enabled = enabled
+            self.stack.changed()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The plain base inside the block; afterwards everything, also what was merged, is as before."""
+        merged, enabled = list(self.stack.merged), self.stack.enabled
+        self.unmerge_adapter()
+        self.enable_adapters(False)
+        try:
+            yield
+        finally:
+            self.enable_adapters(enabled)
+            if merged:
+                self.merge_adapter(merged)
+
+    @contextmanager
+    def sampled(self, names: Sequence[str]) -> Iterator[None]:
+        """Inside the block each sample of a batch is heard through its own adapter. Raises `ValueError`; see `PeftModel.forward`."""
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        if self.stack.merged:
+            raise ValueError("Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first.")
+        if unknown := sorted(set(names) - self.peft_config.keys() - {BASE}):
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
+        self.stack.samples = Samples(names)
+        try:
+            yield
+        finally:
+            self.stack.samples = None
+
+    # --- merging ---
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Bake the active adapters (or those named) into the weights for speed. W0 is kept; `unmerge_adapter` is bit-exact.
+
+        Raises:
+            ValueError: ``safe_merge`` and a merged weight would hold values that are not numbers; nothing is merged then.
+        """
+        names = self.to_merge(adapter_names, safe_merge)
+        for layer in self.layers.values():
+            layer.unmerge()
+            layer.merge(names)
+        self.stack.merged = tuple(names)
+        self.stack.changed()
+
+    def unmerge_adapter(self) -> None:
+        """Put the untouched base weights back."""
+        if self.stack.merged:
+            for layer in self.layers.values():
+                layer.unmerge()
+            self.stack.merged = ()
+            self.stack.changed()
+
+    def to_merge(self, names: list[str] | None, safe: bool) -> list[str]:
+        """The adapters that a merge bakes in, checked; those that are not in the stack yet enter it at strength 1."""
+        if isinstance(names, str):
+            raise TypeError("adapter_names should be a list of strings")
+        names = self.known(self.stack.names if names is None else names)
+        if missing := {n: 1.0 for n in names if n not in self.stack.names}:
+            self.stack.arrange({**dict(self.stack.entries), **missing})
+        if safe:
+            for path, layer in self.layers.items():
+                if not torch.isfinite(layer.compose(names=names)).all():
+                    raise ValueError(f"NaNs detected in the merged weights of {path}. The adapter seems to be broken")
+        return names
+
+
+def _set_training(tensors: Tensors, specs: Mapping[str, TensorSpec], trains: bool) -> None:
+    for key, tensor in tensors.items():
+        tensor.requires_grad_(trains and specs[key].trainable and tensor.is_floating_point())
