@@ -16,6 +16,16 @@ from engine.methods.base import Tensors
 class Slot(nn.Module):
     """Holds one adapter's tensors of one kind (``lora_A`` → ``weight``, ``bias``), so that names nest as in PEFT."""
 
+    def put(self, leaf: str, parameter: nn.Parameter) -> None:
+        """Store a tensor; where its name has dots (``0.weight``), slots within this one are made for it."""
+        first, _, rest = leaf.partition(".")
+        if not rest:
+            self.register_parameter(first, parameter)
+            return
+        if first not in self._modules:
+            self.add_module(first, Slot())
+        self._modules[first].put(rest, parameter)
+
 
 class Shelves(nn.Module):
     """A module with a shelf for each kind of tensor, and on each a place for each adapter."""
@@ -31,7 +41,7 @@ class Shelves(nn.Module):
                 shelf = self._shelf(kind, nn.ModuleDict)
                 if name not in shelf:
                     shelf[name] = Slot()
-                shelf[name].register_parameter(leaf.replace(".", "·"), parameter)
+                shelf[name].put(leaf, parameter)
             else:
                 self._shelf(kind, nn.ParameterDict)[name] = parameter
 
@@ -41,7 +51,7 @@ class Shelves(nn.Module):
         for kind, shelf in self._modules.items():
             if kind not in self._own and name in shelf:
                 if isinstance(shelf[name], Slot):
-                    found.update({f"{kind}.{leaf.replace('·', '.')}": p for leaf, p in shelf[name]._parameters.items()})
+                    found.update({f"{kind}.{leaf}": p for leaf, p in shelf[name].named_parameters(remove_duplicate=False)})
                 else:
                     found[kind] = shelf[name]
         return found
