@@ -59,7 +59,7 @@ class PeftConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "PeftConfig":
         """Build from JSON values; keys of other PEFT releases are dropped (`unknown_keys` names them)."""
-        names = {f.name for f in dataclasses.fields(cls)}
+        names = {f.name for f in dataclasses.fields(cls)} - cls.runtime_only
         return cls(**{k: v for k, v in data.items() if k in names})
 
     @classmethod

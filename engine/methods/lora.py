@@ -6,13 +6,17 @@ Hu et al. 2021 (arXiv 2106.09685); rsLoRA: Kalajdzievski 2023 (arXiv 2312.03732)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+import warnings
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, by_pattern, kaiming_uniform
+from engine.methods.lora_settings import (
+    BdLoraConfig, CordaConfig, EvaConfig, LoftQConfig, LoraGAConfig, LoraRuntimeConfig, MontecloraConfig, VeloraConfig, settings)
 from engine.specs.fields import knob
 
 
@@ -21,7 +25,7 @@ class LoraConfig(TargetedConfig):
     """Settings of LoRA, by PEFT's names and defaults. Fields whose effect is not built yet are refused, never ignored."""
 
     peft_type: ClassVar[str] = "LORA"
-    runtime_only: ClassVar[frozenset[str]] = frozenset({"runtime_config"})
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"runtime_config", "calibration"})
 
     r: int = knob(8, label="Capacity", term="r", low=1, high=1024,
                   help="How much the skill can hold: 8 is plenty for a style, 16–64 for facts. Larger files, slower.")
@@ -33,7 +37,8 @@ class LoraConfig(TargetedConfig):
                             help="Divides by the root of the capacity, which suits large capacities.")
     lora_bias: bool = knob(False, label="Learn a bias", term="lora_bias", advanced=True, help="Also adds a learned constant; layers need a bias.")
     init_lora_weights: bool | str = knob(True, label="Start", term="init_lora_weights", advanced=True,
-                                         help="How the adapter starts: standard (true) or “gaussian”; both start without effect.")
+                                         help="How the adapter starts: standard (true), “gaussian”, “orthogonal”, or from the model’s own weights: "
+                                              "“pissa”, “olora”, “mica”. All start without effect.")
     rank_pattern: dict = knob(factory=dict, label="Capacity by layer", term="rank_pattern", advanced=True,
                               help="Layer name or pattern → capacity, where it differs.")
     alpha_pattern: dict = knob(factory=dict, label="Loudness by layer", term="alpha_pattern", advanced=True,
@@ -61,24 +66,61 @@ class LoraConfig(TargetedConfig):
     arrow_config: Any = None
     kasa_config: Any = None
     ensure_weight_tying: bool = False
+    calibration: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)    # module path → what data said of that layer
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.rank_pattern, self.alpha_pattern = dict(self.rank_pattern or {}), dict(self.alpha_pattern or {})
-        self.loftq_config = self.loftq_config or {}
+        for name, kind in _SETTINGS.items():
+            setattr(self, name, settings(getattr(self, name) or None, kind))
         if not isinstance(self.r, int) or self.r <= 0:
             raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
-        if self.init_lora_weights not in (True, False, "gaussian"):
-            raise ValueError(f"Unknown initialization init_lora_weights={self.init_lora_weights!r}; known are True, False and 'gaussian'.")
+        if unsupported := [name for name in _NOT_YET if getattr(self, name)]:
+            raise ValueError(f"LoRA with {', '.join(unsupported)} cannot be used by this version.")
+        self._check_start()
+        self._check_combination()
+        self.loftq_config = asdict(self.loftq_config) if self.loftq_config else {}           # a dict, as in PEFT's files
+
+    def _check_start(self) -> None:
+        """``init_lora_weights`` and the settings that belong to it."""
+        start = self.init_lora_weights = self.init_lora_weights.lower() if isinstance(self.init_lora_weights, str) else self.init_lora_weights
+        if start not in _STARTS and not re.fullmatch(r"pissa_niter_\d+", str(start)):
+            raise ValueError(f"Unknown initialization init_lora_weights={start!r}; known are {', '.join(map(repr, _STARTS))} and 'pissa_niter_N'.")
+        for name, owner in _STARTS_WITH_SETTINGS.items():
+            if getattr(self, name) is None and start == owner and name in ("eva_config", "corda_config"):
+                setattr(self, name, _SETTINGS[name]())
+            elif getattr(self, name) is None and start == owner:
+                raise ValueError(f"`{name}` must be specified when `init_lora_weights` is {owner!r}: {name}={_SETTINGS[name].__name__}().")
+            elif getattr(self, name) is not None and start != owner:
+                warnings.warn(f"`{name}` specified but will be ignored when `init_lora_weights` is not {owner!r}.", stacklevel=3)
+        if start == "orthogonal" and any(r % 2 for r in (self.r, *self.rank_pattern.values())):
+            raise ValueError(f"Orthogonal initialization requires the LoRA rank to be even, got {self.r} {self.rank_pattern or ''} instead.")
+
+    def _check_combination(self) -> None:
+        """Which variants go together: DoRA goes round whatever has a fixed low-rank form, any other one stands alone."""
+        reshaped, rerun = ([name for name in names if getattr(self, name)] for names in (_RESHAPED, _RERUN))
+        plain = (True, False, "gaussian") if reshaped else (True, False, "gaussian", "orthogonal", "eva")
+        together = [*reshaped, *rerun, *["use_dora"] * (self.use_dora and bool(rerun)),
+                    *[f"init_lora_weights={self.init_lora_weights}"] * (bool(reshaped + rerun) and self.init_lora_weights not in plain),
+                    *["lora_bias"] * (self.lora_bias and bool(reshaped + rerun))]
+        if len(together) > 1:
+            raise ValueError(f"Invalid or unsupported variant combination: {', '.join(together)}. Choose one of them.")
+        if self.lora_bias and self.init_lora_weights not in (True, False):
+            raise ValueError(f"lora_bias=True is only supported with init_lora_weights=True or False, not {self.init_lora_weights!r}.")
+        if self.use_dora and self.init_lora_weights == "loftq":
+            raise ValueError("Invalid or unsupported variant combination: use_dora and init_lora_weights=loftq. Choose one of them.")
         if self.use_dora and self.lora_bias:
             raise ValueError("`lora_bias=True` is not supported for DoRA, please set use_dora to False.")
-        if unsupported := [name for name in _NOT_YET if getattr(self, name)] + ["bias"] * (self.bias != "none"):
-            raise ValueError(f"LoRA with {', '.join(unsupported)} cannot be used by this version.")
 
 
-_NOT_YET = ("modules_to_save", "trainable_token_indices", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config",
-            "alora_invocation_tokens", "use_qalora", "monteclora_config", "layer_replication", "target_parameters",
-            "use_bdlora", "arrow_config", "kasa_config", "megatron_config")
+_NOT_YET = ("trainable_token_indices", "layer_replication", "target_parameters", "arrow_config", "kasa_config", "megatron_config",
+            "ensure_weight_tying")
+_STARTS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "corda", "lora_ga", "loftq")
+_SETTINGS = {"loftq_config": LoftQConfig, "eva_config": EvaConfig, "corda_config": CordaConfig, "lora_ga_config": LoraGAConfig,
+             "use_bdlora": BdLoraConfig, "velora_config": VeloraConfig, "monteclora_config": MontecloraConfig, "runtime_config": LoraRuntimeConfig}
+_STARTS_WITH_SETTINGS = {"loftq_config": "loftq", "eva_config": "eva", "corda_config": "corda", "lora_ga_config": "lora_ga"}
+_RESHAPED = ("use_bdlora", "use_qalora")                      # variants that give A or B another shape
+_RERUN = ("alora_invocation_tokens", "velora_config", "monteclora_config")      # variants that run otherwise than they merge
 
 
 class Lora(Method):
@@ -124,7 +166,10 @@ class Lora(Method):
             kaiming_uniform(torch.empty(shape_b))             # PEFT draws A and B once before it draws A for good:
             if cfg.lora_bias:                                 # the same seed must give the same adapter
                 torch.empty(site.out).uniform_()
-            torch.nn.init.normal_(A, std=1 / rank) if cfg.init_lora_weights == "gaussian" else kaiming_uniform(A)
+            if cfg.init_lora_weights == "gaussian":
+                torch.nn.init.normal_(A, std=1 / rank)
+            elif cfg.init_lora_weights is True:
+                kaiming_uniform(A)
 
         table = {"lora_A.weight": TensorSpec(shape_a, start_a),
                  "lora_B.weight": TensorSpec(shape_b, kaiming_uniform if cfg.init_lora_weights is False else torch.nn.init.zeros_)}

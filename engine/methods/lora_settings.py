@@ -31,6 +31,17 @@ def _one_of(config: Any, name: str, *choices: str) -> None:
 
 
 @dataclass
+class LoraRuntimeConfig:
+    """What PEFT lets one choose about a start's computation; never written to a file. Here a start runs where the layer lies."""
+
+    ephemeral_gpu_offload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ephemeral_gpu_offload:
+            raise ValueError("`ephemeral_gpu_offload` cannot be used by this version: leave it False.")
+
+
+@dataclass
 class LoftQConfig:
     """LoftQ (Li et al. 2023, arXiv 2310.08659): bits of the quantization (4: nf4, 8: int8) and rounds of quantizing and decomposing."""
 

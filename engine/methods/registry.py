@@ -30,7 +30,11 @@ _BUILT_IN = {                              # peft_type → the file of the metho
     "FROD": "engine.methods.frod",
 }
 _RENAMED = {"BONE": "MISS"}               # what PEFT called a method once → what it is now
-_VARIANTS = {"MISS": ("engine.methods.miss",), "LORA": ("engine.methods.dora",)}     # laws that may be put round a method's, innermost first
+_VARIANTS = {                              # laws that may be put round a method's, innermost first
+    "MISS": ("engine.methods.miss",),
+    "LORA": tuple(f"engine.methods.{name}" for name in ("lora_start", "lora_orthogonal", "mica", "loftq", "bdlora", "qalora", "velora",
+                                                        "monteclora", "alora", "dora")),
+}
 _METHODS: dict[str, Method] = {}
 
 

@@ -1,0 +1,73 @@
+"""Activated LoRA: a LoRA that is silent until a given sequence of tokens calls it, and works from there on.
+
+What came before is the base's own, so that its cached keys and values serve both. Greenewald et al. 2025 (arXiv 2504.12397).
+PEFT: ``LoraConfig(alora_invocation_tokens=[…])``. The pass says where in ``extras["alora_offsets"]``: for each row of the batch how many
+tokens from the end on are adapted, None for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.methods.base import PeftConfig, Run, Site, Tensors, Variant
+
+
+class Activated(Variant):
+    """A law round LoRA that depends on the position, so that no one weight can say it: it runs, and never merges."""
+
+    title = "aLoRA"
+    help = "A skill that sleeps until its call sign stands in the text. Cannot be baked into the model."
+    light = True
+
+    def refuses(self, cfg: Any, site: Site) -> str:
+        return "aLoRA sits on linear layers only." if site.kind != "linear" else self.inner.refuses(cfg, site)
+
+    def factors(self, p: Tensors, cfg: Any, site: Site) -> None:
+        return None
+
+    def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
+        raise NotImplementedError("aLoRA does not support merging: it changes only the tokens after its invocation, which a weight cannot. "
+                                  "Keep it beside the model.")
+
+    def apply(self, p: Tensors, cfg: Any, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor:
+        f = self.inner.factors(p, cfg, site)
+        called = positions(run.extras.get("alora_offsets"), *(x.shape[:-1] if x.dim() > 2 else (x.shape[0], 1)), x.device).view(x.shape[:-1])
+        learned = f.scale * F.linear(F.linear(x[called], f.A.to(x.dtype)), f.B.to(x.dtype))
+        return x.new_zeros(*x.shape[:-1], site.out).masked_scatter(called[..., None], learned)
+
+
+def positions(offsets: Sequence[int | None] | None, rows: int, length: int, device: torch.device) -> Tensor:
+    """Which tokens are adapted, a mask ``(rows, length)``: the last ``offsets[i]`` of row i, none where it is None."""
+    counts = torch.tensor([min(n or 0, length) for n in offsets or [0] * rows], device=device)
+    return torch.arange(length, device=device) >= length - counts[:, None]
+
+
+def invocation_offset(tokens: Tensor, invocation: Sequence[int]) -> int | None:
+    """How far from the end of ``tokens`` ``(seq,)`` the last occurrence of ``invocation`` begins; None if it does not occur."""
+    if len(invocation) > len(tokens):
+        return None
+    hits = (tokens.unfold(0, len(invocation), 1) == torch.as_tensor(list(invocation), device=tokens.device)).all(1).nonzero()
+    return len(tokens) - int(hits[-1]) if len(hits) else None
+
+
+def calculate_alora_offsets(peft_config: Mapping[str, PeftConfig], active_adapter: str, input_ids: Tensor | None,
+                            adapter_names: Sequence[str] | None = None) -> list[int | None]:
+    """For each row of ``input_ids`` ``(batch, seq)`` where its adapter's invocation last begins (PEFT function of the same name).
+
+    Rows of ``"__base__"``, of unknown adapters and of those that are no aLoRA get None.
+    """
+    names = adapter_names or [active_adapter] * (0 if input_ids is None else len(input_ids))
+    calls = [getattr(peft_config.get(name), "alora_invocation_tokens", None) for name in names]
+    return [invocation_offset(row, call) if call else None for row, call in zip(input_ids if input_ids is not None else [], calls)]
+
+
+def wanted(cfg: Any) -> bool:
+    return bool(cfg.alora_invocation_tokens)
+
+
+VARIANT = Activated
