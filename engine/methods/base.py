@@ -381,3 +381,10 @@ def random_places(total: int, count: int, seed: int | None) -> Tensor:
     if seed is not None:
         generator.manual_seed(seed)
     return torch.randperm(total, generator=generator)[:count].clone()
+
+
+def check_places(places: Tensor, below: int) -> Tensor:
+    """``places`` as they are. Raises `BadAdapter` if one of them, out of a file, is none of the numbers below ``below``."""
+    if places.numel() and (places.min() < 0 or places.max() >= below):
+        raise BadAdapter("The adapter is damaged or made for another model.", "It names places that a layer does not have.", "Get it again.")
+    return places

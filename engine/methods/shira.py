@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Method, Site, TargetedConfig, Tensors, TensorSpec, random_places
+from engine.methods.base import Method, Site, TargetedConfig, Tensors, TensorSpec, check_places, random_places
 from engine.specs.fields import knob
 
 
@@ -64,15 +64,15 @@ class Shira(Method):
                 "shira_indices": TensorSpec((2, number), choose, trainable=False, dtype=torch.int32)}
 
     def decode(self, found: Tensors, cfg: ShiraConfig, site: Site) -> Tensors:
-        """Files that PEFT wrote under Windows hold the places as float32."""
         tensors = super().decode(found, cfg, site)
-        if "shira_indices" in tensors:
-            tensors["shira_indices"] = tensors["shira_indices"].to(torch.int32)
+        if "shira_indices" in tensors and len(places := tensors["shira_indices"]) == 2:
+            check_places(places[0], site.out), check_places(places[1], site.columns)
         return tensors
 
     def delta(self, p: Tensors, cfg: ShiraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         rows, columns = p["shira_indices"].long()
-        return p["shira_weight"].new_zeros(site.out, site.columns).index_put((rows, columns), p["shira_weight"])
+        flat = p["shira_weight"].new_zeros(site.out * site.columns)
+        return flat.index_add(0, rows * site.columns + columns, p["shira_weight"]).view(site.out, site.columns)
 
 
 METHOD = Shira()

@@ -64,7 +64,10 @@ def pair(method: str, layer: str):
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+    """By name; what layers share goes by its shortest, as PEFT lists it under the first of the layers, too."""
+    found = sorted(((n, p) for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad), key=lambda pair: len(pair[0]))
+    seen: set[int] = set()
+    return {n: p for n, p in found if id(p) not in seen and not seen.add(id(p))}
 
 
 def stir(ours: nn.Module, theirs: nn.Module) -> None:
