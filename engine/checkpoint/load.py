@@ -79,9 +79,13 @@ def _view(data: Tensor, start: int, end: int, dtype: torch.dtype) -> Tensor:
     return (piece if start % dtype.itemsize == 0 else piece.clone()).view(dtype)
 
 
-def _all_finite(tensors: list[Tensor]) -> bool:
-    """One pass without temporaries; a value that is no number shows in the extremes."""
-    return all(torch.isfinite(torch.stack(torch.aminmax(t))).all() for t in tensors if t.is_floating_point() and t.numel())
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `BadAdapter` if a value is no number. One pass without temporaries: such a value shows in the extremes."""
+    unsound = [key for key, t in tensors.items() if t.is_floating_point() and t.numel()
+               and not torch.isfinite(torch.stack(torch.aminmax(t))).all()]
+    if unsound:
+        raise BadAdapter("The adapter holds values that are not numbers.", f"{len(unsound)} of its tensors are broken.",
+                         "Train it again with a lower learning speed, or get it again.", details="\n".join(unsound[:50]))
 
 
 def unknown_settings(folder: Path) -> list[str]:
@@ -137,10 +141,7 @@ def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mappi
     if not loaded:
         raise WrongBase("Nothing of the adapter fits this model.", "Not one of its tensors belongs to a layer of the model.",
                         "Choose the model that it was made for.", details="\n".join(list(tensors)[:50]))
-    unsound = [key for key in loaded if not _all_finite([tensors[key]])]
-    if unsound:
-        raise BadAdapter("The adapter holds values that are not numbers.", f"{len(unsound)} of its tensors are broken.",
-                         "Train it again with a lower learning speed, or get it again.", details="\n".join(unsound[:50]))
+    check_finite({key: tensors[key] for key in loaded})
     unexpected = foreign + [origin[path, name] for path, rest in sites.items() for name in rest]
     renamed = {key: file_key(path, name) for (path, name), key in origin.items() if key != file_key(path, name)}
     return given, LoadReport(loaded, missing, unexpected, renamed, list(unknown_settings))
