@@ -126,6 +126,8 @@ def _tensors(tenant: Tenant, layer: Adapted, given: Tensors, trainable: bool, dt
 
 def _made(specs: Mapping[str, TensorSpec], given: Tensors, trainable: bool, dtype: torch.dtype, device: torch.device) -> Tensors:
     made: Tensors = {}
+    for tensor in given.values():          # what is made again beside tensors from a file is no coarser than they are
+        dtype = torch.promote_types(dtype, tensor.dtype) if tensor.is_floating_point() else dtype
     for key, spec in specs.items():
         kind = dtype if spec.dtype.is_floating_point else spec.dtype
         if key in given:
