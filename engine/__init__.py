@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "engine.methods.base": ("PeftConfig",),
     "engine.methods.lora": ("LoraConfig",),
+    "engine.methods.lora_settings": ("KasaConfig",),
     "engine.methods.oft": ("OFTConfig",),
     "engine.methods.boft": ("BOFTConfig",),
     "engine.methods.hra": ("HRAConfig",),

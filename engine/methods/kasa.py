@@ -28,8 +28,6 @@ class Kasa(Variant):
         if rank >= most:
             return (f"KaSA requires `r` ({rank}) to be smaller than min(in_features, out_features) ({most}), "
                     "so that something of the weight is left.")
-        if cfg.use_dora or cfg.lora_bias:
-            return "KaSA cannot be combined with `use_dora` or `lora_bias`."
         return self.inner.refuses(cfg, site)
 
     def rank(self, cfg: Any, site: Site) -> int:

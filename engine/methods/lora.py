@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, by_pattern, kaiming_uniform
 from engine.methods.lora_settings import (
-    BdLoraConfig, CordaConfig, EvaConfig, LoftQConfig, LoraGAConfig, LoraRuntimeConfig, MontecloraConfig, VeloraConfig, settings)
+    BdLoraConfig, CordaConfig, EvaConfig, KasaConfig, LoftQConfig, LoraGAConfig, LoraRuntimeConfig, MontecloraConfig, VeloraConfig, settings)
 from engine.specs.fields import knob
 
 
@@ -113,14 +113,15 @@ class LoraConfig(TargetedConfig):
             raise ValueError("`lora_bias=True` is not supported for DoRA, please set use_dora to False.")
 
 
-_NOT_YET = ("trainable_token_indices", "layer_replication", "target_parameters", "arrow_config", "kasa_config", "megatron_config",
+_NOT_YET = ("trainable_token_indices", "layer_replication", "target_parameters", "arrow_config", "megatron_config",
             "ensure_weight_tying")
 _STARTS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "corda", "lora_ga", "loftq")
 _SETTINGS = {"loftq_config": LoftQConfig, "eva_config": EvaConfig, "corda_config": CordaConfig, "lora_ga_config": LoraGAConfig,
-             "use_bdlora": BdLoraConfig, "velora_config": VeloraConfig, "monteclora_config": MontecloraConfig, "runtime_config": LoraRuntimeConfig}
+             "use_bdlora": BdLoraConfig, "velora_config": VeloraConfig, "monteclora_config": MontecloraConfig, "kasa_config": KasaConfig,
+             "runtime_config": LoraRuntimeConfig}
 _STARTS_WITH_SETTINGS = {"loftq_config": "loftq", "eva_config": "eva", "corda_config": "corda", "lora_ga_config": "lora_ga"}
 _RESHAPED = ("use_bdlora", "use_qalora")                      # variants that give A or B another shape
-_RERUN = ("alora_invocation_tokens", "velora_config", "monteclora_config")      # variants that run otherwise than they merge
+_RERUN = ("alora_invocation_tokens", "velora_config", "monteclora_config", "kasa_config")     # variants that run otherwise than plain LoRA
 
 
 class Lora(Method):

@@ -146,3 +146,17 @@ class MontecloraConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "num_samples", "dirichlet_prior", "buffer_size")
+
+
+@dataclass
+class KasaConfig:
+    """KaSA (Wang et al. 2024, arXiv 2412.06071): weights of what it adds to the loss, on the diagonal and on the shape of A and B
+    (see `engine.methods.kasa.regularization`)."""
+
+    beta: float = 1e-4
+    gamma: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "gamma"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be non-negative, got {getattr(self, name)}.")

@@ -41,7 +41,7 @@ _RENAMED = {"BONE": "MISS"}               # what PEFT called a method once → w
 _VARIANTS = {                              # laws that may be put round a method's, innermost first
     "MISS": ("engine.methods.miss",),
     "LORA": tuple(f"engine.methods.{name}" for name in ("lora_start", "lora_orthogonal", "mica", "loftq", "bdlora", "qalora", "velora",
-                                                        "monteclora", "alora", "dora")),
+                                                        "monteclora", "alora", "kasa", "dora")),
 }
 _METHODS: dict[str, Method] = {}
 
