@@ -66,7 +66,7 @@ class FromBase(Variant):
             return R[:rank], Q[:, :rank]
         if start.startswith("pissa"):
             return balanced(*_principal(W0, rank, start, new), scale)
-        known = cfg.calibration.get(site.path)
+        known = cfg.calibration.pop(site.path, None)         # used up: it may be as large as the layer
         if known is None and new:
             todo = "`eigens` attribute not found for layer, please run `preprocess_corda` first" if start == "corda" else \
                    "there are no gradients of the layer, please run `preprocess_loraga` first"
