@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.errors import UnsupportedLayer
 from engine.hosts.host import Host
 from engine.hosts.program import Program, build
 from engine.hosts.shelves import Shelves
@@ -54,6 +55,21 @@ class Adapted(Shelves):
     def host(self) -> Host:
         """What knows the layout of the layer's weight."""
         return self._host
+
+    @property
+    def bare(self) -> nn.Module:
+        """The module that holds the weight."""
+        return self.base_layer
+
+    def enter(self, model: nn.Module, path: str) -> None:
+        """Stand in the layer's place in ``model``, at the ``path`` that the layer had before any adapter came."""
+        parent, _, leaf = path.rpartition(".")
+        setattr(unwrapped(model.get_submodule(parent)), leaf, self)
+
+    def leave(self, model: nn.Module, path: str) -> None:
+        """Let the layer have its place again."""
+        parent, _, leaf = path.rpartition(".")
+        setattr(unwrapped(model.get_submodule(parent)), leaf, self.base_layer)
 
     # --- adapters ---
 
@@ -109,13 +125,15 @@ class Adapted(Shelves):
 
     # --- merging: composed from W0, never subtracted ---
 
-    def composed(self, names: Iterable[str], stack: LiveStack, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def composed(self, names: Iterable[str], stack: LiveStack, W: Tensor, b: Tensor | None, *, W0: Tensor | None = None,
+                 b0: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The canonical weight and the bias with these adapters put on, in order; differentiable, in W's dtype.
 
         Args:
-            W: the pristine canonical matrix. b: the pristine bias; where it is None and an adapter brings one, it begins at zero.
+            W: the canonical matrix that they are put on. b: the bias; where it is None and an adapter brings one, it begins at zero.
+            W0, b0: the pristine ones, where others are merged into W and b already.
         """
-        W0, b0 = W, b
+        W0, b0 = (W, b) if W0 is None else (W0, b0)
         for name in names:
             if name not in self.tenants or (strength := stack.strength(name)) == 0:
                 continue
@@ -126,14 +144,23 @@ class Adapted(Shelves):
                 p = {k: t.clone() for k, t in p.items()}
                 method.start(p, config, site, W0, tenant.fresh)
             if isinstance(method, MapMethod):
-                W = W + strength * (method.turned(p, config, site, W) - W)
+                W = W + strength * (self.turned(tenant, p, W) - W)
                 if b is not None and method.acts_out(config, site) and method.turns_bias(config, site):
                     b = b + strength * (method.turn_out(p, config, site, b) - b)
             else:
-                W = W + strength * method.delta(p, config, site, W0 if method.needs_base else None)
+                W, change = self._host.alike(W, method.delta(p, config, site, W0 if method.needs_base else None))
+                W = W + strength * change
             if (more := method.bias_delta(p, config, site, b0, W0 if method.needs_base else None)) is not None:
                 b = strength * more if b is None else b + strength * more
         return W, b
+
+    def turned(self, tenant: Tenant, p: Tensors, W: Tensor) -> Tensor:
+        """W as a map leaves it. Raises `UnsupportedLayer` if an adapter below has made the layer wider than the map knows it."""
+        if W.shape[1] != tenant.site.columns:
+            raise UnsupportedLayer(f"{tenant.method.title} cannot sit above this stack on {tenant.site.path}.",
+                                   "An adapter below mixes the groups of the convolution, and the map works within them.",
+                                   "Put it below that adapter, or take one of the two out of the stack.")
+        return tenant.method.turned(p, tenant.config, tenant.site, W)
 
     @torch.no_grad()
     def compose(self, W0: Tensor | None = None, names: Iterable[str] | None = None, stack: LiveStack | None = None) -> Tensor:
@@ -169,10 +196,24 @@ class Adapted(Shelves):
                     bias = bias + strength * more
         return bias.to(b0.dtype)
 
+    def present(self) -> tuple[Tensor, Tensor | None]:
+        """The canonical weight and the bias as they stand, with what is merged, in float32 or better; detached."""
+        exact = torch.promote_types(self.pristine_weight.dtype, torch.float32)
+        weight, bias = self._host.weight(self.bare), self._host.bias_of(self.bare)
+        return self._host.canonical(weight.detach()).to(exact), None if bias is None else bias.detach().to(exact)
+
+    def on_present(self, names: Iterable[str], stack: LiveStack) -> tuple[Tensor, Tensor | None]:
+        """`composed` on what stands there; differentiable."""
+        W, b = self.present()
+        if self._kept is None:
+            return self.composed(names, stack, W, b)
+        bias = self.pristine_bias
+        return self.composed(names, stack, W, b, W0=self.canonical().to(W.dtype), b0=None if bias is None else bias.detach().to(W.dtype))
+
     @torch.no_grad()
     def compose_both(self, W0: Tensor | None = None, b0: Tensor | None = None, names: Iterable[str] | None = None,
                      stack: LiveStack | None = None) -> tuple[Tensor, Tensor | None]:
-        """Weight (in the layer's layout) and bias with the stack baked in; see `compose`."""
+        """Weight (in the layer's layout) and bias with the stack baked into the pristine ones; see `compose`."""
         stack = self._stack if stack is None else stack
         W0 = self.pristine_weight if W0 is None else W0
         b0 = self.pristine_bias if b0 is None else b0
@@ -189,27 +230,23 @@ class Adapted(Shelves):
             return
         weight, bias = self.compose_both(names=names)
         if self._kept is None:
-            self._kept = (self.base_layer.weight, getattr(self.base_layer, "bias", None))
-        self.base_layer.weight = nn.Parameter(weight, requires_grad=False)
-        if bias is not None:
-            self.base_layer.bias = nn.Parameter(bias, requires_grad=False)
+            self._kept = (self._host.weight(self.bare), self._host.bias_of(self.bare))
+        self._host.put(self.bare, nn.Parameter(weight, requires_grad=False), None if bias is None else nn.Parameter(bias, requires_grad=False))
 
     def unmerge(self) -> None:
         """Restore W0, bit for bit: it is the same tensor that was there before."""
         if self._kept is not None:
-            self.base_layer.weight = self._kept[0]
-            if hasattr(self.base_layer, "bias"):
-                self.base_layer.bias = self._kept[1]
+            self._host.put(self.bare, *self._kept)
             self._kept = None
 
     @property
     def pristine_weight(self) -> Tensor:
         """W0, whatever is merged."""
-        return self._host.weight(self.base_layer) if self._kept is None else self._kept[0]
+        return self._host.weight(self.bare) if self._kept is None else self._kept[0]
 
     @property
     def pristine_bias(self) -> Tensor | None:
-        return getattr(self.base_layer, "bias", None) if self._kept is None else self._kept[1]
+        return self._host.bias_of(self.bare) if self._kept is None else self._kept[1]
 
     # --- looking like the layer it wraps ---
 
@@ -234,3 +271,10 @@ class Adapted(Shelves):
             self._kept = tuple(None if p is None else nn.Parameter(fn(p.data), requires_grad=False) for p in self._kept)
         self._programs.clear()             # stacked copies may lie on another device now
         return self
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The user's own module, however many adapted layers stand round it."""
+    while isinstance(module, Adapted):
+        module = module.base_layer
+    return module

@@ -1,7 +1,12 @@
-"""Convolutions in one, two and three dimensions, with stride, padding (and its mode), dilation and groups."""
+"""Convolutions in one, two and three dimensions, with stride, padding (and its mode), dilation and groups.
+
+A grouped convolution's matrix has the columns of one group; a method that works on it stays within the groups. LoRA's file format does not:
+its A sees all channels. Such a ΔW is as wide as an ungrouped kernel, and a layer that it is merged into has no groups any more.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -26,20 +31,34 @@ class ConvHost(Host):
         return weight.flatten(1)
 
     def native(self, matrix: Tensor, like: Tensor) -> Tensor:
-        return matrix.reshape(like.shape)
+        return matrix.reshape(like.shape[0], -1, *like.shape[2:])
+
+    def put(self, layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+        super().put(layer, weight, bias)
+        layer.groups = layer.in_channels // weight.shape[1]
+
+    def alike(self, W: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        width = max(W.shape[1], change.shape[1])
+        return _widened(W, width), _widened(change, width)
 
     def project(self, layer: nn.Module, x: Tensor, A: Tensor) -> Tensor:
-        return self.run(layer, x, A)
+        within = layer.groups if A[0].numel() == layer.weight[0].numel() else 1
+        return self.run(layer, x, A.repeat(within, 1))        # within groups, each of them has rank channels of its own
 
     def expand(self, layer: nn.Module, h: Tensor, B: Tensor) -> Tensor:
-        return _CONV[len(layer.kernel_size)](h, B.reshape(*B.shape, *(1,) * len(layer.kernel_size)))
+        channels = h.dim() - 1 - len(layer.kernel_size)
+        return _CONV[len(layer.kernel_size)](h, B.reshape(*B.shape, *(1,) * len(layer.kernel_size)), groups=h.shape[channels] // B.shape[1])
 
     def run(self, layer: nn.Module, x: Tensor, matrix: Tensor) -> Tensor:
-        weight = matrix.reshape(matrix.shape[0], *layer.weight.shape[1:])
+        weight = matrix.reshape(matrix.shape[0], -1, *layer.weight.shape[2:])
+        if weight.shape[1] != layer.weight.shape[1]:          # as wide as all groups together
+            layer = copy.copy(layer)
+            layer.groups = 1
         return layer._conv_forward(x, weight, None)           # knows padding modes; honours stride, dilation and groups
 
     def per_output(self, y: Tensor, gains: Tensor) -> Tensor:
-        return y * gains.reshape(-1, *(1,) * self._spatial(y))
+        many = y.shape[y.dim() - 1 - self._spatial(y)] // len(gains)
+        return y * gains.repeat(many).reshape(-1, *(1,) * self._spatial(y))
 
     def on_outputs(self, y: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         channels = y.dim() - 1 - self._spatial(y)
@@ -51,3 +70,9 @@ class ConvHost(Host):
     @staticmethod
     def _spatial(t: torch.Tensor) -> int:
         return t.dim() - 2
+
+
+def _widened(matrix: Tensor, width: int) -> Tensor:
+    """A grouped kernel's matrix as that of the same convolution without groups: blocks along the diagonal."""
+    many = width // matrix.shape[1]
+    return matrix if many == 1 else torch.block_diag(*matrix.chunk(many))

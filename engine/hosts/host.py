@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from engine.methods.base import Site
 
 
-class Host(ABC):
-    """Reads, writes and runs the weight of one kind of layer. "Canonical" is the matrix that `Site` describes."""
-
-    layers: ClassVar[tuple[type[nn.Module], ...]]
+class Layout(ABC):
+    """Reads and writes a weight. "Canonical" is the matrix that `Site` describes."""
 
     @abstractmethod
     def site(self, path: str, layer: nn.Module) -> Site:
@@ -28,6 +26,16 @@ class Host(ABC):
         """The layer's weight in its own layout, as numbers (a quantized layer's is made readable)."""
         return layer.weight
 
+    def bias_of(self, layer: nn.Module) -> Tensor | None:
+        """The bias that goes with it ``(out,)``."""
+        return getattr(layer, "bias", None)
+
+    def put(self, layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+        """Let these stand in the layer."""
+        layer.weight = weight
+        if bias is not None or self.bias_of(layer) is not None:             # an embedding has not even a place for one
+            layer.bias = bias
+
     @abstractmethod
     def canonical(self, weight: Tensor) -> Tensor:
         """Native layout → canonical ``(out, columns)``; a view where possible."""
@@ -35,6 +43,16 @@ class Host(ABC):
     @abstractmethod
     def native(self, matrix: Tensor, like: Tensor) -> Tensor:
         """Canonical → native layout of ``like`` (shape only; dtype is kept)."""
+
+    def alike(self, W: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Two canonical matrices in one shape, where a method's ΔW is wider than the weight (see `ConvHost`)."""
+        return W, change
+
+
+class Host(Layout):
+    """Knows a kind of layer: the layout of its weight, and how to run it with another one."""
+
+    layers: ClassVar[tuple[type[nn.Module], ...]]
 
     @abstractmethod
     def project(self, layer: nn.Module, x: Tensor, A: Tensor) -> Tensor:

@@ -114,12 +114,13 @@ def _composed(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
     host, base = layer.host, layer.base_layer
     watched = [t for name in heard for t in layer.all_tensors(name).values()]
     known: list = [None, None, None]       # (stamp, canonical weight, bias)
+    dtype = layer.pristine_weight.dtype
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         stamp = (stack.tick, *(t._version for t in watched))
         if known[0] != stamp:
-            weight, bias = layer.compose_both(base.weight if layer._kept else None, getattr(base, "bias", None), heard, stack)
-            known[:] = [stamp, host.canonical(weight), bias]
+            weight, bias = layer.on_present(heard, stack)
+            known[:] = [stamp, host.canonical(host.native(weight, layer.pristine_weight).to(dtype).contiguous()), bias]
         y = host.run(base, x, known[1])
         return y if known[2] is None else host.bias(y, known[2].to(y.dtype))
 
@@ -286,13 +287,9 @@ def _mapped(layer: "Adapted", stack: LiveStack, name: str, below: list[str]) -> 
     method, config, site = tenant.method, tenant.config, tenant.site
     acts_in, acts_out, turns_bias = method.acts_in(config, site), method.acts_out(config, site), method.turns_bias(config, site)
 
-    def exact() -> torch.dtype:
-        return torch.promote_types(layer.pristine_weight.dtype, torch.float32)
-
     def matrices() -> tuple[Tensor, Tensor | None]:
         """Weight and bias of what lies below."""
-        b = layer.pristine_bias
-        return layer.composed(below, stack, layer.canonical().to(exact()), None if b is None else b.to(exact()))
+        return layer.on_present(below, stack)
 
     def out(y: Tensor, p: Tensors) -> Tensor:
         b = None if turns_bias or layer.pristine_bias is None else matrices()[1].to(y.dtype)
@@ -303,7 +300,7 @@ def _mapped(layer: "Adapted", stack: LiveStack, name: str, below: list[str]) -> 
     def dense(x: Tensor, y: Tensor, p: Tensors) -> Tensor:
         """Where the input's channels are not the weight's columns (convolutions, embeddings) it is the weight that is turned."""
         W, b = matrices()
-        change = host.run(base, x, (method.turned(p, config, site, W) - W).to(y.dtype))
+        change = host.run(base, x, (layer.turned(tenant, p, W) - W).to(y.dtype))
         if b is not None and acts_out and turns_bias:
             change = host.bias(change, (method.turn_out(p, config, site, b) - b).to(y.dtype))
         return change
@@ -324,7 +321,7 @@ def _mapped(layer: "Adapted", stack: LiveStack, name: str, below: list[str]) -> 
             y, turned = inner(x), inner(seen)
             return y + strength * (out(turned.to(wide), p).to(y.dtype) - y)
 
-        wide = exact()
+        wide = torch.promote_types(layer.pristine_weight.dtype, torch.float32)
         return mapped
 
     return step

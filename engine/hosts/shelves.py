@@ -26,6 +26,13 @@ class Slot(nn.Module):
             self.add_module(first, Slot())
         self._modules[first].put(rest, parameter)
 
+    def read(self, prefix: str, found: Tensors) -> None:
+        """Add all tensors to ``found``, by their dotted names."""
+        for leaf, parameter in self._parameters.items():
+            found[f"{prefix}.{leaf}"] = parameter
+        for leaf, slot in self._modules.items():
+            slot.read(f"{prefix}.{leaf}", found)
+
 
 class Shelves(nn.Module):
     """A module with a shelf for each kind of tensor, and on each a place for each adapter."""
@@ -51,7 +58,7 @@ class Shelves(nn.Module):
         for kind, shelf in self._modules.items():
             if kind not in self._own and name in shelf:
                 if isinstance(shelf[name], Slot):
-                    found.update({f"{kind}.{leaf}": p for leaf, p in shelf[name].named_parameters(remove_duplicate=False)})
+                    shelf[name].read(kind, found)
                 else:
                     found[kind] = shelf[name]
         return found

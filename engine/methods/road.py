@@ -53,7 +53,9 @@ class Road(MapMethod):
         return True
 
     def refuses(self, cfg: RoadConfig, site: Site) -> str:
-        return f"Its output of {site.out} must be divisible by group_size ({cfg.group_size})." if site.out % cfg.group_size else ""
+        if site.out // site.groups % cfg.group_size:           # a pair must not join two groups of a convolution
+            return f"Its output of {site.out // site.groups} must be divisible by group_size ({cfg.group_size})."
+        return ""
 
     def tensors(self, cfg: RoadConfig, site: Site) -> dict[str, TensorSpec]:
         def start(mean: float):

@@ -45,24 +45,24 @@ def check_name(name: str) -> None:
 
 
 def inject(tuner: "Tuner", name: str, placed: Sequence[Placement], *, trainable: bool, given: Given | None = None,
-           dtype: torch.dtype | None = torch.float32, device: torch.device | None = None) -> None:
+           autocast: bool = True, device: torch.device | None = None) -> None:
     """Add one adapter to the tuner's model in place.
 
     Args:
         given: tensors from a file. What is not given is initialised, first what is shared, then layer by layer in the order of the
             modules, from the global random stream, as PEFT does.
-        dtype: of initialised tensors; given ones keep theirs unless they are to be trained. None: the base weight's.
+        autocast: initialised tensors are float32 at least; otherwise of the base weight's dtype. Given ones keep theirs unless they are to be trained.
         device: of all its tensors; by default, that of each layer. On ``meta`` nothing is initialised.
     """
     given = given or {}
-    shared, adrift = _shared(placed, given.get(SHARED, {}), trainable, dtype, device)
+    shared, adrift = _shared(placed, given.get(SHARED, {}), trainable, autocast, device)
     ready: list[tuple[str, Adapted, bool, Tenant, Tensors]] = []
     for place in placed:
         target = place.target
         known = isinstance(target.layer, Adapted)
         layer = target.layer if known else Adapted(target.layer, target.host, target.site, tuner.stack)
         tenant = Tenant(place.method, place.config, place.site, shared, adrift=adrift)
-        ready.append((target.path, layer, known, *_tensors(tenant, layer, given.get(target.path, {}), trainable, dtype, device)))
+        ready.append((target.path, layer, known, *_tensors(tenant, layer, given.get(target.path, {}), trainable, autocast, device)))
     tuner.put(name, shared)                # nothing below can fail
     for path, layer, known, tenant, tensors in ready:
         layer.add(name, tenant, tensors)
@@ -73,14 +73,14 @@ def inject(tuner: "Tuner", name: str, placed: Sequence[Placement], *, trainable:
     tuner.stack.changed()
 
 
-def _shared(placed: Sequence[Placement], given: Tensors, trainable: bool, dtype: torch.dtype | None,
+def _shared(placed: Sequence[Placement], given: Tensors, trainable: bool, autocast: bool,
             device: torch.device | None) -> tuple[Tensors, bool]:
     """What all layers share, and whether some of it should begin at weights that are not there."""
     specs = shared_specs(placed)
     if not specs:
         return {}, False
     first = _weight(placed[0].target)
-    made = _made(specs, given, trainable, dtype or first.dtype, device or _here(first))
+    made = _made(specs, given, trainable, _dtype(first, autocast), device or _here(first))
     fresh = specs.keys() - given.keys()
     starting = [group for group in by_law(placed)
                 if fresh and device is None and type(group[0].method).start_shared is not Method.start_shared]
@@ -104,17 +104,21 @@ def _exact(W0: Tensor) -> Tensor:
     return W0.to(torch.promote_types(W0.dtype, torch.float32))
 
 
+def _dtype(weight: Tensor, autocast: bool) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32) if autocast else weight.dtype
+
+
 def _here(weight: Tensor) -> torch.device:
     """Where a layer's adapters live: beside its weight; a layer without memory (streaming merges) gets them on the processor."""
     return torch.device("cpu") if weight.is_meta else weight.device
 
 
-def _tensors(tenant: Tenant, layer: Adapted, given: Tensors, trainable: bool, dtype: torch.dtype | None,
+def _tensors(tenant: Tenant, layer: Adapted, given: Tensors, trainable: bool, autocast: bool,
              device: torch.device | None) -> tuple[Tenant, Tensors]:
     """One adapter's tensors at one layer: given ones as they are, the rest initialised."""
     method, weight = tenant.method, layer.pristine_weight
     specs = method.tensors(tenant.config, tenant.site)
-    made = _made(specs, given, trainable, dtype or weight.dtype, device or _here(weight))
+    made = _made(specs, given, trainable, _dtype(weight, autocast), device or _here(weight))
     fresh = frozenset(specs.keys() - given.keys())
     if fresh and device is None and method.starts_from_base(tenant.config):
         if weight.is_meta:

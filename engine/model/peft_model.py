@@ -17,10 +17,12 @@ from engine.checkpoint.save import save_adapter
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.stack import LiveStack
 from engine.methods.base import PeftConfig, TargetedConfig, Tensors
+from engine.methods.prompt import PromptLearningConfig
+from engine.model.prompt_learning import PromptParts, Prompts
 from engine.model.tuner import Tuner
 
 
-class PeftModel(nn.Module):
+class PeftModel(PromptParts, nn.Module):
     """A base model with named adapters (PEFT class of the same name).
 
     Args:
@@ -32,14 +34,21 @@ class PeftModel(nn.Module):
         file: the first adapter's tensors, by their keys in the file, instead of starting anew (see `from_pretrained`).
 
     Attributes:
-        base_model: the wrapped model (`Tuner`); ``base_model.model`` is the user's. load_report: what became of the first file.
+        base_model: the wrapped model (`Tuner`); ``base_model.model`` is the user's. With a prompt instead of adapters in layers,
+            ``base_model`` itself is the user's model and ``prompt_encoder`` holds what is trained.
+        load_report: what became of the first file.
     """
 
     def __init__(self, model: nn.Module, peft_config: TargetedConfig, adapter_name: str = "default", autocast_adapter_dtype: bool = True,
                  low_cpu_mem_usage: bool = False, *, file: dict[str, Tensor] | None = None, unknown_settings: list[str] | None = None):
         super().__init__()
-        self.base_model = Tuner(model)
-        self.load_report = self.base_model.admit(
+        self.prompts = Prompts(model) if isinstance(peft_config, PromptLearningConfig) else None
+        self.base_model = model if self.prompts else Tuner(model)
+        if self.prompts:
+            if type(self).with_prompt is PromptParts.with_prompt:
+                raise ValueError("A prompt needs to know its task: set `task_type` (CAUSAL_LM, SEQ_CLS …) and use `get_peft_model`.")
+            self.prompt_encoder = self.prompts.encoders
+        self.load_report = self.tuner.admit(
             adapter_name, peft_config, trainable=not peft_config.inference_mode, autocast=autocast_adapter_dtype, file=file,
             unknown_settings=unknown_settings or (), device=_meta(low_cpu_mem_usage))
         self.stack.arrange([adapter_name])
@@ -55,19 +64,24 @@ class PeftModel(nn.Module):
     # --- looking ---
 
     @property
+    def tuner(self) -> Tuner | Prompts:
+        """What does everything that can be done with adapters: in layers, or prompts."""
+        return self.prompts or self.base_model
+
+    @property
     def peft_config(self) -> dict[str, PeftConfig]:
         """Adapter name → config."""
-        return self.base_model.peft_config
+        return self.tuner.peft_config
 
     @property
     def stack(self) -> LiveStack:
         """The live stack of active adapters: order and strengths."""
-        return self.base_model.stack
+        return self.tuner.stack
 
     @property
     def adapted(self) -> dict[str, Adapted]:
         """Module path → wrapped layer."""
-        return self.base_model.layers
+        return self.tuner.layers
 
     def tenants(self, name: str) -> dict[str, Tenant]:
         """Module path → what the adapter is there."""
@@ -102,7 +116,7 @@ class PeftModel(nn.Module):
 
     def get_base_model(self) -> nn.Module:
         """The user's model, with its layers wrapped."""
-        return self.base_model.model
+        return self.tuner.model
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all) parameter counts; a weight packed in fewer bits counts as many as it stands for."""
@@ -126,16 +140,18 @@ class PeftModel(nn.Module):
             ValueError: ``adapter_names`` in training, while merged, with unknown names, or not as many as samples.
         """
         if adapter_names is None:
-            return self.base_model(*args, **kwargs)
-        with self.base_model.sampled(adapter_names):
+            return self.with_prompt(*args, **kwargs) if self.prompts and self.prompts.active else self.base_model(*args, **kwargs)
+        with self.tuner.sampled(adapter_names):
             return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
         """The base's ``generate``; ``adapter_names`` as in `forward` (repeated for each beam)."""
+        if self.prompts and self.prompts.active and adapter_names is None:
+            return self.generate_with_prompt(*args, **kwargs)
         if adapter_names is None:
             return self.get_base_model().generate(*args, **kwargs)
         beams = kwargs.get("num_beams") or getattr(kwargs.get("generation_config"), "num_beams", None) or 1
-        with self.base_model.sampled([name for name in adapter_names for _ in range(beams)]):
+        with self.tuner.sampled([name for name in adapter_names for _ in range(beams)]):
             return self.get_base_model().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -156,7 +172,7 @@ class PeftModel(nn.Module):
         Raises:
             ValueError: the name is taken or impossible. UnsupportedLayer: a target cannot carry this method.
         """
-        self.base_model.admit(adapter_name, peft_config, trainable=False, autocast=autocast_adapter_dtype, device=_meta(low_cpu_mem_usage))
+        self.tuner.admit(adapter_name, peft_config, trainable=False, autocast=autocast_adapter_dtype, device=_meta(low_cpu_mem_usage))
 
     def load_adapter(self, model_id: Path | str, adapter_name: str, is_trainable: bool = False, torch_device: str | None = None,
                      autocast_adapter_dtype: bool = True, ephemeral_gpu_offload: bool = False, low_cpu_mem_usage: bool = False,
@@ -174,7 +190,7 @@ class PeftModel(nn.Module):
         """
         config, file, unknown = _read(model_id, is_trainable, key_mapping, hub)
         device = torch.device(torch_device) if torch_device else None
-        return self.base_model.admit(adapter_name, config, trainable=is_trainable, file=file, unknown_settings=unknown, device=device)
+        return self.tuner.admit(adapter_name, config, trainable=is_trainable, file=file, unknown_settings=unknown, device=device)
 
     @classmethod
     def from_pretrained(cls, model: nn.Module, model_id: Path | str, adapter_name: str = "default", is_trainable: bool = False,
@@ -185,6 +201,8 @@ class PeftModel(nn.Module):
         Args:
             config: instead of the one in the folder.
         """
+        from engine.model.tasks import task_class
+
         config, file, unknown = _read(model_id, is_trainable, key_mapping or getattr(model, "_checkpoint_conversion_mapping", None), hub, config)
         chosen = cls if cls is not PeftModel else task_class(config.task_type)
         self = chosen(model, config, adapter_name, autocast_adapter_dtype, file=file, unknown_settings=unknown)
@@ -192,39 +210,39 @@ class PeftModel(nn.Module):
 
     def set_adapter(self, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False) -> None:
         """Choose the stack: one name, several in order, or names with strengths; see `Tuner.set_adapter`."""
-        self.base_model.set_adapter(adapter_name, inference_mode)
+        self.tuner.set_adapter(adapter_name, inference_mode)
 
     def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
         """Say which adapters train; nothing else changes."""
-        self.base_model.set_requires_grad(adapter_names, requires_grad)
+        self.tuner.set_requires_grad(adapter_names, requires_grad)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter. The rest of the stack stays as it is; without any adapter the model is the base."""
-        self.base_model.delete_adapter(adapter_name)
+        self.tuner.delete_adapter(adapter_name)
 
     def disable_adapter(self) -> AbstractContextManager[None]:
         """The plain base inside the block; afterwards everything, also what was merged and what trains, is as before."""
-        return self.base_model.disabled()
+        return self.tuner.disabled()
 
     # --- merging ---
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Bake the active adapters (or those named) into the weights for speed; see `Tuner.merge_adapter`."""
-        self.base_model.merge_adapter(adapter_names, safe_merge)
+        self.tuner.merge_adapter(adapter_names, safe_merge)
 
     def unmerge_adapter(self) -> None:
         """Put the untouched base weights back, bit for bit."""
-        self.base_model.unmerge_adapter()
+        self.tuner.unmerge_adapter()
 
     def merge_and_unload(self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None) -> nn.Module:
         """The plain model with the active adapters (or those named) baked in. This `PeftModel` is empty afterwards."""
-        model = self.base_model.leave(self.base_model.to_merge(adapter_names, safe_merge))
+        model = self.tuner.leave(self.tuner.to_merge(adapter_names, safe_merge))
         _tell_if_untied(model)
         return model
 
     def unload(self) -> nn.Module:
         """The plain base, as it was before the first adapter. This `PeftModel` is empty afterwards."""
-        return self.base_model.leave()
+        return self.tuner.leave()
 
     def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "svd",
                              svd_rank: int | None = None, svd_clamp: float | None = None, svd_full_matrices: bool = True,
@@ -239,7 +257,7 @@ class PeftModel(nn.Module):
 
         config, tensors = weighted_adapter(self.get_base_model(), self.adapted, adapters, weights, combination_type, svd_rank, svd_clamp,
                                            density, majority_sign_method)
-        self.base_model.admit(adapter_name, config, trainable=False, given=tensors)
+        self.tuner.admit(adapter_name, config, trainable=False, given=tensors)
 
     # --- files ---
 
@@ -252,24 +270,9 @@ class PeftModel(nn.Module):
         """
         if not safe_serialization:
             raise ValueError("Adapters are only written as safetensors: a pickle could run a program when it is opened.")
-        names = self.base_model.known(selected_adapters if selected_adapters is not None else list(self.peft_config))
+        names = self.tuner.known(selected_adapters if selected_adapters is not None else list(self.peft_config))
         for name in names if is_main_process else ():
             save_adapter(self, name, Path(save_directory) if name == "default" else Path(save_directory) / name)
-
-
-class PeftModelForCausalLM(PeftModel):
-    """A causal language model with adapters (PEFT class of the same name)."""
-
-
-def task_class(task_type: str | None) -> type[PeftModel]:
-    """The class for a ``task_type``. Raises `ValueError` for one that is unknown."""
-    if task_type in (None, ""):
-        return PeftModel
-    classes = {"CAUSAL_LM": PeftModelForCausalLM}
-    name = getattr(task_type, "value", task_type)
-    if name not in classes:
-        raise ValueError(f"Invalid task type: '{name}'. Must be one of the following task types: {', '.join(classes)}.")
-    return classes[name]
 
 
 def get_peft_model(model: nn.Module, peft_config: TargetedConfig, adapter_name: str = "default", mixed: bool = False,
@@ -280,6 +283,7 @@ def get_peft_model(model: nn.Module, peft_config: TargetedConfig, adapter_name: 
         mixed: a `PeftMixedModel`, whose stack can be saved as one mix. revision: of the base, noted in the config.
     """
     from engine.model.mixed import PeftMixedModel
+    from engine.model.tasks import task_class
 
     peft_config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
     if revision is not None:

@@ -97,7 +97,7 @@ class Tuner(Shelves):
             given, report = match(file, {p.target.path: p for p in placed}, shared_specs(placed), unknown_settings)
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = getattr(self.model, "name_or_path", None) or None
-        inject(self, name, placed, trainable=trainable, given=given, dtype=torch.float32 if autocast else None, device=device)
+        inject(self, name, placed, trainable=trainable, given=given, autocast=autocast, device=device)
         config.target_modules = planned.resolved
         self.peft_config[name], self.plans[name] = config, planned
         self.trained |= {name} if trainable else set()

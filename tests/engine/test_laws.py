@@ -1,4 +1,4 @@
-"""The laws of the house, for every method × layer kind × dtype × stack. A new method is one row in `METHODS`."""
+"""The laws of the house, for every method × layer kind × dtype × stack. A new method is one row in `tests/support/methods.py`."""
 
 from __future__ import annotations
 
@@ -11,28 +11,24 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+import engine
 from engine import LoraConfig, PeftModel, get_peft_model
 from engine.hosts.host import host_of
+from engine.methods.base import MapMethod
 from engine.methods.registry import law
 from tests.support.dense import DenseConfig
+from tests.support.methods import METHODS, Row
 
-METHODS = {
-    "lora": lambda: LoraConfig(r=3, lora_alpha=5, init_lora_weights=False),
-    "lora-rs": lambda: LoraConfig(r=4, lora_alpha=2, use_rslora=True, init_lora_weights=False),
-    "lora-bias": lambda: LoraConfig(r=2, lora_bias=True, init_lora_weights=False),
-    "lora-gaussian": lambda: LoraConfig(r=2, init_lora_weights="gaussian"),
-    "dora": lambda: LoraConfig(r=3, lora_alpha=5, use_dora=True, init_lora_weights=False),
-    "outsider": lambda: DenseConfig(start=0.1),
-}
 LAYERS = {
-    "linear": (lambda: nn.Linear(6, 8), (5, 6)),
-    "linear-3d-input": (lambda: nn.Linear(6, 8), (2, 5, 6)),
-    "linear-no-bias": (lambda: nn.Linear(6, 8, bias=False), (5, 6)),
-    "conv1D-transposed": (lambda: Conv1D(8, 6), (2, 5, 6)),
+    "linear": (lambda: nn.Linear(12, 8), (5, 12)),
+    "linear-3d-input": (lambda: nn.Linear(8, 12), (2, 5, 8)),
+    "linear-no-bias": (lambda: nn.Linear(12, 8, bias=False), (5, 12)),
+    "conv1D-transposed": (lambda: Conv1D(8, 12), (2, 5, 12)),
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2, padding_mode="reflect"), (2, 4, 11)),
     "conv2d": (lambda: nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding="valid"), (2, 4, 7, 6)),
+    "conv2d-grouped": (lambda: nn.Conv2d(4, 8, 3, padding=1, groups=2), (2, 4, 5, 5)),
     "conv3d": (lambda: nn.Conv3d(2, 4, 2, padding=1, padding_mode="circular"), (1, 2, 4, 4, 4)),
-    "embedding": (lambda: nn.Embedding(10, 6), None),
+    "embedding": (lambda: nn.Embedding(10, 8), None),
 }
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 6e-2}
 
@@ -42,10 +38,10 @@ class One(nn.Module):
 
     def __init__(self, layer: nn.Module):
         super().__init__()
-        self.layer = layer
+        self.first = layer
 
     def forward(self, x):
-        return self.layer(x)
+        return self.first(x)
 
 
 def rig(method: str, layer: str, dtype: torch.dtype, adapters: int = 2, seed: int = 0):
@@ -57,25 +53,44 @@ def rig(method: str, layer: str, dtype: torch.dtype, adapters: int = 2, seed: in
     x = torch.randint(0, 10, (3, 4)) if shape is None else torch.randn(shape, dtype=dtype)
     peft = None
     for i in range(adapters):
-        config = METHODS[method]()
-        config.target_modules = ["layer"]
+        config = make_config(method)
         if peft is None:
             peft = get_peft_model(model, config, f"a{i}", autocast_adapter_dtype=dtype != torch.float64)
         else:
             peft.add_adapter(f"a{i}", config, autocast_adapter_dtype=dtype != torch.float64)
     with torch.no_grad():
         for name in peft.peft_config:      # also what starts at zero has an effect now
-            for tensor in peft.adapted["layer"].tensors(name).values():
+            for tensor in trained_tensors(peft, name):
                 tensor.add_(torch.randn_like(tensor) * 0.1)
-    return peft, x, before
+    peft.stack.changed()
+    return peft.eval(), x, before
+
+
+def make_config(method: str):
+    row = METHODS[method]
+    return getattr(engine, row.config)(**{"target_modules": ["first", "second"], **row.settings, **row.heard}) if row.config else DenseConfig(
+        target_modules=["first"], **row.settings)
+
+
+def trained_tensors(peft, name: str) -> list[torch.Tensor]:
+    """What an adapter learns at the one layer, whether it trains just now or not."""
+    layer = peft.adapted["first"]
+    tenant = layer.tenants[name]
+    specs = {**tenant.method.shared(tenant.config, [tenant.site]), **tenant.method.tensors(tenant.config, tenant.site)}
+    return [t for key, t in layer.all_tensors(name).items() if specs[key].trainable and t.is_floating_point()]
 
 
 def carries(method: str, layer: str) -> bool:
     """By the method's own word; what it refuses is not a row."""
-    config, module = METHODS[method](), LAYERS[layer][0]()
-    return not law(config).refuses(config, host_of(module).site("layer", module))
+    config, module = make_config(method), LAYERS[layer][0]()
+    return not law(config).refuses(config, host_of(module).site("first", module))
 
 
+def is_map(method: str) -> bool:
+    return isinstance(law(make_config(method)), MapMethod)
+
+
+METHODS = {**METHODS, "outsider": Row("", {"start": 0.1})}
 ROWS = [(m, layer) for m in METHODS for layer in LAYERS if carries(m, layer)]
 rows = pytest.mark.parametrize(("method", "layer"), ROWS, ids=["·".join(r) for r in ROWS])
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
@@ -120,8 +135,12 @@ def test_sliders_mean_what_they_say(method, layer, w0, w1):
         alone.append(peft(x) - base)
     peft.set_adapter(["a1", "a0"])
     peft.stack.set_strength("a0", w0)
-    peft.stack.set_strength("a1", w1)
-    close(peft(x), base + w0 * alone[0] + w1 * alone[1], torch.float64)
+    if is_map(method):                     # maps go round what lies below: alone they interpolate, in a stack the order counts
+        peft.stack.set_strength("a1", 0.0)
+        close(peft(x), base + w0 * alone[0], torch.float64)
+    else:
+        peft.stack.set_strength("a1", w1)
+        close(peft(x), base + w0 * alone[0] + w1 * alone[1], torch.float64)
 
 
 @rows
@@ -141,7 +160,7 @@ def test_strength_zero_is_exactly_the_base_and_one_exactly_the_adapter(method, l
 @dtypes
 def test_the_base_is_never_changed(method, layer, dtype):
     peft, x, before = rig(method, layer, dtype)
-    weight = peft.adapted["layer"].base_layer.weight
+    weight = peft.adapted["first"].base_layer.weight
     peft.set_adapter(["a0", "a1"])
     optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=0.1)
     peft(x).float().pow(2).sum().backward()
@@ -150,7 +169,7 @@ def test_the_base_is_never_changed(method, layer, dtype):
         peft.merge_adapter(["a0"])
         peft.merge_adapter(["a1", "a0"])
         peft.unmerge_adapter()
-    assert peft.adapted["layer"].base_layer.weight is weight
+    assert peft.adapted["first"].base_layer.weight is weight
     with peft.disable_adapter():
         assert torch.equal(peft(x), before(x))
     plain = peft.unload()
@@ -178,7 +197,7 @@ def test_active_trainable_merged_and_enabled_are_independent(method, layer, tmp_
     peft, x, _ = rig(method, layer, torch.float32)
 
     def trains():
-        return {name for name in peft.peft_config if any(t.requires_grad for t in peft.adapted["layer"].tensors(name).values())}
+        return {name for name in peft.peft_config if any(t.requires_grad for t in peft.adapted["first"].all_tensors(name).values())}
 
     assert trains() == {"a0"}
     peft.merge_adapter()
@@ -202,8 +221,11 @@ def test_a_saved_adapter_comes_back_bit_for_bit(method, layer, dtype, tmp_path):
     peft.set_adapter("a1")
     expected = peft(x)
     peft.save_pretrained(tmp_path)
+    tensors = {k: t.clone() for k, t in peft.adapted["first"].all_tensors("a1").items()}
     again = PeftModel.from_pretrained(before, tmp_path / "a1")
-    assert torch.equal(again(x), expected)
+    if METHODS[method].whole_file:
+        assert all(torch.equal(t, tensors[k]) for k, t in again.adapted["first"].all_tensors("default").items())
+    close(again(x), expected, dtype)
     assert again.load_report.complete
     assert again.peft_config["default"].to_dict() | {"inference_mode": 0} == peft.peft_config["a1"].to_dict() | {"inference_mode": 0}
 
@@ -232,3 +254,67 @@ def test_injection_looks_at_each_module_once_however_many_adapters_there_are(mon
         peft.add_adapter(f"a{i}", config())
         counts.append(len(looks))
     assert counts == [50] * 5
+
+
+# --- stacks of kinds ---
+
+MIXES = [("lora", "dora"), ("lora", "oft"), ("oft", "lora"), ("dora", "oft"), ("hira", "ia3"), ("ia3", "loha"), ("boft", "hra"), ("oft", "ia3"),
+         ("road", "vera"), ("c3a", "hra"), ("lora-bias", "ia3"), ("lora-bias", "road")]
+mixes = pytest.mark.parametrize(("first", "second"), [m for m in MIXES if set(m) <= METHODS.keys()], ids=lambda m: m)
+
+
+def mixed_rig(first: str, second: str, dtype: torch.dtype = torch.float64):
+    torch.manual_seed(2)
+    model = One(nn.Linear(12, 12)).to(dtype)
+    before = copy.deepcopy(model)
+    peft = get_peft_model(model, make_config(first), "a", autocast_adapter_dtype=dtype != torch.float64)
+    peft.add_adapter("b", make_config(second), autocast_adapter_dtype=dtype != torch.float64)
+    with torch.no_grad():
+        for name in ("a", "b"):
+            for tensor in trained_tensors(peft, name):
+                tensor.add_(torch.randn_like(tensor) * 0.1)
+    peft.stack.changed()
+    return peft.eval(), torch.randn(5, 12, dtype=dtype), before
+
+
+@mixes
+@pytest.mark.parametrize("order", [{"a": 0.7, "b": 1.0}, {"b": 1.0, "a": -0.5}, {"b": 0.3, "a": 1.0}], ids=["ab", "ba", "ba-weak"])
+def test_a_stack_of_kinds_runs_in_its_own_order_and_merges_to_what_it_runs(first, second, order):
+    peft, x, before = mixed_rig(first, second)
+    peft.set_adapter(order)
+    learning = peft(x)
+    with torch.no_grad():
+        close(peft(x), learning, torch.float64)
+    layer, W, b = peft.adapted["first"], before.first.weight.detach(), before.first.bias.detach()
+    W0, b0 = W, b
+    for name, strength in order.items():   # the definition, by dense arithmetic
+        tenant, p = layer.tenants[name], {k: t.detach() for k, t in layer.all_tensors(name).items()}
+        arguments = (p, tenant.config, tenant.site)
+        if isinstance(tenant.method, MapMethod):
+            W = W + strength * (tenant.method.turned(*arguments, W) - W)
+            if tenant.method.acts_out(*arguments[1:]) and tenant.method.turns_bias(*arguments[1:]):
+                b = b + strength * (tenant.method.turn_out(*arguments, b) - b)
+        else:
+            W = W + strength * tenant.method.delta(*arguments, W0)
+            more = tenant.method.bias_delta(*arguments, b0, W0)
+            b = b if more is None else b + strength * more
+    close(learning, torch.nn.functional.linear(x, W, b), torch.float64)
+    peft.merge_adapter()
+    close(peft(x), learning, torch.float64)
+    peft.unmerge_adapter()
+    assert torch.equal(peft.adapted["first"].base_layer.weight, before.first.weight)
+
+
+@rows
+def test_each_sample_of_a_batch_may_hear_its_own_adapter(method, layer):
+    peft, x, before = rig(method, layer, torch.float64)
+    peft.eval()
+    names = (["a1", "__base__", "a0", "a1", "a0"] * 2)[:x.shape[0]]
+    together = peft(x, adapter_names=names)
+    for i, name in enumerate(names):
+        if name == "__base__":
+            expected = before(x[i:i + 1])
+        else:
+            peft.set_adapter(name)
+            expected = peft(x[i:i + 1])
+        close(together[i:i + 1], expected, torch.float64)

@@ -1,0 +1,420 @@
+"""Prompts on a model: how they come and go, and how a prompt enters the model's inputs, embeddings or cache, in every architecture.
+
+Two functions know all inputs of a forward: `before` lengthens what is put in front of embeddings, `behind` moves what stands behind a
+prompt that is in the cache. Nothing of the base is wrapped or changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint.load import check_finite
+from engine.checkpoint.report import LoadReport
+from engine.errors import BadAdapter, WrongBase
+from engine.hosts.stack import LiveStack
+from engine.methods.base import Tensors
+from engine.methods.prompt import PROMPT, BasePromptEncoder, PromptLearningConfig, PromptMethod
+from engine.methods.registry import method
+from engine.model.inject import check_name
+
+Inputs = dict[str, Any]                    # arguments of a forward, by name
+
+
+class Prompts:
+    """The prompts of one model, by name; at most one is heard (PEFT keeps these things in ``PeftModel`` itself).
+
+    Does for prompts what `engine.model.tuner.Tuner` does for adapters in layers, by the same names.
+
+    Attributes:
+        encoders: adapter name → what is trained. tokens: adapter name → the numbers of the prompt's rows. stack: the active one.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.peft_config: dict[str, PromptLearningConfig] = {}
+        self.encoders = nn.ModuleDict()
+        self.tokens: dict[str, Tensor] = {}
+        self.stack = LiveStack()
+        self.trained: set[str] = set()
+        self.layers: dict[str, nn.Module] = {}                 # none is wrapped
+        self._thawed = [p for p in model.parameters() if p.requires_grad]
+
+    # --- looking ---
+
+    @property
+    def active(self) -> str | None:
+        """The prompt that is heard, or None."""
+        return next(iter(self.stack.heard()), None)
+
+    @property
+    def words(self) -> nn.Module:
+        """The base's input embeddings."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def backbone_name(self) -> str | None:
+        """Name of the transformer inside the model with its head; None where the model is one itself."""
+        from transformers import PreTrainedModel
+
+        return next((name for name, child in self.model.named_children() if isinstance(child, PreTrainedModel)), None)
+
+    @property
+    def method(self) -> PromptMethod:
+        """What the heard prompt is."""
+        return _method(self.peft_config[self.active])
+
+    @property
+    def length(self) -> int:
+        """Tokens that the heard prompt stands for."""
+        return self.peft_config[self.active].num_virtual_tokens
+
+    def known(self, names: str | Iterable[str]) -> list[str]:
+        """These names, as a list. Raises `ValueError` if one is not there."""
+        names = [names] if isinstance(names, str) else list(names)
+        if unknown := [n for n in names if n not in self.peft_config]:
+            raise ValueError(f"Adapter {unknown[0]} not found; there are {sorted(self.peft_config)}.")
+        return names
+
+    # --- coming and going ---
+
+    def admit(self, name: str, config: PromptLearningConfig, *, trainable: bool, autocast: bool = True, file: Mapping[str, Tensor] | None = None,
+              unknown_settings: Sequence[str] = (), device: torch.device | None = None) -> LoadReport:
+        """The one way a prompt comes in, new or from the tensors of a ``file``. It is not active yet. Changes nothing if it raises.
+
+        Prompts are float32, whatever ``autocast`` says, as in PEFT.
+
+        Raises:
+            ValueError: the name, another kind of adapter, settings that the model does not have. WrongBase, BadAdapter: the file.
+        """
+        check_name(name)
+        if name in self.peft_config:
+            raise ValueError(f"Adapter with name {name} already exists.")
+        if not isinstance(config, PromptLearningConfig):
+            raise ValueError(f"Cannot combine adapters with different peft types. This model has prompts, {config.peft_type} sits in layers.")
+        fill(config, self.model)
+        kind = _method(config)
+        if kind.is_cache and any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):
+            raise ValueError(f"{config.peft_type} does not work with gradient checkpointing: a checkpointed model keeps no cache. Switch it off.")
+        given, report = (None, LoadReport()) if file is None else match(file, kind.shapes(config), unknown_settings)
+        encoder = kind.encoder(config, self.words, given=given, **({} if file is not None else _start(config)))
+        if config.base_model_name_or_path is None:
+            config.base_model_name_or_path = getattr(self.model, "name_or_path", None) or None
+        for parameter in self._thawed:
+            parameter.requires_grad_(False)
+        self._place(name, encoder, trainable, device)
+        self.peft_config[name] = config
+        self.tokens[name] = torch.arange(config.total_tokens)
+        return report
+
+    def _place(self, name: str, encoder: BasePromptEncoder, trainable: bool, device: torch.device | None = None) -> None:
+        encoder.train_only(trainable)
+        home = next(self.words.parameters()).device
+        self.encoders[name] = encoder.to(device or (home if home.type != "meta" else "cpu")).train(self.model.training)
+        self.trained = self.trained | {name} if trainable else self.trained - {name}
+
+    def load(self, name: str, tensors: Mapping[str, Tensor]) -> LoadReport:
+        """Give a prompt the values of a file. One that a network computes becomes a table: the file has only what it computed."""
+        config = self.peft_config[self.known(name)[0]]
+        given, report = match(tensors, _method(config).shapes(config))
+        self._place(name, _method(config).encoder(config, self.words, given=given), name in self.trained)
+        return report
+
+    def to_file(self, name: str) -> Tensors:
+        """The prompt's tensors by their names in the file."""
+        return self.encoders[self.known(name)[0]].to_file()
+
+    def delete_adapter(self, name: str) -> None:
+        """Forget a prompt. If it was the active one, the model is the plain base until `set_adapter`."""
+        if name not in self.peft_config:
+            raise ValueError(f"Adapter {name} does not exist")
+        del self.peft_config[name], self.encoders[name], self.tokens[name]
+        self.trained.discard(name)
+        self.stack.arrange([n for n in self.stack.names if n != name])
+
+    def leave(self, merged: list[str] | None = None) -> nn.Module:
+        """Forget all prompts; the base, as it was."""
+        for name in list(self.peft_config):
+            self.delete_adapter(name)
+        for parameter in self._thawed:
+            parameter.requires_grad_(True)
+        return self.model
+
+    # --- which one, and what trains ---
+
+    def set_adapter(self, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False) -> None:
+        """Choose the prompt that is heard; it trains while it is active, unless it was loaded for inference.
+
+        Raises:
+            ValueError: more than one (two prompts would stand in each other's place), a strength, or a name that is not there.
+        """
+        names = self.known(adapter_name)
+        if len(names) != 1 or isinstance(adapter_name, Mapping) and adapter_name[names[0]] != 1:
+            raise ValueError("Only one prompt can be active at a time, and only whole: choose one name.")
+        self.stack.arrange(names)
+        wanted = {n for n in names if not inference_mode and not self.peft_config[n].inference_mode}
+        self.set_requires_grad(self.trained - wanted, False)
+        self.set_requires_grad(wanted - self.trained, True)
+
+    def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
+        """Say which prompts train; nothing else changes."""
+        for name in self.known(adapter_names):
+            self.encoders[name].train_only(requires_grad)
+            self.trained = self.trained | {name} if requires_grad else self.trained - {name}
+
+    def enable_adapters(self, enabled: bool = True) -> None:
+        """Switch the prompt on or off; what trains stays what it was."""
+        self.stack.enabled = enabled
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The plain base inside the block."""
+        before, self.stack.enabled = self.stack.enabled, False
+        try:
+            yield
+        finally:
+            self.stack.enabled = before
+
+    def unmerge_adapter(self) -> None:
+        """Nothing is ever merged."""
+
+    def to_merge(self, names: list[str] | None = None, safe: bool = False) -> list[str]:
+        """Raises `ValueError`: there is no weight that a prompt could go into."""
+        raise ValueError("A prompt cannot be merged: it stands before the inputs, not in the weights.")
+
+    merge_adapter = to_merge
+
+    def sampled(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """Raises `ValueError`: the samples of a batch stand behind the same prompt."""
+        raise ValueError("`adapter_names` cannot be used with prompts: all samples of a batch stand behind the same one.")
+
+    # --- the prompt itself ---
+
+    def embeddings(self, batch: int, task_ids: Tensor | None = None) -> Tensor:
+        """The heard prompt as embeddings ``(batch, rows, dim)``, float32."""
+        encoder, rows = self.encoders[self.active], self.tokens[self.active].to(next(self.encoders[self.active].parameters()).device)
+        return encoder(rows.unsqueeze(0), task_ids).expand(batch, -1, -1)
+
+    def cache(self, batch: int) -> Any:
+        """The heard prompt as a fresh `transformers` cache for ``batch`` samples."""
+        config, encoder = self.peft_config[self.active], self.encoders[self.active]
+        rows = encoder(torch.arange(self.length, device=next(encoder.parameters()).device).unsqueeze(0))[0]
+        return build_cache(rows.to(getattr(self.model, "dtype", rows.dtype)), config, self.model.config, batch)
+
+
+class PromptParts:
+    """What `PeftModel` shows of its prompts, by PEFT's names. Without prompts these names are the base's, if it has them."""
+
+    prompts: Prompts | None
+
+    @property
+    def prompt_tokens(self) -> dict[str, Tensor]:
+        """Adapter name → numbers of the prompt's rows."""
+        return self._parts.tokens
+
+    @property
+    def word_embeddings(self) -> nn.Module:
+        """The base's input embeddings."""
+        return self._parts.words
+
+    @property
+    def transformer_backbone_name(self) -> str | None:
+        """Name of the transformer inside the base with its head."""
+        return self._parts.backbone_name
+
+    @property
+    def _parts(self) -> Prompts:
+        if self.prompts is None:
+            raise AttributeError("This model has no prompts.")
+        return self.prompts
+
+    def get_prompt(self, batch_size: int, task_ids: Tensor | None = None, max_cache_len: int | None = None) -> Any:
+        """The active prompt: embeddings ``(batch, rows, dim)``, or a cache. ``max_cache_len``: caches grow, nothing is done with it."""
+        return self._parts.cache(batch_size) if self._parts.method.is_cache else self._parts.embeddings(batch_size, task_ids)
+
+    def get_prompt_embedding_to_save(self, adapter_name: str) -> Tensor:
+        """The finished prompt, as it stands in the file; on the CPU."""
+        return self._parts.to_file(adapter_name)[PROMPT].detach().cpu()
+
+    def with_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's forward behind the active prompt: the task classes know how."""
+        raise NotImplementedError
+
+    def generate_with_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's ``generate`` behind the active prompt, for those task classes that have one."""
+        raise ValueError("This task does not generate: use CAUSAL_LM or SEQ_2_SEQ_LM as `task_type`.")
+
+
+def _method(config: PromptLearningConfig) -> PromptMethod:
+    return method(config.peft_type)
+
+
+# --- what a config needs of the model ---------------------------------------------------------------
+
+def fill(config: PromptLearningConfig, model: nn.Module) -> None:
+    """Take what the config leaves open from the model's config, in place.
+
+    Raises:
+        ValueError: the model has no config, or one that does not say it; or there is no ``num_virtual_tokens``.
+    """
+    whole = getattr(model, "config", None)
+    if whole is None or not hasattr(model, "get_input_embeddings"):
+        raise ValueError("Prompt learning needs a model of the transformers library: this one does not say how it is built.")
+    text = getattr(whole, "text_config", None) or whole
+    if config.num_virtual_tokens is None:
+        raise ValueError("Please specify `num_virtual_tokens` in `peft_config`: how long the prompt is to be.")
+    is_cache = _method(config).is_cache
+    names = {"num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
+             "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"),
+             "token_dim": ("hidden_size", "n_embd", "d_model")}
+    for field, known_as in names.items():
+        if getattr(config, field) is None:
+            found = [getattr(text, name) for name in known_as if getattr(text, name, None) is not None]
+            if not found:
+                raise ValueError(f"Please specify `{field}` in `peft_config`: the model's config does not say it.")
+            setattr(config, field, found[0])
+    if not is_cache and isinstance(words := model.get_input_embeddings(), nn.Embedding):
+        config.token_dim = words.embedding_dim                 # where tokens are narrower than the layers (some OPT)
+    if is_cache:
+        shapes = [kv_shape(text, layer) for layer in range(config.num_layers)]
+        if known := [shape for shape in shapes if shape is not None]:
+            config.num_attention_heads, width = max(known, key=lambda shape: shape[1])
+            config.token_dim = config.num_attention_heads * width
+    if config.num_transformer_submodules is None:
+        config.num_transformer_submodules = 2 if config.task_type == "SEQ_2_SEQ_LM" else 1
+    if getattr(config, "encoder_hidden_size", 0) is None:
+        config.encoder_hidden_size = config.token_dim
+
+
+def kv_shape(config: Any, layer: int) -> tuple[int, int] | None:
+    """(heads, width) of the keys that a layer caches, where the model's config says it; layers of one model may differ."""
+    if getattr(config, "per_layer_config", None) is not None and getattr(config, "layer_types", None):
+        config = config.per_layer_config[layer]
+    heads, width = getattr(config, "num_key_value_heads", None), getattr(config, "head_dim", None)
+    return None if heads is None and width is None else _kv(config, heads, width)
+
+
+def _kv(config: Any, heads: int | None, width: int | None) -> tuple[int, int]:
+    every = config.num_attention_heads
+    return heads or every, width or config.hidden_size // every
+
+
+def _start(config: PromptLearningConfig) -> dict[str, Any]:
+    """What a new prompt begins with and has to be fetched: see `PromptMethod.encoder`."""
+    kind = getattr(config, "prompt_tuning_init", "RANDOM")
+    if kind == "TEXT" and not config.inference_mode:
+        from transformers import AutoTokenizer
+
+        settings = {k: v for k, v in (config.tokenizer_kwargs or {}).items() if k != "trust_remote_code"}      # an adapter never brings programs
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **settings)
+        return {"text": tokenizer(config.prompt_tuning_init_text)["input_ids"]}
+    if kind.endswith(("SOURCE_TASKS", "SOURCE_TASK", "SOURCE_SHARED")):
+        path = config.prompt_tuning_init_state_dict_path
+        if path is None:
+            raise ValueError(f"prompt_tuning_init_state_dict_path needs to be specified with {kind} init method")
+        if not str(path).endswith(".safetensors"):
+            raise ValueError(f"{Path(path).name} cannot be read: give the other adapter's adapter_model.safetensors; other formats "
+                             "could run a program when opened.")
+        from safetensors.torch import load_file
+
+        return {"source": load_file(path)}
+    return {}
+
+
+def match(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], unknown_settings: Sequence[str] = ()) -> tuple[Tensors, LoadReport]:
+    """Bring a file's tensors together with what a prompt needs; a prompt is complete or it is none.
+
+    Raises:
+        WrongBase: sizes differ. BadAdapter: a tensor is missing, or holds values that are not numbers.
+    """
+    if missing := [name for name in shapes if name not in tensors]:
+        raise BadAdapter(f"The adapter lacks {', '.join(missing)}.", "It is no prompt of this kind, or was cut short.", "Get it again.")
+    wrong = [f"{name}: {tuple(tensors[name].shape)} in the file, {shape} in the model" for name, shape in shapes.items()
+             if tuple(tensors[name].shape) != tuple(shape)]
+    if wrong:
+        raise WrongBase("The adapter does not fit this model.", "Its prompt has another size (size mismatch).",
+                        "It was made for another model (or another size of it): choose that one.", details="\n".join(wrong))
+    check_finite({name: tensors[name] for name in shapes})
+    return {name: tensors[name] for name in shapes}, LoadReport(
+        list(shapes), unexpected=[name for name in tensors if name not in shapes], unknown_settings=list(unknown_settings))
+
+
+# --- how a prompt enters the inputs -----------------------------------------------------------------
+
+def build_cache(rows: Tensor, config: PromptLearningConfig, model_config: Any, batch: int) -> Any:
+    """A cache that holds ``rows`` ``(n, layers · 2 · width)`` for every one of ``batch`` samples.
+
+    A row has a key and a value for each layer in turn. For an encoder-decoder PEFT counts twice as many and leaves out every other
+    pair, so that layers share: kept, for the sake of the files. Layers that borrow another one's cache get none.
+    """
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    heads = config.num_attention_heads
+    pairs = rows.view(len(rows), 2 * config.num_layers, heads, -1).permute(1, 2, 0, 3).unsqueeze(1).expand(-1, batch, -1, -1, -1)
+    step = 2 * config.num_transformer_submodules
+    text = model_config.get_text_config(decoder=True) if hasattr(model_config, "get_text_config") else model_config
+    cache = DynamicCache(config=text)
+    own = getattr(text, "num_hidden_layers", config.num_layers) - (getattr(text, "num_kv_shared_layers", 0) or 0)
+    skipped = []
+    for layer in range(config.num_layers):
+        wanted = kv_shape(text, layer) or (heads, pairs.shape[-1])
+        if layer >= own or wanted[0] > heads or wanted[1] > pairs.shape[-1]:
+            skipped.append(layer)
+            continue
+        key, value = (pairs[(step * layer + i) % len(pairs), :, :wanted[0], :, :wanted[1]] for i in (0, 1))
+        cache.update(key, value, layer)
+    if len(skipped) == config.num_layers:
+        raise ValueError("Prefix tuning skipped every layer because no layer's KV shape matched the prefix: set `token_dim` and "
+                         "`num_attention_heads` to those of a layer that is to have it.")
+    if skipped:
+        warnings.warn(f"Prefix tuning skipped the layers {skipped}: they share the cache of others, or keep a wider one.", stacklevel=2)
+    return EncoderDecoderCache(cache, DynamicCache()) if getattr(model_config, "is_encoder_decoder", False) else cache
+
+
+def cache_argument(model: nn.Module, backbone: str | None) -> str:
+    """What a model's forward calls its cache. Raises `ValueError` if it has none that a prompt could be put into."""
+    for module in (model, model.get_submodule(backbone)) if backbone else (model,):
+        for name in ("cache", "past_key_values"):              # the new name, then the one before transformers 5.24
+            if name in inspect.signature(module.forward).parameters:
+                return name
+    raise ValueError("Model does not support past key values which are required for prefix tuning.")
+
+
+def before(inputs: Inputs, prompt: Tensor, words: nn.Module, names: Sequence[str] = ("inputs_embeds", "input_ids", "attention_mask")) -> Inputs:
+    """Inputs with embeddings ``prompt`` ``(batch, n, dim)`` in front; ``names`` of the embeddings, ids and mask (of a decoder, other ones)."""
+    embeds, ids, mask = names
+    n, batch, found = prompt.shape[1], len(prompt), dict(inputs)
+    given = found.pop(ids, None)
+    rest = words(given) if found.get(embeds) is None else found[embeds]
+    found[embeds] = torch.cat([prompt.to(rest), rest], dim=1)
+    found = _seen(found, mask, n, batch)
+    if (positions := found.get("position_ids")) is not None:
+        front = torch.arange(n, device=positions.device).expand(*positions.shape[:-1], -1)
+        found["position_ids"] = torch.cat([front, positions + n], dim=-1)
+    if (types := found.get("token_type_ids")) is not None:
+        found["token_type_ids"] = torch.cat([types.new_zeros(len(types), n), types], dim=1)
+    return found
+
+
+def behind(inputs: Inputs, n: int, batch: int, mask: str = "attention_mask") -> Inputs:
+    """Inputs for tokens that stand behind ``n`` tokens in the cache."""
+    found = _seen(dict(inputs), mask, n, batch)
+    if found.get("position_ids") is not None:
+        found["position_ids"] = found["position_ids"] + n
+    return found
+
+
+def _seen(inputs: Inputs, name: str, n: int, batch: int) -> Inputs:
+    """The mask says that the prompt is seen."""
+    if (mask := inputs.get(name)) is not None:
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            raise ValueError(f"With a prompt, `{name}` must be a tensor (batch, length): the prompt's own part is put before it.")
+        inputs[name] = torch.cat([mask.new_ones(batch, n), mask], dim=1)
+    return inputs
