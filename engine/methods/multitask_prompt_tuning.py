@@ -86,6 +86,7 @@ class MultitaskPromptTuning(PromptMethod):
     title = "Multitask prompt tuning"
     help = "One prompt that several tasks share and turn to their own use. Needs to be told the task of every example."
     config = MultitaskPromptTuningConfig
+    in_decoder = True
 
     def encoder(self, cfg: Any, words: nn.Module | None, given: Mapping[str, Tensor] | None = None, **start: Any) -> BasePromptEncoder:
         return MultitaskPromptEmbedding(cfg, words, given=given, **start)

@@ -129,6 +129,7 @@ class PromptMethod(ABC):
     help: ClassVar[str]                    # good for … / cannot …
     config: ClassVar[type[PromptLearningConfig]]
     is_cache: ClassVar[bool] = False       # the prompt is keys and values of every layer, not embeddings
+    in_decoder: ClassVar[bool] = False     # of an encoder-decoder's rows, the second half stands before the decoder's input
     own_loss: ClassVar[bool] = False       # `loss` takes the place of the model's
 
     @abstractmethod

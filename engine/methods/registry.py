@@ -77,7 +77,12 @@ def _round(peft_type: str, modules: tuple[str, ...]) -> Method:
 
 
 def law(config: PeftConfig) -> Method:
-    """The law of an adapter with this config: its method, with those variants round it that the config asks for."""
+    """The law of an adapter with this config: its method, with those variants round it that the config asks for.
+
+    Raises `ValueError` for a prompt: it has no law for layers.
+    """
+    if not isinstance(method(config.peft_type), Method):
+        raise ValueError(f"Cannot combine adapters with different peft types: {config.peft_type} is a prompt, it does not sit in layers.")
     return _round(config.peft_type, tuple(m for m in _VARIANTS.get(config.peft_type, ()) if import_module(m).wanted(config)))
 
 
