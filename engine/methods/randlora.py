@@ -83,7 +83,7 @@ class RandLora(Method):
         """(inner ``(k, columns)``, outer ``(out, k)``) with k = r · bases; the scales are in the one on the shorter side."""
         short, long = sorted((site.out, site.columns))
         scaled = Scaled.apply(p["randlora_A"][..., :short], p["randlora_lambda"], p["randlora_gamma"]).flatten(0, 1)
-        plain = p["randlora_B"][:long, :p["randlora_lambda"].shape[1]].flatten(1)
+        plain = p["randlora_B"][:long, :p["randlora_lambda"].shape[1]].flatten(1).to(scaled.dtype)
         return (scaled, plain) if short == site.columns else (plain.T, scaled.T)
 
     def delta(self, p: Tensors, cfg: RandLoraConfig, site: Site, W0: Tensor | None = None) -> Tensor:

@@ -101,8 +101,9 @@ class TinyLora(Method):
         p["tinylora_B"].copy_(U[:, :rank] * root)
 
     def factors(self, p: Tensors, cfg: TinyLoraConfig, site: Site) -> Factors:
-        A, B = p["tinylora_A"], p["tinylora_B"]
-        R = torch.tensordot(p[f"tinylora_v.{self.group(cfg, site)}"], p["tinylora_P"], 1)
+        v = p[f"tinylora_v.{self.group(cfg, site)}"]
+        A, B, P = (p[f"tinylora_{name}"].to(v.dtype) for name in "ABP")
+        R = torch.tensordot(v, P, 1)
         return Factors(B.T, (R @ A).T, 1.0) if site.kind == "embedding" else Factors(A, B @ R, 1.0)
 
     def delta(self, p: Tensors, cfg: TinyLoraConfig, site: Site, W0: Tensor | None = None) -> Tensor:

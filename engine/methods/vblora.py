@@ -101,10 +101,10 @@ class VBLora(Method):
         for name in ("vblora_logits_A", "vblora_logits_B"):
             chosen, shares = f"{name}_topk_indices", f"{name}_topk_weights"
             if chosen in found and shares in found:
-                places, weights = check_places(found.pop(chosen).long(), cfg.num_vectors), found.pop(shares).float()
+                places, weights = check_places(found.pop(chosen).long(), cfg.num_vectors), found.pop(shares)
                 weights = torch.cat([weights, 1 - weights.sum(-1, keepdim=True)], dim=-1).clamp_min(0)
-                nothing = torch.full((*weights.shape[:-1], cfg.num_vectors), -torch.inf)
-                tensors[name] = nothing.scatter(-1, places, weights.log())
+                never = weights.new_full((*weights.shape[:-1], cfg.num_vectors), -torch.inf)
+                tensors[name] = never.scatter(-1, places, weights.log())
         return tensors
 
     def encode(self, p: Tensors, cfg: VBLoRAConfig, site: Site) -> Tensors:
