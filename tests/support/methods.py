@@ -15,9 +15,7 @@ class Row:
     layers: tuple[str, ...] = ("linear", "linear-no-bias")
     heard: dict[str, Any] = field(default_factory=dict)       # settings with which it starts with an effect (the laws use these)
     exact_start: bool = True               # the same seed gives the same tensors as in PEFT
-    whole_file: bool = True                # False: the file says less than the tensors do (the rest follows from it)
     atol: float = 1e-5                     # of outputs, gradients and merged weights against PEFT, float32
-    noisy: bool = False                    # in training it runs with noise: the laws are those of its mean
     exact_file: bool = True                # a file holds it to the bit
 
 
@@ -47,8 +45,8 @@ METHODS: dict[str, Row] = {
                            {"init_ia3_weights": False}),
     "vera": Row("VeraConfig", {"r": 6}, _LINEARS, {"init_weights": False}),
     "vera-seeded": Row("VeraConfig", {"r": 6, "save_projection": False, "projection_prng_key": 5}, heard={"init_weights": False}),
-    "pvera": Row("PveraConfig", {"r": 6}, _LINEARS, {"init_weights": False}, noisy=True),
-    "pvera-seeded": Row("PveraConfig", {"r": 6, "save_projection": False, "projection_prng_key": 5}, heard={"init_weights": False}, noisy=True),
+    "pvera": Row("PveraConfig", {"r": 6}, _LINEARS, {"init_weights": False}),
+    "pvera-seeded": Row("PveraConfig", {"r": 6, "save_projection": False, "projection_prng_key": 5}, heard={"init_weights": False}),
     "randlora": Row("RandLoraConfig", {"r": 5, "randlora_alpha": 10}, _LINEARS, {"init_weights": False}),
     "randlora-sparse": Row("RandLoraConfig", {"r": 4, "sparse": True, "randlora_alpha": 4, "save_projection": False}, heard={"init_weights": False}),
     "randlora-very-sparse": Row("RandLoraConfig", {"r": 4, "very_sparse": True, "randlora_alpha": 4, "init_weights": False}),
@@ -115,7 +113,8 @@ METHODS: dict[str, Row] = {
     "monteclora": Row("LoraConfig", {"r": 3, "monteclora_config": {"num_samples": 3, "buffer_size": 2}}, heard={"init_lora_weights": False},
                       exact_start=False),
     "vblora": Row("VBLoRAConfig", {"r": 2, "num_vectors": 7, "vector_length": 4}, _LINEARS),
-    "vblora-small-file": Row("VBLoRAConfig", {"r": 3, "num_vectors": 300, "vector_length": 2, "topk": 3, "save_only_topk_weights": True}, exact_file=False, whole_file=False),
+    "vblora-small-file": Row("VBLoRAConfig", {"r": 3, "num_vectors": 300, "vector_length": 2, "topk": 3, "save_only_topk_weights": True},
+                             exact_file=False),
     "unilora": Row("UniLoraConfig", {"r": 3, "theta_d_length": 17}, _LINEARS),
     "unilora-stored": Row("UniLoraConfig", {"r": 2, "theta_d_length": 11, "proj_seed": 3, "save_indices": True, "init_weights": False}),
     "tinylora": Row("TinyLoraConfig", {"u": 5}, (*_LINEARS, "embedding"), {"init_weights": "uniform"}),

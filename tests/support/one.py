@@ -32,7 +32,10 @@ def one(layer: nn.Module, *configs, noise: float = 0.3, seed: int = 0):
     adapted = peft.adapted["layer"]
     with torch.no_grad():
         for name in peft.peft_config:
-            for tensor in adapted.tensors(name).values():
-                tensor.add_(noise * torch.randn_like(tensor))
+            tenant = adapted.tenants[name]
+            specs = {**tenant.method.shared(tenant.config, [tenant.site]), **tenant.method.tensors(tenant.config, tenant.site)}
+            for key, tensor in adapted.all_tensors(name).items():
+                if specs[key].trainable:
+                    tensor.add_(noise * torch.randn_like(tensor))
     peft.set_adapter(list(peft.peft_config))
     return peft.eval(), adapted
