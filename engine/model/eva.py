@@ -264,10 +264,10 @@ def initialize_lora_eva_weights(model: "PeftModel", dataloader: Iterable | None 
                                             gather_distributed_inputs, show_progress_bar)
     config, starts = _redistributed(old, model, adapter_name, {name.removeprefix(WRAPPED): w for name, w in eva_state_dict.items()})
     tuner, active = model.base_model, model.stack.entries
-    trains, dtypes = adapter_name in tuner.trained, {t.dtype for layer in model.adapted.values() for t in layer.tensors(adapter_name).values()}
+    trains, dtype = adapter_name in tuner.trained, next(t.dtype for layer in model.adapted.values() for t in layer.tensors(adapter_name).values())
     tuner.delete_adapter(adapter_name)
-    tuner.admit(adapter_name, config, trainable=trains, autocast=torch.float32 in dtypes,
-                given={path: {"lora_A.weight": w.clone()} for path, w in starts.items()})
+    tuner.admit(adapter_name, config, trainable=trains, autocast=dtype == torch.float32,
+                given={path: {"lora_A.weight": w.to(dtype, copy=True)} for path, w in starts.items()})
     model.stack.arrange(dict(active))
 
 
