@@ -125,7 +125,7 @@ def by_pattern(path: str, patterns: dict[str, Any], default: Any) -> Any:
 
 # --- sites and tensors -------------------------------------------------------------------------
 
-SiteKind = Literal["linear", "conv", "embedding"]
+SiteKind = Literal["linear", "conv", "embedding", "parameter"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ class Site:
     """One weight, described once for all methods.
 
     The canonical weight is the matrix ``(out, columns)`` with ``y = W x``: a convolution's kernel is flattened to
-    ``columns = in / groups · k₁ · k₂ …``, an embedding is ``(dim, vocabulary)``, GPT-2's Conv1D is already transposed.
+    ``columns = in / groups · k₁ · k₂ …``, an embedding is ``(dim, vocabulary)``, GPT-2's Conv1D is already transposed;
+    a parameter with three axes holds its experts' matrices one below the other, each ``(out / experts, columns)``.
     """
 
     path: str                              # module path in the user's model
@@ -145,6 +146,13 @@ class Site:
     has_bias: bool = False
     peers: tuple["Site", ...] = field(default=(), compare=False, repr=False)    # all sites of the adapter, in the model's order
     index: int = field(default=0, compare=False)              # the place of this one among them
+    experts: int = 1
+    file: str = ""                         # module path in the adapter's file, where it is another one there
+
+    @property
+    def in_file(self) -> str:
+        """Module path in the adapter's file."""
+        return self.file or self.path
 
 
 Init = Callable[[Tensor], None]
@@ -197,6 +205,7 @@ class Method(ABC):
     config: ClassVar[type[TargetedConfig]]
     prefix: ClassVar[str]                  # what all its tensor names begin with
     needs_base: ClassVar[bool] = False     # ΔW depends on W0
+    sees_bias: ClassVar[bool] = False      # what `start` gets as W0 has the bias as a further column, where the layer has one
     light: ClassVar[bool] = False          # `apply` costs far less than the layer itself: then nothing dense is ever made to run it
 
     def settle(self, cfg: Any, model_type: str | None) -> None:

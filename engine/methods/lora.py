@@ -75,6 +75,10 @@ class LoraConfig(TargetedConfig):
             setattr(self, name, settings(getattr(self, name) or None, kind))
         if not isinstance(self.r, int) or self.r <= 0:
             raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
+        if isinstance(self.target_parameters, str):
+            raise TypeError("`target_parameters` must be a list of strings or None.")
+        if self.target_parameters is not None:
+            self.target_parameters = sorted(set(self.target_parameters))
         if unsupported := [name for name in _NOT_YET if getattr(self, name)]:
             raise ValueError(f"LoRA with {', '.join(unsupported)} cannot be used by this version.")
         self._check_start()
@@ -113,7 +117,7 @@ class LoraConfig(TargetedConfig):
             raise ValueError("`lora_bias=True` is not supported for DoRA, please set use_dora to False.")
 
 
-_NOT_YET = ("trainable_token_indices", "layer_replication", "target_parameters", "arrow_config", "megatron_config",
+_NOT_YET = ("trainable_token_indices", "layer_replication", "arrow_config", "megatron_config",
             "ensure_weight_tying")
 _STARTS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "corda", "lora_ga", "loftq")
 _SETTINGS = {"loftq_config": LoftQConfig, "eva_config": EvaConfig, "corda_config": CordaConfig, "lora_ga_config": LoraGAConfig,
@@ -140,8 +144,13 @@ class Lora(Method):
         return by_pattern(site.path, cfg.alpha_pattern, cfg.lora_alpha) / (math.sqrt(rank) if cfg.use_rslora else rank)
 
     def refuses(self, cfg: LoraConfig, site: Site) -> str:
-        if site.groups > 1:
-            return "LoRA mixes all channels, which a grouped convolution cannot."
+        if site.kind == "parameter" and (found := _needs_layer(cfg)):
+            return f"On a parameter, lora.ParamWrapper does not work with {found}."
+        if self.rank(cfg, site) % site.groups:
+            return (f"It has {site.groups} groups and the rank is {self.rank(cfg, site)}: "
+                    "support is limited to conv layers where the rank is divisible by groups.")
+        if site.groups > 1 and (cfg.use_dora or cfg.init_lora_weights not in (True, False, "gaussian")):
+            return "On a convolution with groups LoRA mixes all channels, so neither DoRA nor a start from the weight is defined."
         if cfg.lora_bias and not site.has_bias:
             return "`lora_bias` needs a layer that has a bias."
         return ""
@@ -157,8 +166,8 @@ class Lora(Method):
 
             return {"lora_embedding_A": TensorSpec((rank, site.columns), start_embedding_a),
                     "lora_embedding_B": TensorSpec((site.out, rank), torch.nn.init.normal_)}
-        channels, ones = site.columns // math.prod(site.kernel), (1,) * len(site.kernel)
-        shape_a, shape_b = (rank, channels, *site.kernel), (site.out, rank, *ones)
+        channels, ones = site.columns // math.prod(site.kernel) * site.groups, (1,) * len(site.kernel)     # A sees all groups, B stays in one
+        shape_a, shape_b = (rank * site.experts, channels, *site.kernel), (site.out // site.experts, rank * site.experts // site.groups, *ones)
 
         def start_a(A: Tensor) -> None:
             kaiming_uniform(A)
@@ -178,10 +187,13 @@ class Lora(Method):
             table["lora_B.bias"] = TensorSpec((site.out,), torch.nn.init.zeros_)
         return table
 
-    def factors(self, p: Tensors, cfg: LoraConfig, site: Site) -> Factors:
+    def factors(self, p: Tensors, cfg: LoraConfig, site: Site) -> Factors | None:
         if site.kind == "embedding":
             return Factors(p["lora_embedding_A"], p["lora_embedding_B"], self.scale(cfg, site))
-        return Factors(p["lora_A.weight"].flatten(1), p["lora_B.weight"].flatten(1), self.scale(cfg, site), p.get("lora_B.bias"))
+        if site.experts > 1:               # each expert has its own
+            return None
+        A, B = p["lora_A.weight"].flatten(1), p["lora_B.weight"].flatten(1)
+        return Factors(A, torch.block_diag(*B.chunk(site.groups)) if site.groups > 1 else B, self.scale(cfg, site), p.get("lora_B.bias"))
 
     def from_factors(self, f: Factors, site: Site) -> Tensors:
         """The inverse of `factors`, for a config whose scale is 1."""
@@ -192,6 +204,9 @@ class Lora(Method):
         return tensors if f.bias is None else {**tensors, "lora_B.bias": f.bias}
 
     def delta(self, p: Tensors, cfg: LoraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
+        if site.experts > 1:               # in the file, A's rows go expert by expert, B's columns rank by rank
+            A, B = p["lora_A.weight"].unflatten(0, (site.experts, -1)), p["lora_B.weight"].unflatten(1, (-1, site.experts)).permute(2, 0, 1)
+            return self.scale(cfg, site) * (B @ A).flatten(0, 1)
         f = self.factors(p, cfg, site)
         return f.scale * (f.B @ f.A)
 
@@ -202,6 +217,14 @@ class Lora(Method):
 
     def dropout(self, cfg: LoraConfig) -> float:
         return cfg.lora_dropout
+
+
+def _needs_layer(cfg: LoraConfig) -> str:
+    """The first setting that asks for a layer's input or output, which a parameter does not have."""
+    asked = {"lora_dropout != 0": cfg.lora_dropout, "fan_in_fan_out": cfg.fan_in_fan_out, "lora_bias=True": cfg.lora_bias,
+             "use_dora=True": cfg.use_dora, f"init_lora_weights={cfg.init_lora_weights!r}": cfg.init_lora_weights not in (True, False, "gaussian"),
+             **{f"`{name}`": getattr(cfg, name) for name in (*_RESHAPED, *_RERUN, "kasa_config")}}
+    return next((name for name, wanted in asked.items() if wanted), "")
 
 
 METHOD = Lora()

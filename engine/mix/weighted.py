@@ -38,6 +38,10 @@ def _factors(layer: Adapted, path: str, adapters: Sequence[str]) -> dict[str, Fa
     for name in dict.fromkeys(adapters):
         if name in layer.tenants:
             tenant = layer.tenants[name]
+            if tenant.site.kind == "parameter":
+                raise ValueError(f"add_weighted_adapter does not support targeting nn.Parameter (problematic adapter '{name}')")
+            if tenant.site.groups > 1:
+                raise ValueError(f"Adapters on {path}, a convolution with groups, cannot be combined: LoRA's files keep one group's outputs apart.")
             tensors = {k: t.to(torch.promote_types(t.dtype, torch.float32)) for k, t in layer.all_tensors(name).items()}
             factors = tenant.method.factors(tensors, tenant.config, tenant.site)
             if factors is None:
