@@ -26,6 +26,7 @@ _PUBLIC = {
     "engine.methods.vblora": ("VBLoRAConfig",),
     "engine.methods.unilora": ("UniLoraConfig",),
     "engine.methods.tinylora": ("TinyLoraConfig",),
+    "engine.methods.adamss": ("AdamssConfig",),
     "engine.methods.hira": ("HiraConfig",),
     "engine.methods.glora": ("GloraConfig",),
     "engine.methods.deft": ("DeftConfig",),

@@ -142,7 +142,7 @@ class Adapted(Shelves):
             p = {k: t.to(W.device, W.dtype) if t.is_floating_point() else t.to(W.device) for k, t in self.all_tensors(name).items()}
             if tenant.fresh:
                 p = {k: t.clone() for k, t in p.items()}
-                method.start(p, config, site, W0, tenant.fresh)
+                method.start(p, config, site, origin_of(method, W0, b0), tenant.fresh)
             if isinstance(method, MapMethod):
                 W = W + strength * (self.turned(tenant, p, W) - W)
                 if b is not None and method.acts_out(config, site) and method.turns_bias(config, site):
@@ -278,3 +278,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while isinstance(module, Adapted):
         module = module.base_layer
     return module
+
+
+def origin_of(method: Method, W0: Tensor, b0: Tensor | None) -> Tensor:
+    """What `Method.start` begins at: the canonical W0, with the bias as a further column if the method looks at it."""
+    return torch.cat([W0, b0.detach().to(W0)[:, None]], 1) if method.sees_bias and b0 is not None else W0

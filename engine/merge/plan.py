@@ -156,7 +156,8 @@ def _beyond_streaming(changed: dict[str, tuple[Adapted, str]], stack: StackOnBas
     """Tensors that cannot be composed from their own piece of the file alone."""
     heard = {name for name, strength in stack.model.stack.entries if strength != 0} if stack.placed else set()
     return {key for key, (layer, leaf) in changed.items() for name, tenant in layer.tenants.items()
-            if name in heard and (tenant.adrift or (leaf == "bias" and tenant.method.needs_base))}
+            if name in heard and (tenant.adrift or (leaf == "bias" and tenant.method.needs_base)
+                                  or (tenant.method.sees_bias and layer.site.has_bias))}
 
 
 def _model_name(source: str, names: set[str], prefix: str) -> str | None:

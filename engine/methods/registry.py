@@ -29,6 +29,7 @@ _BUILT_IN = {                              # peft_type → the file of the metho
     "FOURIERFT": "engine.methods.fourierft", "WAVEFT": "engine.methods.waveft", "SHIRA": "engine.methods.shira",
     "SUPERTUNING": "engine.methods.supertuning", "VBLORA": "engine.methods.vblora", "UNILORA": "engine.methods.unilora",
     "TINYLORA": "engine.methods.tinylora",
+    "ADAMSS": "engine.methods.adamss",
     "HIRA": "engine.methods.hira",
     "GLORA": "engine.methods.glora",
     "DEFT": "engine.methods.deft",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint.shared import by_law, shared_specs
-from engine.hosts.adapted import Adapted, Tenant
+from engine.hosts.adapted import Adapted, Tenant, origin_of
 from engine.methods.base import Method, Site, TargetedConfig, Tensors, TensorSpec
 from engine.model.targets import Target
 
@@ -124,7 +124,8 @@ def _tensors(tenant: Tenant, layer: Adapted, given: Tensors, trainable: bool, au
         if weight.is_meta:
             return dataclasses.replace(tenant, fresh=fresh), made
         with torch.no_grad():
-            method.start({**tenant.shared, **made}, tenant.config, tenant.site, _exact(layer.canonical()), fresh)
+            W0 = origin_of(method, _exact(layer.canonical()), layer.pristine_bias)
+            method.start({**tenant.shared, **made}, tenant.config, tenant.site, W0, fresh)
     return tenant, made
 
 

@@ -1,0 +1,264 @@
+"""AdaMSS: the rows of ΔW fall into clusters, and each cluster k has a tiny adapter ``B_k · A_k · P`` in the weight's main directions P.
+
+Zheng et al. 2025 (NeurIPS, "AdaMSS: Adaptive Multi-Subspaces"). PEFT class ``AdamssConfig``. Clusters are those of the rows of U in the SVD
+of ``[W0 | bias]``; they are found again whenever a file is read, so the base must be the very same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.errors import WrongBase
+from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec
+from engine.specs.fields import knob
+
+_KMEANS_SEED = 123456789                   # PEFT's; the clusters must come out the same
+
+
+@dataclass
+class AdamssConfig(TargetedConfig):
+    """Settings of AdaMSS, by PEFT's names and defaults; the ``asa`` ones are carried out by `SubspaceSchedule`.
+
+    Raises:
+        ValueError: impossible settings.
+        ImportError: scikit-learn, which finds the clusters, is not installed.
+    """
+
+    peft_type: ClassVar[str] = "ADAMSS"
+
+    r: int = knob(100, label="Main directions", term="r", low=1, high=4096, help="How many main directions of a layer the adapters work in.")
+    num_subspaces: int = knob(5, label="Clusters", term="num_subspaces", low=1, high=1024, help="How many tiny adapters a layer gets.")
+    subspace_rank: int = knob(1, label="Capacity", term="subspace_rank", low=1, high=256, help="How much each tiny adapter can hold.")
+    init_weights: str | None = knob("orthogonal", label="Start", term="init_weights", advanced=True,
+                                    help="“orthogonal” starts without effect; empty starts at random.")
+    use_asa: bool = knob(False, label="Drop idle clusters", term="use_asa", advanced=True,
+                         help="While training, the least useful tiny adapters stop learning.")
+    asa_target_subspaces: int = knob(50, label="Clusters that go on", term="asa_target_subspaces", low=1, advanced=True,
+                                     help="In all layers together.")
+    init_warmup: int = knob(50, label="First step of dropping", term="init_warmup", low=0, advanced=True, help="Until then all learn.")
+    final_warmup: int = knob(1000, label="Last step of dropping", term="final_warmup", low=1, advanced=True, help="From then on the rest learn.")
+    mask_interval: int = knob(100, label="Steps between droppings", term="mask_interval", low=1, advanced=True, help="Longer judges better.")
+    asa_importance_beta: float = knob(0.85, label="Memory of usefulness", term="asa_importance_beta", low=0, high=1, advanced=True,
+                                      help="Nearer to 1 judges by a longer past.")
+    asa_uncertainty_beta: float = knob(0.85, label="Memory of doubt", term="asa_uncertainty_beta", low=0, high=1, advanced=True,
+                                       help="Nearer to 1 judges by a longer past.")
+    asa_schedule_exponent: float = knob(3.0, label="Haste", term="asa_schedule_exponent", low=0.1, high=10, advanced=True,
+                                        help="Larger drops more at first.")
+    use_dynamic_rank: bool = knob(False, label="Capacity by need", term="use_dynamic_rank", advanced=True,
+                                  help="Clusters with few strong directions get less capacity.")
+    svd_threshold: float = knob(0.1, label="What counts as strong", term="svd_threshold", low=0, high=1, advanced=True,
+                                help="Share of the strongest direction.")
+    random_seed: int = knob(0, label="Seed", term="random_seed", advanced=True, help="Of the decomposition; must not change afterwards.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.init_weights = self.init_weights or None
+        if self.init_weights not in ("orthogonal", None):
+            raise ValueError(f"init_weights must be 'orthogonal' or None, got {self.init_weights}")
+        for name in ("r", "num_subspaces", "subspace_rank"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` should be a positive integer value but the value passed is {getattr(self, name)}")
+        if self.use_asa:
+            for name in ("mask_interval", "asa_target_subspaces", "asa_schedule_exponent"):
+                if getattr(self, name) <= 0:
+                    raise ValueError(f"`{name}` must be a positive number when `use_asa=True`, got {getattr(self, name)}.")
+            if self.init_warmup >= self.final_warmup:
+                raise ValueError("`init_warmup` must be smaller than `final_warmup` when `use_asa=True`, "
+                                 f"got init_warmup={self.init_warmup} and final_warmup={self.final_warmup}.")
+        k_means()
+
+
+class Adamss(Method):
+    """Adaptive multi-subspaces. All tiny adapters of a layer lie in two tensors, ``adamss_A`` ``(clusters, rank, directions)`` and
+    ``adamss_B`` ``(out, rank)`` with its rows cluster after cluster; where a cluster has a smaller rank, the rest is zero and stays so.
+    Files hold them one by one, as PEFT's do.
+    """
+
+    title = "AdaMSS"
+    help = "Many tiny adapters, one for each group of outputs. Tiny files; needs scikit-learn and the very same base model."
+    config = AdamssConfig
+    prefix = "adamss_"
+    sees_bias = True
+
+    def refuses(self, cfg: AdamssConfig, site: Site) -> str:
+        return "AdaMSS mixes all channels, which a grouped convolution cannot." if site.groups > 1 else ""
+
+    def clusters(self, cfg: AdamssConfig, site: Site) -> int:
+        return min(cfg.num_subspaces, site.out)
+
+    def tensors(self, cfg: AdamssConfig, site: Site) -> dict[str, TensorSpec]:
+        width, count, zeros = site.columns + site.has_bias, self.clusters(cfg, site), torch.nn.init.zeros_
+        directions = min(cfg.r, site.out, width)
+        return {"adamss_A": TensorSpec((count, cfg.subspace_rank, directions), zeros),
+                "adamss_B": TensorSpec((site.out, cfg.subspace_rank), zeros),
+                "adamss_newB": TensorSpec((directions, width), zeros, trainable=False),
+                "adamss_ranks": TensorSpec((count,), zeros, trainable=False, saved=False, dtype=torch.long),      # of each cluster
+                "adamss_owner": TensorSpec((site.out,), zeros, trainable=False, saved=False, dtype=torch.long),   # each row's cluster, and
+                "adamss_rows": TensorSpec((site.out,), zeros, trainable=False, saved=False, dtype=torch.long)}    # where the row belongs
+
+    def starts_from_base(self, cfg: AdamssConfig) -> bool:
+        return True
+
+    def start(self, p: Tensors, cfg: AdamssConfig, site: Site, W0: Tensor, fresh: Set[str]) -> None:
+        """W0: with the bias as its last column, where there is one."""
+        count, directions = self.clusters(cfg, site), p["adamss_newB"].shape[0]
+        with torch.random.fork_rng(devices=[] if W0.device.type == "cpu" else [W0.device]):
+            torch.manual_seed(cfg.random_seed)
+            U, _, V = torch.svd_lowrank(W0.float(), q=directions, niter=2)
+        labels = torch.from_numpy(k_means()(n_clusters=count, init="random", n_init=1, max_iter=10, random_state=_KMEANS_SEED).fit_predict(
+            U.cpu().numpy())).long()
+        rows = torch.argsort(labels, stable=True)
+        if "adamss_owner" not in fresh and not torch.equal(labels[rows], p["adamss_owner"].cpu()):
+            raise WrongBase("This adapter was made for another base model.", f"The outputs of {site.path} fall into other groups here.",
+                            "Choose the base model that it was trained on.")
+        p["adamss_rows"].copy_(rows)
+        p["adamss_owner"].copy_(labels[rows])
+        if "adamss_newB" in fresh:
+            p["adamss_newB"].copy_(V.T)
+        if "adamss_A" not in fresh:
+            return
+        for k, mine in enumerate(U[rows.to(U.device)].split(torch.bincount(labels, minlength=count).tolist())):
+            gram, rank = mine @ mine.T, min(len(mine), cfg.subspace_rank)
+            if cfg.use_dynamic_rank:
+                strengths = torch.svd_lowrank(gram, q=len(gram), niter=2)[1]
+                rank = max(1, min(rank, int((strengths > cfg.svd_threshold * strengths[0]).sum())))
+            main = torch.svd_lowrank(gram, q=rank, niter=2)[0]
+            p["adamss_A"][k, :rank] = torch.linalg.qr(mine.T @ main).Q.T.to(p["adamss_A"])
+            p["adamss_ranks"][k] = rank
+            if cfg.init_weights is None and "adamss_B" in fresh:
+                p["adamss_B"][p["adamss_owner"] == k, :rank] = torch.randn(len(mine), rank).to(p["adamss_B"]) * 0.01
+
+    # --- its file ---
+
+    def decode(self, found: Tensors, cfg: AdamssConfig, site: Site) -> Tensors:
+        p = {"adamss_newB": found.pop("adamss_newB")} if "adamss_newB" in found else {}
+        count = self.clusters(cfg, site)
+        names = [(f"adamss_A.{k}", f"adamss_B.{k}") for k in range(count)]
+        if not all(name in found for pair in names for name in pair):
+            return p
+        A, B = ([found.pop(name) for name in side] for side in zip(*names, strict=True))
+        pad = lambda t, short: F.pad(t, short) if min(short) >= 0 else t
+        p["adamss_ranks"] = torch.tensor([len(a) for a in A])
+        p["adamss_owner"] = torch.repeat_interleave(torch.arange(count), torch.tensor([len(b) for b in B]))
+        p["adamss_A"] = torch.stack([pad(a, (0, 0, 0, cfg.subspace_rank - len(a))) for a in A])
+        p["adamss_B"] = torch.cat([pad(b, (0, cfg.subspace_rank - b.shape[1])) for b in B])
+        return p
+
+    def encode(self, p: Tensors, cfg: AdamssConfig, site: Site) -> Tensors:
+        ranks, sizes = p["adamss_ranks"].tolist(), torch.bincount(p["adamss_owner"], minlength=len(p["adamss_ranks"])).tolist()
+        found = {"adamss_newB": p["adamss_newB"]}
+        for k, (rank, B) in enumerate(zip(ranks, p["adamss_B"].split(sizes), strict=True)):
+            found[f"adamss_A.{k}"], found[f"adamss_B.{k}"] = p["adamss_A"][k, :rank].contiguous(), B[:, :rank].contiguous()
+        return found
+
+    # --- what it does ---
+
+    def factors(self, p: Tensors, cfg: AdamssConfig, site: Site) -> Factors:
+        A, B, P = p["adamss_A"], p["adamss_B"], p["adamss_newB"]
+        inner = A.flatten(0, 1) @ P.to(A.dtype)
+        outer = B.new_zeros(site.out, *A.shape[:2]).index_put((p["adamss_rows"], p["adamss_owner"]), B).flatten(1)
+        return Factors(inner[:, :site.columns], outer, 1.0, outer @ inner[:, -1] if site.has_bias else None)
+
+    def delta(self, p: Tensors, cfg: AdamssConfig, site: Site, W0: Tensor | None = None) -> Tensor:
+        f = self.factors(p, cfg, site)
+        return f.B @ f.A
+
+    def bias_delta(self, p: Tensors, cfg: AdamssConfig, site: Site, b0: Tensor | None = None, W0: Tensor | None = None) -> Tensor | None:
+        return self.factors(p, cfg, site).bias
+
+
+def k_means() -> type:
+    """scikit-learn's ``KMeans``. Raises `ImportError` with what to do if it is not installed."""
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError as missing:
+        raise ImportError("scikit-learn is required for AdaMSS. Please install it with: pip install scikit-learn") from missing
+    return KMeans
+
+
+class SubspaceSchedule:
+    """Adaptive subspace allocation: in the course of training the least important clusters of all layers together stop learning.
+
+    Between ``init_warmup`` and ``final_warmup`` the number that goes on falls from all to ``asa_target_subspaces``; what has stopped keeps
+    its value and never learns again.
+
+    Args:
+        config: the adapter's.
+        layers: module path → the live tensors of one layer, by their names in the method's table.
+    """
+
+    def __init__(self, config: AdamssConfig, layers: Mapping[str, Tensors]):
+        self.config, self.layers = config, dict(layers)
+        self.learning = {path: torch.ones(len(p["adamss_ranks"]), dtype=torch.bool, device=p["adamss_A"].device) for path, p in self.layers.items()}
+        self._stopped: dict[str, Tensors] = {}                # values of what has stopped, beside what has not
+        self._importance: dict[tuple[str, str], Tensor] = {}  # running means of |p · ∂loss/∂p|, by path and tensor,
+        self._doubt: dict[tuple[str, str], Tensor] = {}       # and of how far it strays from them
+        for path, p in self.layers.items():
+            for name in ("adamss_A", "adamss_B"):
+                p[name].register_hook(lambda grad, path=path, name=name: grad * self._goes_on(path, name))
+
+    def _goes_on(self, path: str, name: str) -> Tensor:
+        """Which entries of a tensor learn, to be broadcast."""
+        learning = self.learning[path]
+        return learning[:, None, None] if name == "adamss_A" else learning[self.layers[path]["adamss_owner"]][:, None]
+
+    def budget(self, step: int) -> int:
+        """How many clusters go on learning after this step."""
+        cfg, total = self.config, sum(len(learning) for learning in self.learning.values())
+        remaining = min(1.0, max(0.0, 1 - (step - cfg.init_warmup) / (cfg.final_warmup - cfg.init_warmup)))
+        return int(cfg.asa_target_subspaces + (total - cfg.asa_target_subspaces) * remaining ** cfg.asa_schedule_exponent)
+
+    @torch.no_grad()
+    def update_and_allocate(self, global_step: int) -> None:
+        """To be called in every step after the optimizer's and before the gradients are cleared (PEFT: ``AdamssModel.update_and_allocate``)."""
+        cfg = self.config
+        for path, kept in self._stopped.items():              # whatever the optimizer's momentum or decay made of it
+            for name, value in kept.items():
+                self.layers[path][name].copy_(torch.where(self._goes_on(path, name), self.layers[path][name], value))
+        if not cfg.use_asa or not cfg.init_warmup <= global_step <= cfg.final_warmup:
+            return
+        self._observe()
+        if global_step % cfg.mask_interval == 0:
+            self._choose(self.budget(global_step))
+            self._importance.clear(), self._doubt.clear()
+
+    def _observe(self) -> None:
+        beta1, beta2 = self.config.asa_importance_beta, self.config.asa_uncertainty_beta
+        for path, p in self.layers.items():
+            for name in ("adamss_A", "adamss_B"):
+                if p[name].grad is None:
+                    continue
+                key, now = (path, name), (p[name] * p[name].grad).abs()
+                mean = self._importance.get(key, torch.zeros_like(now))
+                self._doubt[key] = beta2 * self._doubt.get(key, torch.zeros_like(now)) + (1 - beta2) * (now - mean).abs()
+                self._importance[key] = beta1 * mean + (1 - beta1) * now
+
+    def _scores(self, path: str) -> Tensor:
+        """Of each cluster at one layer: the mean over its A and that over its B."""
+        p, key_a, key_b = self.layers[path], (path, "adamss_A"), (path, "adamss_B")
+        owner, ranks = p["adamss_owner"], p["adamss_ranks"]
+        of_a = (self._importance[key_a] * self._doubt[key_a]).sum((1, 2)) / (ranks * p["adamss_A"].shape[2])
+        of_rows = (self._importance[key_b] * self._doubt[key_b]).sum(1)
+        of_b = torch.zeros_like(of_a).index_add(0, owner, of_rows) / (ranks * torch.bincount(owner, minlength=len(ranks)))
+        return (of_a + of_b).masked_fill(~self.learning[path], -1.0)
+
+    def _choose(self, budget: int) -> None:
+        """Exactly ``budget`` clusters go on. (PEFT keeps those above the score of the last one, so one less.)"""
+        seen = [path for path in self.layers if (path, "adamss_A") in self._importance and (path, "adamss_B") in self._importance]
+        if not seen:
+            return
+        scores = torch.cat([self._scores(path).float().cpu() for path in seen])
+        kept = torch.zeros(len(scores), dtype=torch.bool)
+        kept[scores.topk(min(budget, len(scores))).indices] = True
+        for path, part in zip(seen, kept.split([len(self.learning[path]) for path in seen]), strict=True):
+            self.learning[path] &= part.to(self.learning[path].device)
+            self._stopped[path] = {name: self.layers[path][name].clone() for name in ("adamss_A", "adamss_B")}
+
+
+METHOD = Adamss()
