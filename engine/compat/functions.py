@@ -1,0 +1,199 @@
+"""PEFT's helper functions on models that have little to do with adapters."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.methods.base import PeftConfig
+
+
+def infer_device() -> str:
+    """The kind of the best device that is there."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator.type if accelerator is not None else "cpu"
+
+
+@functools.cache
+def availability(package: str) -> Callable[[], bool]:
+    """A function that says whether this package of others can be used."""
+    needs = {"bnb": "bitsandbytes", "bnb_4bit": "bitsandbytes", "auto_awq": "awq", "te": "transformer_engine", "torch_tpu": "torch_xla"}
+
+    def available() -> bool:
+        if package == "xpu":
+            return hasattr(torch, "xpu") and torch.xpu.is_available()
+        return importlib.util.find_spec(needs.get(package, package)) is not None
+
+    return functools.wraps(available)(functools.cache(available))
+
+
+def _get_submodules(model: nn.Module, key: str) -> tuple[nn.Module, nn.Module, str]:
+    """(parent, the module itself, its name in the parent)."""
+    parent, _, name = key.rpartition(".")
+    return model.get_submodule(parent), model.get_submodule(key), name
+
+
+def prepare_model_for_kbit_training(model: nn.Module, use_gradient_checkpointing: bool = True,
+                                    gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, auto_clear_cache: bool = True) -> nn.Module:
+    """Freeze the model, bring its 16-bit parameters (not packed ones) to float32, and switch gradient checkpointing on if it is quantized."""
+    quantized = any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)) or getattr(model, "is_quantized", False)
+    method = getattr(model, "quantization_method", None)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        if method not in ("gptq", "aqlm", "eetq", "hqq", "torchao") and parameter.dtype in (torch.float16, torch.bfloat16) and (
+                type(parameter).__name__ != "Params4bit"):
+            parameter.data = parameter.data.float()
+    if quantized and use_gradient_checkpointing:
+        settings = dict(gradient_checkpointing_kwargs or {})
+        if settings.get("use_reentrant", True):
+            if hasattr(model, "enable_input_require_grads"):
+                model.enable_input_require_grads()
+            else:
+                model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
+        model.gradient_checkpointing_enable(**({"gradient_checkpointing_kwargs": settings} if settings else {}))
+    return model
+
+
+def cast_mixed_precision_params(model: nn.Module, dtype: torch.dtype) -> None:
+    """What is frozen to ``dtype``, what trains to float32."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+
+
+def get_base_model_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The base's weights by their names before adapters came."""
+    return {name: tensor for name, _, tensor in _base(model)}
+
+
+def set_base_model_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], strict: bool = True) -> Any:
+    """Give the base these weights, by their names before adapters came."""
+    inside = {name: key for name, key, _ in _base(model)}
+    unexpected = sorted(set(state_dict) - inside.keys())
+    if strict and (unexpected or set(inside) - set(state_dict)):
+        raise RuntimeError(f"Missing keys: {sorted(set(inside) - set(state_dict))}; unexpected keys: {unexpected}")
+    done = model.load_state_dict({inside[name]: tensor for name, tensor in state_dict.items() if name in inside}, strict=False)
+    missing = [name for name in inside if name not in state_dict]
+    return type(done)(missing, unexpected)
+
+
+def _base(model: nn.Module) -> list[tuple[str, str, Tensor]]:
+    """(name of old, key in the state dict, tensor) of everything that belongs to the base."""
+    from engine.compat.direct import tuner_of
+
+    tuner = tuner_of(model)
+    start = "base_model.model." if hasattr(model, "base_model") and model.base_model is tuner else ""
+    paths = tuner.layers.keys() if tuner is not None else ()
+    found = []
+    for key, tensor in model.state_dict().items():
+        name = key.removeprefix(start)
+        if start and not key.startswith(start):
+            continue
+        layer = next((path for path in _above(name) if path in paths), None)
+        if layer is None:
+            found.append((name, key, tensor))
+        elif name.startswith(f"{layer}.base_layer."):
+            found.append((f"{layer}.{name.removeprefix(f'{layer}.base_layer.')}", key, tensor))
+    return found
+
+
+def _above(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def load_peft_weights(model_id: str, device: str | None = None, key_mapping: Mapping[str, str] | None = None, **hub: Any) -> dict[str, Tensor]:
+    """An adapter's tensors by their keys in the file, from a folder or the Hub."""
+    import re
+
+    from engine.checkpoint.load import locate, read_tensors
+
+    found = read_tensors(locate(model_id, **hub))
+    for pattern, replacement in (key_mapping or {}).items():
+        found = {re.sub(pattern, replacement, key): tensor for key, tensor in found.items()}
+    return {key: tensor.to(device or "cpu") for key, tensor in found.items()}
+
+
+def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
+    """A config from plain data with its ``peft_type``."""
+    from engine.compat.names import lookup
+
+    return lookup("PEFT_TYPE_TO_CONFIG_MAPPING")[config_dict["peft_type"]](**config_dict)
+
+
+def check_if_peft_model(model_name_or_path: str) -> bool:
+    """Whether there is an adapter in that place."""
+    try:
+        PeftConfig.from_pretrained(model_name_or_path)
+    except Exception:
+        return False
+    return True
+
+
+def register_peft_method(**_: Any) -> None:
+    """Refused: methods for this engine are written against its own protocol (`engine.register_method`)."""
+    raise NotImplementedError("A method written for PEFT's layer classes cannot be registered here: see engine.register_method.")
+
+
+def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token_id: int) -> Tensor:
+    """Decoder inputs for these labels: one step later, -100 as padding."""
+    shifted = input_ids.new_zeros(input_ids.shape)
+    shifted[:, 1:], shifted[:, 0] = input_ids[:, :-1].clone(), decoder_start_token_id
+    return shifted.masked_fill_(shifted == -100, pad_token_id)
+
+
+def transpose(weight: Tensor, fan_in_fan_out: bool) -> Tensor:
+    """``weight`` as ``(out, in)``."""
+    return weight.T if fan_in_fan_out else weight
+
+
+def id_tensor_storage(tensor: Tensor) -> tuple[torch.device, int, int]:
+    """What tells whether two tensors share memory."""
+    storage = tensor.untyped_storage()
+    return tensor.device, storage.data_ptr(), storage.nbytes()
+
+
+def _get_batch_size(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
+    if input_ids is None and inputs_embeds is None:
+        raise ValueError("You have to provide either input_ids or inputs_embeds")
+    return (inputs_embeds if input_ids is None else input_ids).shape[0]
+
+
+def _freeze_adapter(model: nn.Module, adapter_name: str) -> None:
+    for name, parameter in model.named_parameters():
+        if f".{adapter_name}" in name:
+            parameter.requires_grad_(False)
+
+
+def fsdp_auto_wrap_policy(model: nn.Module) -> Any:
+    """A policy for FSDP: blocks of the model whole, and everything that trains apart from what is frozen."""
+    from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, transformer_auto_wrap_policy
+
+    def trains(module: nn.Module) -> bool:
+        weight = getattr(module, "weight", None)
+        return not list(module.children()) and weight is not None and weight.requires_grad
+
+    blocks = set(getattr(model, "_no_split_modules", None) or [])
+    classes = {type(m) for m in model.modules() if type(m).__name__ in blocks}
+    return functools.partial(_or_policy, policies=[functools.partial(lambda_auto_wrap_policy, lambda_fn=trains),
+                                                   functools.partial(transformer_auto_wrap_policy, transformer_layer_cls=classes)])
+
+
+def build_peft_weight_mapping(weight_conversions: list[Any] | None, adapter_name: str, peft_config: PeftConfig | None = None) -> list[Any]:
+    """Rules by which transformers brings an adapter's file into the model: prefix off, adapter's name in, renamings of the model kept."""
+    import re
+
+    from transformers.core_model_loading import WeightRenaming
+
+    from engine.compat.names import lookup
+
+    prefixes = lookup("PEFT_TYPE_TO_PREFIX_MAPPING")
+    wanted = {prefixes[peft_config.peft_type]} if getattr(peft_config, "peft_type", None) in prefixes else set(prefixes.values())
+    rules = [WeightRenaming("base_model.model.model.", "model."), WeightRenaming("base_model.model.", "")]
+    rules += [WeightRenaming(source_patterns=rf"({re.escape(prefix)}[^\.]*)", target_patterns=rf"\1.{adapter_name}") for prefix in sorted(wanted)]
+    return rules + [rule for rule in weight_conversions or () if isinstance(rule, WeightRenaming)]

@@ -1,0 +1,154 @@
+"""PEFT's classes of layers and tuners, told by what a layer of ours holds rather than by inheritance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.errors import StudioError
+from engine.hosts.adapted import Adapted
+from engine.model.tuner import Tuner
+
+PeftError = StudioError
+
+
+class PeftWarning(UserWarning):
+    """Warnings of adapters."""
+
+
+@dataclass
+class LoraRuntimeConfig:
+    """Settings of a running LoRA that are never written."""
+
+    ephemeral_gpu_offload: bool = False
+
+
+class _Told(type):
+    """The type of classes that stand for others: an object is an instance if `holds` says so."""
+
+    holds: Callable[[Any], bool]
+
+    def __instancecheck__(cls, thing: Any) -> bool:
+        return type.__instancecheck__(cls, thing) or ("holds" in cls.__dict__ and cls.holds(thing))
+
+
+class BaseTunerLayer(metaclass=_Told):
+    """Any layer with adapters."""
+
+    holds = staticmethod(lambda thing: isinstance(thing, Adapted))
+
+
+class BaseTuner(metaclass=_Told):
+    """What stands between a `PeftModel` and the user's model."""
+
+    holds = staticmethod(lambda thing: isinstance(thing, Tuner))
+
+
+def _named(*names: str) -> Callable[[Any], bool]:
+    """Told by the name of the engine's class, so that it need not be there."""
+    return lambda thing: isinstance(thing, nn.Module) and any(cls.__name__ in names for cls in type(thing).__mro__)
+
+
+class ModulesToSaveWrapper(metaclass=_Told):
+    """A module that is trained as a whole."""
+
+    holds = staticmethod(_named("SavedModule", "ModulesToSave"))
+
+
+class TrainableTokensWrapper(metaclass=_Told):
+    """An embedding of which some rows are trained, beside an adapter of another kind."""
+
+    holds = staticmethod(_named("TokenRows"))
+
+
+class TrainableTokensLayer(metaclass=_Told):
+    """The rows themselves."""
+
+    holds = staticmethod(_named("TokenRows"))
+
+
+class AuxiliaryTrainingWrapper(metaclass=_Told):
+    """Either of the two."""
+
+    holds = staticmethod(lambda thing: isinstance(thing, (ModulesToSaveWrapper, TrainableTokensWrapper)))
+
+
+@cache
+def kind(name: str, peft_type: str, layer: str = "") -> type:
+    """The class ``name`` of PEFT's: layers (or tuners, where the name ends in “Model”) with an adapter of this type.
+
+    Args:
+        layer: only round a layer of this class (``Linear`` …).
+    """
+    def sits(thing: Any) -> bool:
+        return isinstance(thing, Adapted) and any(t.config.peft_type == peft_type for t in thing.tenants.values()) and (
+            not layer or type(thing.base_layer).__name__ == layer)
+
+    def tunes(thing: Any) -> bool:
+        return isinstance(thing, Tuner) and any(c.peft_type == peft_type for c in thing.peft_config.values())
+
+    holds = tunes if name.endswith("Model") else sits
+    return _Told(name, (BaseTuner if name.endswith("Model") else BaseTunerLayer,), {
+        "holds": staticmethod(holds), "uses_shared_state": False, "__module__": "peft", "__doc__": f"PEFT's {name}, by what it holds."})
+
+
+@cache
+def refusing(name: str) -> type:
+    """A class for a name of PEFT's that this engine has nothing for: it says so when it is used."""
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{name} is not offered by this engine.")
+
+    return type(name, (), {"__new__": refuse, "from_pretrained": classmethod(refuse), "__doc__": "Not offered by this engine.", "__module__": "peft"})
+
+
+class BufferDict(nn.Module):
+    """Buffers by name, as `torch.nn.ParameterDict` keeps parameters."""
+
+    def __init__(self, buffers: dict[str, torch.Tensor] | None = None, persistent: bool = False):
+        super().__init__()
+        self.persistent = persistent
+        self.update(buffers or {})
+
+    def update(self, buffers: Any) -> None:
+        """Take in all of these."""
+        for name, tensor in dict(buffers).items():
+            self[name] = tensor
+
+    def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
+        self.register_buffer(name, tensor, persistent=self.persistent)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._buffers[name]
+
+    def __delitem__(self, name: str) -> None:
+        del self._buffers[name]
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def __iter__(self) -> Any:
+        return iter(self._buffers)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._buffers
+
+    def keys(self) -> Any:
+        return self._buffers.keys()
+
+    def items(self) -> Any:
+        return self._buffers.items()
+
+    def values(self) -> Any:
+        return self._buffers.values()
+
+    def pop(self, name: str) -> torch.Tensor:
+        """Take one out."""
+        return self._buffers.pop(name)
+
+    def clear(self) -> None:
+        self._buffers.clear()

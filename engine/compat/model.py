@@ -1,0 +1,209 @@
+"""What PEFT's models have and ours have not, put on ours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.compat.configs import as_sets
+from engine.methods.registry import method
+from engine.model.peft_model import PeftModel
+from engine.model.tuner import Tuner
+
+_PICKLE = "adapter_model.bin"
+
+
+class TunerViews:
+    """What ``BaseTuner`` has in PEFT, for `Tuner`; see `engine.compat.views.attach`."""
+
+    uses_shared_state = False
+
+    @property
+    def prefix(self: Tuner) -> str:
+        return method(next(iter(self.peft_config.values())).peft_type).prefix
+
+    @property
+    def peft_kind(self: Tuner) -> str:
+        """The name of PEFT's class for it."""
+        from engine.compat.names import _MODELS
+
+        kinds = {str(getattr(c.peft_type, "value", c.peft_type)) for c in self.peft_config.values()}
+        return next((name for name, kind in _MODELS.items() if kinds == {kind}), "None" if not kinds else "MixedModel")
+
+    @property
+    def active_adapter(self: Tuner) -> str | list[str]:
+        return self.stack.names
+
+    @property
+    def targeted_module_names(self: Tuner) -> list[str]:
+        return list(self.layers)
+
+    @property
+    def targeted_parameter_names(self: Tuner) -> list[str]:
+        return []
+
+    def admit(self: Tuner, name: str, config: Any, **kwargs: Any) -> Any:
+        done = TunerViews.native["admit"](self, name, config, **kwargs)
+        as_sets(config)
+        return done
+
+    def get_model_config(self: Tuner, model: nn.Module) -> dict[str, Any]:
+        config = getattr(model, "config", {"model_type": "custom"})
+        return config.to_dict() if hasattr(config, "to_dict") else config
+
+    def enable_adapter_layers(self: Tuner) -> None:
+        self.enable_adapters(True)
+
+    def disable_adapter_layers(self: Tuner) -> None:
+        self.enable_adapters(False)
+
+    def merge_and_unload(self: Tuner, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None) -> nn.Module:
+        return self.leave(self.to_merge(adapter_names, safe_merge))
+
+    def unload(self: Tuner) -> nn.Module:
+        return self.leave()
+
+
+class ModelViews:
+    """What ``PeftModel`` has in PEFT; see `engine.compat.views.attach`."""
+
+    special_peft_forward_args = {"adapter_names", "alora_offsets"}
+
+    @property
+    def peft_type(self: PeftModel) -> Any:
+        return next(iter(self.peft_config.values())).peft_type
+
+    @property
+    def has_active_enabled_adapter(self: PeftModel) -> bool:
+        return bool(self.stack.names) and self.stack.enabled
+
+    @property
+    def modules_to_save(self: PeftModel) -> set[str] | None:
+        names = {name for config in self.peft_config.values() for name in getattr(config, "modules_to_save", None) or ()}
+        return names or None
+
+    @property
+    def is_prompt_learning(self: PeftModel) -> bool:
+        return any(config.is_prompt_learning for config in self.peft_config.values())
+
+    def supports_lora_conversion(self: PeftModel, adapter_name: str = "default") -> bool:
+        return all(layer.tenants[adapter_name].method.factors(
+            layer.all_tensors(adapter_name), layer.tenants[adapter_name].config, layer.tenants[adapter_name].site) is not None
+            for layer in self.adapted.values() if adapter_name in layer.tenants)
+
+    def get_layer_status(self: PeftModel) -> Any:
+        from engine.compat.status import get_layer_status
+
+        return get_layer_status(self)
+
+    def get_model_status(self: PeftModel) -> Any:
+        from engine.compat.status import get_model_status
+
+        return get_model_status(self)
+
+    def add_adapter(self: PeftModel, adapter_name: str, peft_config: Any, low_cpu_mem_usage: bool = False,
+                    autocast_adapter_dtype: bool = True) -> None:
+        if self.peft_config and peft_config.peft_type != self.peft_type and type(self).__name__ != "PeftMixedModel":
+            raise ValueError(f"Cannot combine adapters with different peft types. Found {self.peft_type} and {peft_config.peft_type}.")
+        ModelViews.native["add_adapter"](self, adapter_name, peft_config, low_cpu_mem_usage, autocast_adapter_dtype)
+
+    def save_pretrained(self: PeftModel, save_directory: str | Path, safe_serialization: bool = True, selected_adapters: list[str] | None = None,
+                        save_embedding_layers: str | bool = "auto", is_main_process: bool = True, **kwargs: Any) -> None:
+        if Path(save_directory).is_file():
+            raise ValueError(f"Provided path ({save_directory}) should be a directory, not a file")
+        names = list(self.peft_config) if selected_adapters is None else selected_adapters
+        if unknown := [name for name in names if name not in self.peft_config]:
+            raise ValueError(f"You passed an invalid `selected_adapters` arguments, current supported adapter names are "
+                             f"{list(self.peft_config)} - got {unknown}.")
+        ModelViews.native["save_pretrained"](self, save_directory, selected_adapters=names, is_main_process=is_main_process)
+        for name in names if is_main_process else ():
+            folder = Path(save_directory) if name == "default" else Path(save_directory) / name
+            if not safe_serialization:
+                as_pickle(folder)
+        if is_main_process and not (Path(save_directory) / "README.md").exists():
+            self.create_or_update_model_card(save_directory)
+
+    def create_or_update_model_card(self: PeftModel, output_dir: str | Path) -> None:
+        from engine.compat.card import write_card
+
+        write_card(self, Path(output_dir))
+
+    def push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> str:
+        """Save into a temporary folder and upload it."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=kwargs.pop("token", None))
+        api.create_repo(repo_id, private=kwargs.pop("private", None), exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=kwargs.pop("commit_message", "Upload adapter"))
+
+    def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, is_trainable: bool = False, *args: Any, **kwargs: Any) -> Any:
+        if adapter_name not in self.peft_config:
+            with reading_pickles():
+                done = ModelViews.native["load_adapter"](self, model_id, adapter_name, is_trainable, *args, **kwargs)
+        else:
+            from engine.checkpoint.load import locate, read_tensors
+            from engine.checkpoint.state import set_peft_model_state_dict
+
+            hub = {k: v for k, v in kwargs.items() if k in ("subfolder", "revision", "cache_dir", "token")}
+            with reading_pickles():
+                done = set_peft_model_state_dict(self, read_tensors(locate(model_id, **hub)), adapter_name)
+        if not is_trainable:
+            self.eval()
+        return done
+
+    @classmethod
+    def from_pretrained(cls: type[PeftModel], model: nn.Module, model_id: Any, adapter_name: str = "default", is_trainable: bool = False,
+                        config: Any = None, **kwargs: Any) -> PeftModel:
+        native = ModelViews.native["from_pretrained"].__func__
+        with reading_pickles():
+            self = native(cls, model, model_id, adapter_name, is_trainable, config, **kwargs)
+        if self.load_report.missing:
+            warnings.warn(f"Found missing adapter keys while loading the checkpoint: {self.load_report.missing}.")
+        return self
+
+    def set_adapter(self: PeftModel, adapter_name: str | Iterable[str], inference_mode: bool = False) -> None:
+        ModelViews.native["set_adapter"](self, adapter_name, inference_mode)
+
+
+# --- the old file format ---
+
+def as_pickle(folder: Path) -> None:
+    """Replace ``adapter_model.safetensors`` by PEFT's older ``adapter_model.bin``."""
+    from engine.checkpoint.load import read_tensors
+
+    torch.save({key: tensor.clone() for key, tensor in read_tensors(folder).items()}, folder / _PICKLE)
+    (folder / "adapter_model.safetensors").unlink()
+
+
+class reading_pickles:
+    """Inside the block, adapters that have only ``adapter_model.bin`` are read with torch's reader that builds nothing but tensors.
+
+    The engine itself never opens a pickle; programs written for PEFT expect it.
+    """
+
+    def __enter__(self) -> None:
+        from engine.model import peft_model
+
+        self.native = peft_model.read_tensors
+
+        def read(folder: Path) -> dict[str, Tensor]:
+            old = folder / _PICKLE
+            if not (folder / "adapter_model.safetensors").exists() and old.exists():
+                return torch.load(old, map_location="cpu", weights_only=True)
+            return self.native(folder)
+
+        peft_model.read_tensors = read
+
+    def __exit__(self, *_: object) -> None:
+        from engine.model import peft_model
+
+        peft_model.read_tensors = self.native

@@ -1,0 +1,252 @@
+"""What PEFT's classes have and ours have not, put on ours: properties that show, methods that translate."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, MutableMapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from engine.hosts.adapted import Adapted
+
+
+def attach(views: type, cls: type) -> None:
+    """Give ``cls`` the members of ``views``; what it had under their names stays at hand in ``views.native``."""
+    views.native = {name: getattr(cls, name) for name in vars(views) if name in dir(cls)}
+    for name, member in vars(views).items():
+        if name not in ("__module__", "__doc__", "__dict__", "__weakref__", "native", "__qualname__", "__firstlineno__", "__static_attributes__"):
+            setattr(cls, name, member)
+
+
+def attach_all() -> None:
+    """Dress the engine's classes; once a process."""
+    from engine.compat import configs, model, names
+    from engine.methods.registry import config_class
+    from engine.methods.registry import names as known
+    from engine.model.peft_model import PeftModel
+    from engine.model.tuner import Tuner
+
+    for peft_type in known():
+        if peft_type in names._CONFIGS:
+            configs.dress(config_class(peft_type), peft_type)
+    attach(configs.ConfigViews, configs.PeftConfig)
+    attach(LayerViews, Adapted)
+    attach(model.TunerViews, Tuner)
+    attach(model.ModelViews, PeftModel)
+
+
+class _PerAdapter(MutableMapping):
+    """A dict by adapter name that is read from the layer each time it is asked."""
+
+    def __init__(self, layer: Adapted, read: Any, write: Any = None):
+        self._layer, self._read, self._write = layer, read, write
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._layer.tenants:
+            raise KeyError(name)
+        return self._read(self._layer.tenants[name])
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if self._write is None:
+            raise TypeError("This setting cannot be changed from outside of its adapter's config.")
+        self._layer.tenants[name] = self._write(self._layer.tenants[name], value)
+        self._layer._stack.changed()
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("Use delete_adapter.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._layer.tenants))
+
+    def __len__(self) -> int:
+        return len(self._layer.tenants)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def _setting(*fields: str, default: Any = None) -> property:
+    """A view of a config's field, by adapter."""
+    return property(lambda layer: _PerAdapter(layer, lambda t: next((getattr(t.config, f) for f in fields if hasattr(t.config, f)), default)))
+
+
+def _scale(tenant: Any) -> float:
+    scale = getattr(tenant.method, "scale", None)
+    return float(scale(tenant.config, tenant.site)) if scale is not None else 1.0
+
+
+def _rescale(tenant: Any, value: float) -> Any:
+    """The tenant with settings that give this scale: alpha grows in proportion."""
+    import copy
+    import dataclasses
+
+    config, now = copy.copy(tenant.config), _scale(tenant)
+    factor = value / now if now else 0.0
+    field = next((f for f in ("lora_alpha", "alpha") if hasattr(config, f)), None)
+    if field is None:
+        raise TypeError(f"The scaling of {type(config).__name__} cannot be changed.")
+    setattr(config, field, getattr(config, field) * factor)
+    if getattr(config, "alpha_pattern", None):
+        config.alpha_pattern = {k: v * factor for k, v in config.alpha_pattern.items()}
+    return dataclasses.replace(tenant, config=config)
+
+
+class _Empty(nn.ModuleDict):
+    """A shelf that no adapter has put anything on; it is part of no module tree."""
+
+
+class LayerViews:
+    """What ``BaseTunerLayer`` and its descendants have in PEFT, for `Adapted`."""
+
+    r = property(lambda layer: _PerAdapter(layer, lambda t: _rank(layer, t)))
+    lora_alpha, alpha = _setting("lora_alpha", "alpha"), _setting("alpha", "lora_alpha")
+    scaling = property(lambda layer: _PerAdapter(layer, _scale, _rescale))
+    use_rslora, use_dora, lora_bias = (_setting(n, default=False) for n in ("use_rslora", "use_dora", "lora_bias"))
+    is_feedforward = property(lambda layer: any(getattr(t.method, "acts_in", lambda *_: False)(t.config, t.site) for t in layer.tenants.values()))
+    lora_dropout = property(lambda layer: _PerAdapter(layer, lambda t: _dropout(t.method.dropout(t.config))))
+    fan_in_fan_out = property(lambda layer: type(layer.base_layer).__name__ == "Conv1D")
+
+    @property
+    def in_features(self: Adapted) -> int:
+        base = self.base_layer
+        known = next((getattr(base, n) for n in ("in_features", "num_embeddings", "in_channels") if hasattr(base, n)), None)
+        return self.site.columns if known is None else known
+
+    @property
+    def out_features(self: Adapted) -> int:
+        base = self.base_layer
+        known = next((getattr(base, n) for n in ("out_features", "embedding_dim", "out_channels") if hasattr(base, n)), None)
+        return self.site.out if known is None else known
+
+    @property
+    def adapter_layer_names(self: Adapted) -> tuple[str, ...]:
+        return tuple(kind for kind in self._modules if kind not in self._own)
+
+    other_param_names = ("r", "lora_alpha", "scaling", "lora_dropout")
+
+    @property
+    def active_adapters(self: Adapted) -> list[str]:
+        return self._stack.names
+
+    @property
+    def active_adapter(self: Adapted) -> str | list[str]:
+        names = self._stack.names
+        return names[0] if len(names) == 1 else names
+
+    _active_adapter = active_adapter
+
+    @property
+    def merged_adapters(self: Adapted) -> list[str]:
+        return [name for name in self._stack.merged if name in self.tenants]
+
+    @property
+    def merged(self: Adapted) -> bool:
+        return bool(self.merged_adapters)
+
+    @property
+    def disable_adapters(self: Adapted) -> bool:
+        return not self._stack.enabled
+
+    _disable_adapters = disable_adapters
+
+    def get_base_layer(self: Adapted) -> nn.Module:
+        return self.base_layer
+
+    def _get_available_adapters(self: Adapted) -> set[str]:
+        return set(self.tenants)
+
+    def _all_available_adapter_names(self: Adapted) -> list[str]:
+        return sorted(self.tenants)
+
+    def get_delta_weight(self: Adapted, adapter: str) -> Tensor:
+        """ΔW of one adapter in the layer's own layout."""
+        tenant = self.tenants[adapter]
+        W0 = self.canonical().float() if tenant.method.needs_base or not hasattr(tenant.method, "factors") else None
+        delta = tenant.method.delta(self.all_tensors(adapter), tenant.config, tenant.site, self.canonical().float() if W0 is None else W0)
+        return self._host.native(delta, self.pristine_weight)
+
+    def set_adapter(self: Adapted, adapter_names: str | Iterable[str], inference_mode: bool = False) -> None:
+        """Make these the stack (of the whole model: one stack is shared by all layers), and let them train."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        if self._stack.names != names:
+            self._stack.arrange(names)
+        for name in self.tenants:
+            self.set_requires_grad(name, name in names and not inference_mode)
+
+    def set_requires_grad(self: Adapted, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            if name in self.tenants:
+                tenant = self.tenants[name]
+                specs = tenant.method.tensors(tenant.config, tenant.site)
+                for key, tensor in self.tensors(name).items():
+                    tensor.requires_grad_(requires_grad and specs[key].trainable and tensor.is_floating_point())
+        self._stack.changed()
+
+    def enable_adapters(self: Adapted, enabled: bool) -> None:
+        """Switch all adapters on (the active ones train then) or off."""
+        if self._stack.enabled != enabled:
+            self._stack.enabled = enabled
+        for name in self._stack.names if enabled else self.tenants:
+            self.set_requires_grad(name, enabled)
+        self._stack.changed()
+
+    def delete_adapter(self: Adapted, adapter_name: str) -> None:
+        if adapter_name in self.tenants:
+            self.remove(adapter_name)
+        if adapter_name in self._stack.names:
+            self._stack.arrange({n: s for n, s in self._stack.entries if n != adapter_name})
+
+    def set_scale(self: Adapted, adapter: str, scale: float) -> None:
+        """The adapter's own scaling times ``scale``."""
+        if adapter in self.tenants:
+            first = self.__dict__.setdefault("_first_scaling", {}).setdefault(adapter, self.scaling[adapter])
+            self.scaling[adapter] = first * scale
+
+    def scale_layer(self: Adapted, scale: float) -> None:
+        for name in self._stack.names:
+            if name in self.tenants and scale != 1:
+                self.__dict__.setdefault("_first_scaling", {}).setdefault(name, self.scaling[name])
+                self.scaling[name] *= scale
+
+    def unscale_layer(self: Adapted, scale: float | None = None) -> None:
+        for name in self._stack.names:
+            if name in self.tenants:
+                first = self.__dict__.get("_first_scaling", {}).get(name, self.scaling[name])
+                self.scaling[name] = first if scale is None else self.scaling[name] / scale
+
+    def _shelf(self: Adapted, kind: str, container: type) -> Any:
+        if kind not in self._modules:      # `__getattr__` below shows shelves that are not there
+            self._modules[kind] = container()
+        return self._modules[kind]
+
+    def _get_name(self: Adapted) -> str:
+        kinds = sorted({str(getattr(t.config.peft_type, "value", t.config.peft_type)).lower() for t in self.tenants.values()})
+        return f"{kinds[0] if kinds else 'peft'}.{type(self.base_layer).__name__}"
+
+    def __getattr__(self: Adapted, name: str) -> Any:
+        try:
+            return LayerViews.native["__getattr__"](self, name)
+        except AttributeError:
+            if name in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_variant"):
+                return _Empty() if any(t.config.peft_type == "LORA" for t in self.tenants.values()) else _absent(self, name)
+            raise
+
+
+def _absent(layer: nn.Module, name: str) -> None:
+    raise AttributeError(f"{type(layer).__name__!r} object has no attribute {name!r}")
+
+
+def _rank(layer: Adapted, tenant: Any) -> Any:
+    rank = getattr(tenant.method, "rank", None)
+    return rank(tenant.config, tenant.site) if callable(rank) else getattr(tenant.config, "r", None)
+
+
+def _dropout(share: float) -> nn.Module:
+    return nn.Dropout(share) if share else nn.Identity()
+
+
+def warn_once(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that points at the caller's caller."""
+    warnings.warn(message, category, stacklevel=3)
+
