@@ -60,7 +60,7 @@ METHODS: dict[str, Row] = {
     "hira-gaussian": Row("HiraConfig", {"r": 2, "init_weights": "gaussian"}),
     "hira-random": Row("HiraConfig", {"r": 2, "init_weights": False}, ("linear", "conv2d", "embedding")),
     "kasa": Row("LoraConfig", {"r": 3, "lora_alpha": 5, "kasa_config": {"beta": 1e-4}}),
-    "adamss": Row("AdamssConfig", {"r": 4, "num_subspaces": 3, "subspace_rank": 2}, ()),           # in memory not as in PEFT: see test_adamss.py
+    "adamss": Row("AdamssConfig", {"r": 4, "num_subspaces": 3}, ()),           # in memory not as in PEFT: see test_adamss.py
     "glora": Row("GloraConfig", {"r": 3}, heard={"init_weights": False}),
     "glora-vector": Row("GloraConfig", {"config_A_B": "vector", "config_C": "vector", "config_D_E": "vector", "init_weights": False}),
     "glora-constant": Row("GloraConfig", {"config_A_B": "constant", "config_C": "none", "init_weights": False}),
