@@ -53,6 +53,7 @@ _PUBLIC = {
     "engine.model.peft_model": ("PeftModel", "get_peft_model"),
     "engine.model.tasks": ("PeftModelForCausalLM", "PeftModelForFeatureExtraction", "PeftModelForQuestionAnswering", "PeftModelForSeq2SeqLM",
                            "PeftModelForSequenceClassification", "PeftModelForTokenClassification"),
+    "engine.model.mixed": ("PeftMixedModel",),
     "engine.model.targets": ("NoMatchingPeftModuleError",),
     "engine.checkpoint.state": ("get_peft_model_state_dict", "set_peft_model_state_dict"),
     "engine.checkpoint.report": ("LoadReport",),

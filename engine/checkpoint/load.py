@@ -11,12 +11,13 @@ from torch import Tensor
 
 from engine.errors import BadAdapter, Unreachable, WrongBase
 from engine.checkpoint.keys import file_key, sort_by_site
+from engine.checkpoint.pickle_reader import read_pickled_tensors
 from engine.checkpoint.report import LoadReport
 from engine.methods.base import Method, PeftConfig, Site, Tensors, TensorSpec
 from engine.store.headers import read_header
 from engine.store.library import read_json
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, OLD_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
            "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 
@@ -44,9 +45,13 @@ def _fetch(repo: str, subfolder: str | None, **hub: object) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    wanted = [f"{subfolder}/{name}" if subfolder else name for name in ("adapter_config.json", WEIGHTS)]
-    try:
+    def fetch(*names: str) -> Path:
+        wanted = [f"{subfolder}/{name}" if subfolder else name for name in names]
         return Path(snapshot_download(repo, allow_patterns=wanted, **{k: v for k, v in hub.items() if v is not None}))
+
+    try:
+        folder = fetch("adapter_config.json", WEIGHTS)
+        return folder if (folder / (subfolder or "") / WEIGHTS).exists() else fetch("adapter_config.json", OLD_WEIGHTS)
     except RepositoryNotFoundError as problem:
         raise BadAdapter(f"There is no adapter “{repo}” on the Hub, or it is private.", do="Check the name, or log in.") from problem
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
@@ -57,11 +62,10 @@ def _fetch(repo: str, subfolder: str | None, **hub: object) -> Path:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of an adapter folder in private memory (the file may be replaced afterwards). Raises `BadAdapter`."""
     path = folder / WEIGHTS
+    if not path.exists() and (folder / OLD_WEIGHTS).exists():
+        return read_pickled_tensors(folder / OLD_WEIGHTS)
     if not path.exists():
-        pickle = (folder / "adapter_model.bin").exists()
-        raise BadAdapter(f"Can't find weights for {folder.name}.",
-                         "It has only adapter_model.bin, a format that could run a program when opened." if pickle else f"{WEIGHTS} is missing.",
-                         "Get the adapter again, in safetensors format.")
+        raise BadAdapter(f"Can't find weights for {folder.name}.", f"{WEIGHTS} is missing.", "Get the adapter again, in safetensors format.")
     header = read_header(path, BadAdapter)
     if strange := sorted({t.dtype for t in header.tensors.values()} - _DTYPES.keys()):
         raise BadAdapter(f"The adapter {folder.name} holds numbers of the kind {', '.join(strange)}.", "This version cannot use them.",
