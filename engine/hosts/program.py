@@ -246,7 +246,9 @@ def _applied(layer: "Adapted", stack: LiveStack, name: str) -> Path:
         strength, W0 = stack.strength(name), layer.canonical() if method.needs_base else None
         seen = _inputs(layer, x, y, share)
         added = method.apply(p, config, site, seen, W0, Run(layer.training, stack.extras))
-        if added is None:
+        if added is None and (f := method.factors(p, config, site)) is not None:
+            added = host.expand(base, host.project(base, seen, f.A.to(y.dtype)) * f.scale, f.B.to(y.dtype))
+        elif added is None:
             added = host.run(base, seen, method.delta(p, config, site, W0).to(y.dtype))
         y = y + strength * kept(added.to(y.dtype))
         bias = method.bias_delta(p, config, site, layer.pristine_bias, W0)

@@ -15,26 +15,37 @@ from engine.errors import UnsupportedLayer
 from tests.support.one import one
 
 
-@pytest.mark.parametrize("learning", [True, False])
+@pytest.mark.parametrize("way", ["training", "gradients", "frozen"])
 @pytest.mark.parametrize("r", [4, 5, 12])
-def test_every_r_inputs_share_their_rows(learning, r):
+def test_every_r_inputs_share_their_rows(way, r):
     layer = nn.Linear(12, 8)
     peft, adapted = one(layer, MissConfig(r=r))
     D, x = adapted.tensors("a0")["miss_block"].detach(), torch.randn(2, 5, 12, dtype=torch.float64)
     expected = layer(x) + sum(x[..., i, None] * D[i % r] for i in range(12))
-    with torch.set_grad_enabled(learning):
-        torch.testing.assert_close(peft(x), expected)
+    with torch.set_grad_enabled(way != "frozen"):
+        torch.testing.assert_close(peft.train(way == "training")(x), expected)
 
 
-@pytest.mark.parametrize("learning", [True, False])
-def test_mini_repeats_along_the_outputs(learning):
+@pytest.mark.parametrize("way", ["training", "gradients", "frozen"])
+def test_a_convolution_shares_them_along_its_kernel(way):
+    layer = nn.Conv1d(4, 8, 3, stride=2, dilation=2)
+    peft, adapted = one(layer, MissConfig(r=5))
+    D, x = adapted.tensors("a0")["miss_block"].detach(), torch.randn(2, 4, 11, dtype=torch.float64)
+    dense = torch.stack([D[i % 5] for i in range(12)], 1).view(8, 4, 3)
+    expected = layer(x) + F.conv1d(x, dense, stride=2, dilation=2)
+    with torch.set_grad_enabled(way != "frozen"):
+        torch.testing.assert_close(peft.train(way == "training")(x), expected)
+
+
+@pytest.mark.parametrize("way", ["training", "gradients", "frozen"])
+def test_mini_repeats_along_the_outputs(way):
     layer = nn.Linear(12, 8)
     peft, adapted = one(layer, MissConfig(r=4, mini_r=2, init_weights="mini"))
     D, x = adapted.tensors("a0")["miss_block"].detach(), torch.randn(5, 12, dtype=torch.float64)
     assert D.shape == (4, 2)
     dense = torch.stack([torch.stack([D[i % 4, o % 2] for i in range(12)]) for o in range(8)])
-    with torch.set_grad_enabled(learning):
-        torch.testing.assert_close(peft(x), layer(x) + F.linear(x, dense))
+    with torch.set_grad_enabled(way != "frozen"):
+        torch.testing.assert_close(peft.train(way == "training")(x), layer(x) + F.linear(x, dense))
 
 
 @pytest.mark.parametrize("learning", [True, False])
