@@ -71,8 +71,9 @@ class LoraConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.rank_pattern, self.alpha_pattern = dict(self.rank_pattern or {}), dict(self.alpha_pattern or {})
+        self.loftq_config = self.loftq_config or None
         for name, kind in _SETTINGS.items():
-            setattr(self, name, settings(getattr(self, name) or None, kind))
+            setattr(self, name, settings(getattr(self, name), kind))
         if not isinstance(self.r, int) or self.r <= 0:
             raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
         if isinstance(self.target_parameters, str):
@@ -117,8 +118,7 @@ class LoraConfig(TargetedConfig):
             raise ValueError("`lora_bias=True` is not supported for DoRA, please set use_dora to False.")
 
 
-_NOT_YET = ("trainable_token_indices", "layer_replication", "arrow_config", "megatron_config",
-            "ensure_weight_tying")
+_NOT_YET = ("trainable_token_indices", "layer_replication", "arrow_config", "megatron_config", "ensure_weight_tying")
 _STARTS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "corda", "lora_ga", "loftq")
 _SETTINGS = {"loftq_config": LoftQConfig, "eva_config": EvaConfig, "corda_config": CordaConfig, "lora_ga_config": LoraGAConfig,
              "use_bdlora": BdLoraConfig, "velora_config": VeloraConfig, "monteclora_config": MontecloraConfig, "kasa_config": KasaConfig,
