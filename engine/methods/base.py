@@ -125,7 +125,17 @@ def by_pattern(path: str, patterns: dict[str, Any], default: Any) -> Any:
 
 # --- sites and tensors -------------------------------------------------------------------------
 
-SiteKind = Literal["linear", "conv", "embedding", "parameter"]
+SiteKind = Literal["linear", "conv", "embedding", "parameter", "module"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor of a module that is replaced as a whole."""
+
+    name: str                              # in the module's state dict
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    learns: bool                           # a parameter; otherwise a buffer
 
 
 @dataclass(frozen=True)
@@ -144,6 +154,7 @@ class Site:
     kernel: tuple[int, ...] = ()           # spatial sizes of a convolution
     groups: int = 1
     has_bias: bool = False
+    leaves: tuple[Leaf, ...] = ()          # of a "module", which is no matrix: all its tensors
     peers: tuple["Site", ...] = field(default=(), compare=False, repr=False)    # all sites of the adapter, in the model's order
     index: int = field(default=0, compare=False)              # the place of this one among them
     experts: int = 1

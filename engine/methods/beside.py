@@ -1,0 +1,162 @@
+"""Laws that go beside an adapter's own: modules learned whole, biases, and layers that share another one's tensors.
+
+What an adapter brings along (``modules_to_save``, ``bias``, ``trainable_token_indices``) is the same adapter under another law at another
+layer, so that strengths, merging, files and batches of many adapters mean the same for it. Where it is at the same layer, it is mixed
+into the class of the method there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from engine.methods.base import Method, Run, Site, TargetedConfig, Tensors, TensorSpec
+
+BIAS = "own.bias"
+
+
+# --- whole modules ---
+
+class Whole(Method):
+    """Another module in the place of the whole one: ``W ← W + strength · (W' − W)`` for each of its tensors. Begins as its copy.
+
+    Its site names the module's tensors (`Site.leaves`). There is no matrix and so no `delta`; see `engine.hosts.replaced.Replaced`.
+    """
+
+    title = "Layers learned whole"
+    help = "Whole layers are copied and learn completely: right for new output layers and norms, large files."
+    config = TargetedConfig
+    prefix = "modules_to_save"
+    keeps: ClassVar[str] = "original_module"                  # what the module itself is called beside its copies
+
+    def refuses(self, cfg: Any, site: Site) -> str:
+        return "" if site.leaves else "It has nothing that could learn."
+
+    def in_file(self, leaf: str) -> str:
+        """The name in the file of one of the module's tensors: its own, as if the module were the base's."""
+        return leaf
+
+    def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
+        return {f"{self.prefix}.{leaf.name}": TensorSpec(leaf.shape, torch.nn.init.zeros_, leaf.learns, self.in_file(leaf.name), leaf.dtype)
+                for leaf in site.leaves}
+
+    def starts_from_base(self, cfg: Any) -> bool:
+        return True
+
+    def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
+        for key in [k for k in found if k.startswith((f"{self.keeps}.", f"{self.prefix}.")) and k.endswith(".bias")]:
+            if key.startswith(f"{self.keeps}."):              # PEFT writes biases of these modules more than once with ``bias="all"``
+                del found[key]
+        return super().decode(found, cfg, site)
+
+    def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
+        raise NotImplementedError(f"{site.path} is replaced as a whole: there is no ΔW.")
+
+
+class WholeBias(Whole):
+    """Of a module without a place for adapters (a norm), only the bias."""
+
+    title = "Learned biases"
+    prefix = "own"
+    keeps = "base_layer"
+
+
+SAVED, WHOLE_BIAS = Whole(), WholeBias()
+
+
+# --- biases ---
+
+class Still(Method):
+    """No change at all; what is mixed into it may make one."""
+
+    title = "Learned biases"
+    help = "Only the layers' biases learn."
+    config = TargetedConfig
+    prefix = "own"
+    light = True
+
+    def refuses(self, cfg: Any, site: Site) -> str:
+        return ""
+
+    def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
+        return {}
+
+    def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
+        return next(iter(p.values())).new_zeros(1, 1).expand(site.out, site.columns)
+
+    def apply(self, p: Tensors, cfg: Any, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor:
+        return x.new_zeros(())
+
+
+_Mixin = Method if TYPE_CHECKING else object
+
+
+class OwnBias(_Mixin):
+    """Mixed into a method: the adapter has a bias of its own, ``b ← b + strength · (b' − b0)``, where the layer has one (PEFT: ``bias``)."""
+
+    bias_file: ClassVar[str] = "base_layer.bias"
+
+    def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
+        found = super().tensors(cfg, site)
+        return {**found, BIAS: TensorSpec((site.out,), torch.nn.init.zeros_, file=self.bias_file)} if site.has_bias else found
+
+    def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
+        bias = found.pop(self.bias_file, None) if site.has_bias else None
+        p = super().decode(found, cfg, site)
+        return p if bias is None else {**p, BIAS: bias}
+
+    def encode(self, p: Tensors, cfg: Any, site: Site) -> Tensors:
+        return super().encode(p, cfg, site) | ({self.bias_file: p[BIAS]} if BIAS in p else {})
+
+    def bias_delta(self, p: Tensors, cfg: Any, site: Site, b0: Tensor | None = None, W0: Tensor | None = None) -> Tensor | None:
+        more = super().bias_delta(p, cfg, site, b0, W0)
+        if BIAS not in p:
+            return more
+        return own_bias(p, b0) if more is None else more + own_bias(p, b0)
+
+
+class PlainBias(OwnBias):
+    """The same at a layer that the adapter's method does not sit on."""
+
+    bias_file = "bias"
+
+
+def own_bias(p: Tensors, b0: Tensor | None) -> Tensor:
+    """``b' − b0``."""
+    return p[BIAS] if b0 is None else p[BIAS] - b0
+
+
+# --- layers that share a weight ---
+
+class Tied(_Mixin):
+    """Mixed into a method at a layer whose weight is that of another one: it has the other one's tensors, and none of its own."""
+
+    def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
+        return {}
+
+    def shared(self, cfg: Any, sites: Sequence[Site]) -> dict[str, TensorSpec]:
+        return {}
+
+    def starts_from_base(self, cfg: Any) -> bool:
+        return False
+
+    def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
+        return {}
+
+    def encode(self, p: Tensors, cfg: Any, site: Site) -> Tensors:
+        return {}
+
+
+@cache
+def mixed(mixin: type, inner: Method) -> Method:
+    """The law ``inner`` with ``mixin`` in front of its class: it stays of the kind (delta or map) that it is."""
+    law = object.__new__(type(f"{mixin.__name__}{type(inner).__name__}", (mixin, type(inner)), {}))
+    law.__dict__.update(vars(inner))
+    return law
+
+
+STILL = mixed(PlainBias, Still())
