@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.errors import UnsupportedLayer
 from engine.methods.base import Method, Run, Site, TargetedConfig, Tensors, TensorSpec
 from engine.specs.fields import knob
 
@@ -61,15 +62,21 @@ class Frod(Method):
     config = FrodConfig
     prefix = "frod_"
 
+    def settle(self, cfg: FrodConfig, model_type: str | None) -> None:
+        if cfg.target_modules is None:     # where PEFT chooses otherwise than for LoRA
+            cfg.target_modules = {"phi": ["q_proj", "v_proj"], "vit": ["query", "value"]}.get(model_type)
+
     def refuses(self, cfg: FrodConfig, site: Site) -> str:
         if site.kind == "embedding":
             return "FRoD needs a square matrix as large as the vocabulary to sit on an embedding."
-        if any(category(s.path) == category(site.path) and s.columns != site.columns for s in site.peers):
-            return f"FRoD lets all layers called “{category(site.path)}” share one frame, but their widths differ."
         return ""
 
     def shared(self, cfg: FrodConfig, sites: Sequence[Site]) -> dict[str, TensorSpec]:
         widths = {category(site.path): site.columns for site in sites}
+        for site in sites:
+            if site.columns != widths[category(site.path)]:
+                raise UnsupportedLayer(f"FRoD cannot sit on {site.path}.", f"All layers called “{category(site.path)}” share one frame, "
+                                       "but their widths differ.", "Leave it out of `target_modules`.")
         places: dict[str, Tensor] = {}
 
         def spec(shape: tuple[int, ...], init: Callable[[Tensor], object], dtype: torch.dtype = torch.long) -> TensorSpec:

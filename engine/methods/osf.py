@@ -19,6 +19,14 @@ from engine.specs.fields import knob
 U, S, V = "osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low"
 U0, S0, V0, U_MAIN, V_MAIN = "osf_U_low_init", "osf_S_low_init", "osf_V_low_init", "osf_U_high", "osf_V_high"
 
+_GATED = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+_FUSED = ["dense_4h_to_h", "query_key_value"]
+_FAMILIES = {                              # what PEFT chooses where target_modules is left open; all linear layers elsewhere
+    **dict.fromkeys(("llama", "llama4", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi"), _GATED),
+    **dict.fromkeys(("bloom", "gpt_neox", "falcon"), _FUSED), **dict.fromkeys(("gpt2", "gpt_bigcode"), ["c_attn", "c_proj"]),
+    "opt": ["fc1", "fc2", "k_proj", "out_proj", "q_proj", "v_proj"], "gptj": ["fc_in", "fc_out", "k_proj", "out_proj", "q_proj", "v_proj"],
+}
+
 
 @dataclass
 class OSFConfig(TargetedConfig):
@@ -53,6 +61,10 @@ class Osf(Method):
     help = "Learns only where the model knows little, so that it forgets nothing. For teaching one thing after another; large files."
     config = OSFConfig
     prefix = "osf_"
+
+    def settle(self, cfg: OSFConfig, model_type: str | None) -> None:
+        if cfg.target_modules is None:
+            cfg.target_modules = _FAMILIES.get(model_type, "all-linear")
 
     def kept(self, cfg: OSFConfig, site: Site) -> int:
         """The number of main directions that stay."""
