@@ -49,6 +49,7 @@ _PUBLIC = {
     "engine.methods.multitask_prompt_tuning": ("MultitaskPromptTuningConfig",),
     "engine.methods.cpt": ("CPTConfig", "CPTEmbedding"),
     "engine.methods.cartridge": ("CartridgeConfig", "CartridgeEncoder"),
+    "engine.methods.adaption_prompt": ("AdaptionPromptConfig",),
     "engine.methods.registry": ("register_method",),
     "engine.model.peft_model": ("PeftModel", "get_peft_model"),
     "engine.model.tasks": ("PeftModelForCausalLM", "PeftModelForFeatureExtraction", "PeftModelForQuestionAnswering", "PeftModelForSeq2SeqLM",

@@ -23,7 +23,7 @@ def adapter_tensors(model: "PeftModel", name: str) -> dict[str, Tensor]:
     """
     if name not in model.peft_config:
         raise ValueError(f"There is no adapter named {name!r}; there are {sorted(model.peft_config)}.")
-    found: dict[str, Tensor] = model.prompts.to_file(name) if model.prompts else {}
+    found: dict[str, Tensor] = model.lone.to_file(name) if model.lone else {}
     tenants = {path: layer.tenants[name] for path, layer in model.adapted.items() if name in layer.tenants}
     for key, spec in shared_specs(tenants.values()).items():
         if spec.saved:

@@ -22,6 +22,7 @@ _BUILT_IN = {                              # peft_type → the file of the metho
     "MULTITASK_PROMPT_TUNING": "engine.methods.multitask_prompt_tuning",
     "CPT": "engine.methods.cpt",
     "CARTRIDGE": "engine.methods.cartridge",
+    "ADAPTION_PROMPT": "engine.methods.adaption_prompt",
     "LORA": "engine.methods.lora",
     "LOHA": "engine.methods.loha", "LOKR": "engine.methods.lokr", "C3A": "engine.methods.c3a", "MISS": "engine.methods.miss",
     "GRALORA": "engine.methods.gralora", "DELORA": "engine.methods.delora", "BEFT": "engine.methods.beft", "ADALORA": "engine.methods.adalora",
@@ -80,7 +81,7 @@ def _round(peft_type: str, modules: tuple[str, ...]) -> Method:
 def law(config: PeftConfig) -> Method:
     """The law of an adapter with this config: its method, with those variants round it that the config asks for.
 
-    Raises `ValueError` for a prompt: it has no law for layers.
+    Raises `ValueError` for a prompt, of either kind: it has no law for layers.
     """
     if not isinstance(method(config.peft_type), Method):
         raise ValueError(f"Cannot combine adapters with different peft types: {config.peft_type} is a prompt, it does not sit in layers.")

@@ -16,8 +16,11 @@ from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import save_adapter
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.stack import LiveStack
+from engine.methods.adaption_prompt import AdaptionPromptConfig
 from engine.methods.base import PeftConfig, TargetedConfig, Tensors
 from engine.methods.prompt import PromptLearningConfig
+from engine.model.adaption_prompt import AdaptionPrompts
+from engine.model.lone import LoneTuner
 from engine.model.prompt_learning import PromptParts, Prompts
 from engine.model.tuner import Tuner
 
@@ -43,7 +46,7 @@ class PeftModel(PromptParts, nn.Module):
                  low_cpu_mem_usage: bool = False, *, file: dict[str, Tensor] | None = None, unknown_settings: list[str] | None = None):
         super().__init__()
         self.prompts = Prompts(model) if isinstance(peft_config, PromptLearningConfig) else None
-        self.base_model = model if self.prompts else Tuner(model)
+        self.base_model = model if self.prompts else (AdaptionPrompts if isinstance(peft_config, AdaptionPromptConfig) else Tuner)(model)
         if self.prompts:
             if type(self).with_prompt is PromptParts.with_prompt:
                 raise ValueError("A prompt needs to know its task: set `task_type` (CAUSAL_LM, SEQ_CLS …) and use `get_peft_model`.")
@@ -64,9 +67,14 @@ class PeftModel(PromptParts, nn.Module):
     # --- looking ---
 
     @property
-    def tuner(self) -> Tuner | Prompts:
-        """What does everything that can be done with adapters: in layers, or prompts."""
+    def tuner(self) -> Tuner | LoneTuner:
+        """What does everything that can be done with adapters: in layers, or outside of them."""
         return self.prompts or self.base_model
+
+    @property
+    def lone(self) -> LoneTuner | None:
+        """The tuner, if its adapters sit in no layer."""
+        return self.tuner if isinstance(self.tuner, LoneTuner) else None
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:

@@ -8,44 +8,33 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.load import check_finite
 from engine.checkpoint.report import LoadReport
-from engine.errors import BadAdapter, WrongBase
-from engine.hosts.stack import LiveStack
 from engine.methods.base import Tensors
-from engine.methods.prompt import PROMPT, BasePromptEncoder, PromptLearningConfig, PromptMethod
+from engine.methods.prompt import PROMPT, PromptLearningConfig, PromptMethod
 from engine.methods.registry import method
-from engine.model.inject import check_name
+from engine.model.lone import LoneTuner, match
 
 Inputs = dict[str, Any]                    # arguments of a forward, by name
 
 
-class Prompts:
-    """The prompts of one model, by name; at most one is heard (PEFT keeps these things in ``PeftModel`` itself).
-
-    Does for prompts what `engine.model.tuner.Tuner` does for adapters in layers, by the same names.
+class Prompts(LoneTuner):
+    """The prompts of one model; at most one is heard (PEFT keeps these things in ``PeftModel`` itself).
 
     Attributes:
-        encoders: adapter name → what is trained. tokens: adapter name → the numbers of the prompt's rows. stack: the active one.
+        encoders: adapter name → what is trained. tokens: adapter name → the numbers of the prompt's rows.
     """
 
     def __init__(self, model: nn.Module):
-        self.model = model
-        self.peft_config: dict[str, PromptLearningConfig] = {}
+        self.begin(model)
         self.encoders = nn.ModuleDict()
         self.tokens: dict[str, Tensor] = {}
-        self.stack = LiveStack()
-        self.trained: set[str] = set()
-        self.layers: dict[str, nn.Module] = {}                 # none is wrapped
-        self._thawed = [p for p in model.parameters() if p.requires_grad]
 
     # --- looking ---
 
@@ -53,6 +42,16 @@ class Prompts:
     def active(self) -> str | None:
         """The prompt that is heard, or None."""
         return next(iter(self.stack.heard()), None)
+
+    @property
+    def method(self) -> PromptMethod:
+        """What the heard prompt is."""
+        return _method(self.peft_config[self.active])
+
+    @property
+    def length(self) -> int:
+        """Tokens that the heard prompt stands for."""
+        return self.peft_config[self.active].num_virtual_tokens
 
     @property
     def words(self) -> nn.Module:
@@ -66,37 +65,10 @@ class Prompts:
 
         return next((name for name, child in self.model.named_children() if isinstance(child, PreTrainedModel)), None)
 
-    @property
-    def method(self) -> PromptMethod:
-        """What the heard prompt is."""
-        return _method(self.peft_config[self.active])
-
-    @property
-    def length(self) -> int:
-        """Tokens that the heard prompt stands for."""
-        return self.peft_config[self.active].num_virtual_tokens
-
-    def known(self, names: str | Iterable[str]) -> list[str]:
-        """These names, as a list. Raises `ValueError` if one is not there."""
-        names = [names] if isinstance(names, str) else list(names)
-        if unknown := [n for n in names if n not in self.peft_config]:
-            raise ValueError(f"Adapter {unknown[0]} not found; there are {sorted(self.peft_config)}.")
-        return names
-
     # --- coming and going ---
 
-    def admit(self, name: str, config: PromptLearningConfig, *, trainable: bool, autocast: bool = True, file: Mapping[str, Tensor] | None = None,
-              unknown_settings: Sequence[str] = (), device: torch.device | None = None) -> LoadReport:
-        """The one way a prompt comes in, new or from the tensors of a ``file``. It is not active yet. Changes nothing if it raises.
-
-        Prompts are float32, whatever ``autocast`` says, as in PEFT.
-
-        Raises:
-            ValueError: the name, another kind of adapter, settings that the model does not have. WrongBase, BadAdapter: the file.
-        """
-        check_name(name)
-        if name in self.peft_config:
-            raise ValueError(f"Adapter with name {name} already exists.")
+    def place(self, name: str, config: PromptLearningConfig, file: Mapping[str, Tensor] | None = None, unknown_settings: Sequence[str] = (),
+              device: torch.device | None = None) -> LoadReport:
         if not isinstance(config, PromptLearningConfig):
             raise ValueError(f"Cannot combine adapters with different peft types. This model has prompts, {config.peft_type} sits in layers.")
         fill(config, self.model)
@@ -105,49 +77,25 @@ class Prompts:
             raise ValueError(f"{config.peft_type} does not work with gradient checkpointing: a checkpointed model keeps no cache. Switch it off.")
         given, report = (None, LoadReport()) if file is None else match(file, kind.shapes(config), unknown_settings)
         encoder = kind.encoder(config, self.words, given=given, **({} if file is not None else _start(config)))
-        if config.base_model_name_or_path is None:
-            config.base_model_name_or_path = getattr(self.model, "name_or_path", None) or None
-        for parameter in self._thawed:
-            parameter.requires_grad_(False)
-        self._place(name, encoder, trainable, device)
-        self.peft_config[name] = config
+        home = next(self.words.parameters()).device
+        self.encoders[name] = encoder.to(device or (home if home.type != "meta" else "cpu")).train(self.model.training)
         self.tokens[name] = torch.arange(config.total_tokens)
         return report
 
-    def _place(self, name: str, encoder: BasePromptEncoder, trainable: bool, device: torch.device | None = None) -> None:
-        encoder.train_only(trainable)
-        home = next(self.words.parameters()).device
-        self.encoders[name] = encoder.to(device or (home if home.type != "meta" else "cpu")).train(self.model.training)
-        self.trained = self.trained | {name} if trainable else self.trained - {name}
-
     def load(self, name: str, tensors: Mapping[str, Tensor]) -> LoadReport:
         """Give a prompt the values of a file. One that a network computes becomes a table: the file has only what it computed."""
-        config = self.peft_config[self.known(name)[0]]
-        given, report = match(tensors, _method(config).shapes(config))
-        self._place(name, _method(config).encoder(config, self.words, given=given), name in self.trained)
+        report = self.place(name, self.peft_config[self.known(name)[0]], tensors)
+        self.train_only(name, name in self.trained)
         return report
 
     def to_file(self, name: str) -> Tensors:
-        """The prompt's tensors by their names in the file."""
         return self.encoders[self.known(name)[0]].to_file()
 
-    def delete_adapter(self, name: str) -> None:
-        """Forget a prompt. If it was the active one, the model is the plain base until `set_adapter`."""
-        if name not in self.peft_config:
-            raise ValueError(f"Adapter {name} does not exist")
-        del self.peft_config[name], self.encoders[name], self.tokens[name]
-        self.trained.discard(name)
-        self.stack.arrange([n for n in self.stack.names if n != name])
+    def train_only(self, name: str, on: bool) -> None:
+        self.encoders[name].train_only(on)
 
-    def leave(self, merged: list[str] | None = None) -> nn.Module:
-        """Forget all prompts; the base, as it was."""
-        for name in list(self.peft_config):
-            self.delete_adapter(name)
-        for parameter in self._thawed:
-            parameter.requires_grad_(True)
-        return self.model
-
-    # --- which one, and what trains ---
+    def forget(self, name: str) -> None:
+        del self.encoders[name], self.tokens[name]
 
     def set_adapter(self, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False) -> None:
         """Choose the prompt that is heard; it trains while it is active, unless it was loaded for inference.
@@ -158,49 +106,15 @@ class Prompts:
         names = self.known(adapter_name)
         if len(names) != 1 or isinstance(adapter_name, Mapping) and adapter_name[names[0]] != 1:
             raise ValueError("Only one prompt can be active at a time, and only whole: choose one name.")
-        self.stack.arrange(names)
-        wanted = {n for n in names if not inference_mode and not self.peft_config[n].inference_mode}
-        self.set_requires_grad(self.trained - wanted, False)
-        self.set_requires_grad(wanted - self.trained, True)
-
-    def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
-        """Say which prompts train; nothing else changes."""
-        for name in self.known(adapter_names):
-            self.encoders[name].train_only(requires_grad)
-            self.trained = self.trained | {name} if requires_grad else self.trained - {name}
-
-    def enable_adapters(self, enabled: bool = True) -> None:
-        """Switch the prompt on or off; what trains stays what it was."""
-        self.stack.enabled = enabled
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """The plain base inside the block."""
-        before, self.stack.enabled = self.stack.enabled, False
-        try:
-            yield
-        finally:
-            self.stack.enabled = before
-
-    def unmerge_adapter(self) -> None:
-        """Nothing is ever merged."""
-
-    def to_merge(self, names: list[str] | None = None, safe: bool = False) -> list[str]:
-        """Raises `ValueError`: there is no weight that a prompt could go into."""
-        raise ValueError("A prompt cannot be merged: it stands before the inputs, not in the weights.")
-
-    merge_adapter = to_merge
-
-    def sampled(self, names: Sequence[str]) -> AbstractContextManager[None]:
-        """Raises `ValueError`: the samples of a batch stand behind the same prompt."""
-        raise ValueError("`adapter_names` cannot be used with prompts: all samples of a batch stand behind the same one.")
+        super().set_adapter(names, inference_mode)
 
     # --- the prompt itself ---
 
     def embeddings(self, batch: int, task_ids: Tensor | None = None) -> Tensor:
         """The heard prompt as embeddings ``(batch, rows, dim)``, float32."""
-        encoder, rows = self.encoders[self.active], self.tokens[self.active].to(next(self.encoders[self.active].parameters()).device)
-        return encoder(rows.unsqueeze(0), task_ids).expand(batch, -1, -1)
+        encoder = self.encoders[self.active]
+        rows = self.tokens[self.active].to(next(encoder.parameters()).device).unsqueeze(0)
+        return encoder(rows, task_ids).expand(batch, -1, -1)
 
     def cache(self, batch: int) -> Any:
         """The heard prompt as a fresh `transformers` cache for ``batch`` samples."""
@@ -326,24 +240,6 @@ def _start(config: PromptLearningConfig) -> dict[str, Any]:
 
         return {"source": load_file(path)}
     return {}
-
-
-def match(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], unknown_settings: Sequence[str] = ()) -> tuple[Tensors, LoadReport]:
-    """Bring a file's tensors together with what a prompt needs; a prompt is complete or it is none.
-
-    Raises:
-        WrongBase: sizes differ. BadAdapter: a tensor is missing, or holds values that are not numbers.
-    """
-    if missing := [name for name in shapes if name not in tensors]:
-        raise BadAdapter(f"The adapter lacks {', '.join(missing)}.", "It is no prompt of this kind, or was cut short.", "Get it again.")
-    wrong = [f"{name}: {tuple(tensors[name].shape)} in the file, {shape} in the model" for name, shape in shapes.items()
-             if tuple(tensors[name].shape) != tuple(shape)]
-    if wrong:
-        raise WrongBase("The adapter does not fit this model.", "Its prompt has another size (size mismatch).",
-                        "It was made for another model (or another size of it): choose that one.", details="\n".join(wrong))
-    check_finite({name: tensors[name] for name in shapes})
-    return {name: tensors[name] for name in shapes}, LoadReport(
-        list(shapes), unexpected=[name for name in tensors if name not in shapes], unknown_settings=list(unknown_settings))
 
 
 # --- how a prompt enters the inputs -----------------------------------------------------------------
