@@ -73,7 +73,7 @@ class Tuner(Shelves):
         """These names, as a list. Raises `ValueError` if one is not there."""
         names = [names] if isinstance(names, str) else list(names)
         if unknown := [n for n in names if n not in self.peft_config]:
-            raise ValueError(f"Adapter {unknown[0]} not found; there are {sorted(self.peft_config)}.")
+            raise ValueError(f"Adapter(s) {sorted(unknown)} not found, available adapters: {sorted(self.peft_config)}")
         return names
 
     # --- coming and going ---
@@ -116,7 +116,7 @@ class Tuner(Shelves):
         if name not in self.peft_config:
             raise ValueError(f"Adapter {name} does not exist")
         if name in self.stack.merged:
-            raise ValueError(f"The adapter {name} is merged; unmerge it first.")
+            raise ValueError(f"Cannot delete adapter(s) {[name]} while they are merged. Please unmerge them first.")
         for layer in self.layers.values():
             if name in layer.tenants:
                 layer.remove(name)
@@ -131,8 +131,7 @@ class Tuner(Shelves):
             layer.unmerge()
             if merged is not None:
                 layer.merge(merged)
-            parent, _, leaf = path.rpartition(".")
-            setattr(self.model.get_submodule(parent), leaf, layer.base_layer)
+            layer.leave(self.model, path)
         for name in self.peft_config:
             self.clear(name)
         self.layers.clear(), self.peft_config.clear(), self.plans.clear(), self.trained.clear()
@@ -235,10 +234,11 @@ class Tuner(Shelves):
         names = self.known(self.stack.names if names is None else names)
         if missing := {n: 1.0 for n in names if n not in self.stack.names}:
             self.stack.arrange({**dict(self.stack.entries), **missing})
-        if safe:
-            for path, layer in self.layers.items():
-                if not torch.isfinite(layer.compose(names=names)).all():
-                    raise ValueError(f"NaNs detected in the merged weights of {path}. The adapter seems to be broken")
+        for path, layer in self.layers.items() if safe else ():
+            weight, bias = layer.compose_both(names=names)
+            for what, merged in ((f"see {path}", weight), (f"NaNs detected in the merged bias of {path}", bias)):
+                if merged is not None and not torch.isfinite(merged).all():
+                    raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: {what}.")
         return names
 
 
