@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,13 +18,6 @@ PeftError = StudioError
 
 class PeftWarning(UserWarning):
     """Warnings of adapters."""
-
-
-@dataclass
-class LoraRuntimeConfig:
-    """Settings of a running LoRA that are never written."""
-
-    ephemeral_gpu_offload: bool = False
 
 
 class _Told(type):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from engine.compat.configs import as_sets
 from engine.methods.registry import method
@@ -56,11 +57,33 @@ class TunerViews:
         config = getattr(model, "config", {"model_type": "custom"})
         return config.to_dict() if hasattr(config, "to_dict") else config
 
+    def enable_adapters(self: Tuner, enabled: bool = True) -> None:
+        for layer in self.layers.values():
+            layer.__dict__.pop("_off", None)
+        TunerViews.native["enable_adapters"](self, enabled)
+
     def enable_adapter_layers(self: Tuner) -> None:
         self.enable_adapters(True)
 
     def disable_adapter_layers(self: Tuner) -> None:
         self.enable_adapters(False)
+
+    def disabled(self: Tuner) -> AbstractContextManager[None]:
+        if len({layer.disable_adapters for layer in self.layers.values()}) > 1:
+            warnings.warn("The model contains some adapter layers that are enabled and others that are disabled. This is most likely "
+                          "unintentional. After exiting the disable_adapter context, all adapters will be enabled.")
+        return TunerViews.native["disabled"](self)
+
+    def delete_adapter(self: Tuner, name: str | list[str]) -> None:
+        """As in PEFT, another adapter becomes active when none is left that was; several names may be given."""
+        names = [name] if isinstance(name, str) else list(name)
+        if merged := sorted(set(names) & set(self.stack.merged)):
+            raise ValueError(f"Cannot delete adapter(s) {merged} while they are merged. Please unmerge them first.")
+        for each in names:
+            was_heard = each in self.stack.names
+            TunerViews.native["delete_adapter"](self, each)
+            if was_heard and not self.stack.names and self.peft_config:
+                self.set_adapter(min(self.peft_config))
 
     def merge_and_unload(self: Tuner, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None) -> nn.Module:
         return self.leave(self.to_merge(adapter_names, safe_merge))
@@ -80,7 +103,7 @@ class ModelViews:
 
     @property
     def has_active_enabled_adapter(self: PeftModel) -> bool:
-        return bool(self.stack.names) and self.stack.enabled
+        return bool(self.stack.names) and any(not layer.disable_adapters for layer in self.adapted.values())
 
     @property
     def modules_to_save(self: PeftModel) -> set[str] | None:
@@ -90,6 +113,18 @@ class ModelViews:
     @property
     def is_prompt_learning(self: PeftModel) -> bool:
         return any(config.is_prompt_learning for config in self.peft_config.values())
+
+    def prepare_model_for_gradient_checkpointing(self: PeftModel, model: nn.Module) -> nn.Module:
+        return self._prepare_model_for_gradient_checkpointing(model)
+
+    def _prepare_model_for_gradient_checkpointing(self: PeftModel, model: nn.Module) -> nn.Module:
+        """Let the inputs of the first block carry gradients, without which checkpointing leaves adapters none."""
+        if not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
+            if hasattr(model, "enable_input_require_grads"):
+                model.enable_input_require_grads()
+            elif hasattr(model, "get_input_embeddings"):
+                model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
+        return model
 
     def supports_lora_conversion(self: PeftModel, adapter_name: str = "default") -> bool:
         return all(layer.tenants[adapter_name].method.factors(
@@ -147,25 +182,21 @@ class ModelViews:
 
     def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, is_trainable: bool = False, *args: Any, **kwargs: Any) -> Any:
         if adapter_name not in self.peft_config:
-            with reading_pickles():
-                done = ModelViews.native["load_adapter"](self, model_id, adapter_name, is_trainable, *args, **kwargs)
+            done = ModelViews.native["load_adapter"](self, model_id, adapter_name, is_trainable, *args, **kwargs)
         else:
             from engine.checkpoint.load import locate, read_tensors
             from engine.checkpoint.state import set_peft_model_state_dict
 
             hub = {k: v for k, v in kwargs.items() if k in ("subfolder", "revision", "cache_dir", "token")}
-            with reading_pickles():
-                done = set_peft_model_state_dict(self, read_tensors(locate(model_id, **hub)), adapter_name)
+            done = set_peft_model_state_dict(self, read_tensors(locate(model_id, **hub)), adapter_name)
         if not is_trainable:
             self.eval()
         return done
 
     @classmethod
     def from_pretrained(cls: type[PeftModel], model: nn.Module, model_id: Any, adapter_name: str = "default", is_trainable: bool = False,
-                        config: Any = None, **kwargs: Any) -> PeftModel:
-        native = ModelViews.native["from_pretrained"].__func__
-        with reading_pickles():
-            self = native(cls, model, model_id, adapter_name, is_trainable, config, **kwargs)
+                        *args: Any, **kwargs: Any) -> PeftModel:
+        self = ModelViews.native["from_pretrained"].__func__(cls, model, model_id, adapter_name, is_trainable, *args, **kwargs)
         if self.load_report.missing:
             warnings.warn(f"Found missing adapter keys while loading the checkpoint: {self.load_report.missing}.")
         return self
@@ -183,27 +214,3 @@ def as_pickle(folder: Path) -> None:
     torch.save({key: tensor.clone() for key, tensor in read_tensors(folder).items()}, folder / _PICKLE)
     (folder / "adapter_model.safetensors").unlink()
 
-
-class reading_pickles:
-    """Inside the block, adapters that have only ``adapter_model.bin`` are read with torch's reader that builds nothing but tensors.
-
-    The engine itself never opens a pickle; programs written for PEFT expect it.
-    """
-
-    def __enter__(self) -> None:
-        from engine.model import peft_model
-
-        self.native = peft_model.read_tensors
-
-        def read(folder: Path) -> dict[str, Tensor]:
-            old = folder / _PICKLE
-            if not (folder / "adapter_model.safetensors").exists() and old.exists():
-                return torch.load(old, map_location="cpu", weights_only=True)
-            return self.native(folder)
-
-        peft_model.read_tensors = read
-
-    def __exit__(self, *_: object) -> None:
-        from engine.model import peft_model
-
-        peft_model.read_tensors = self.native

@@ -53,7 +53,7 @@ _HERE = {name: f"engine.compat.{module}" for module, names in {
               "cast_adapter_dtype",
     "status": "get_layer_status get_model_status TunerLayerStatus TunerModelStatus",
     "kinds": """BaseTuner BaseTunerLayer ModulesToSaveWrapper AuxiliaryTrainingWrapper TrainableTokensWrapper TrainableTokensLayer BufferDict
-        PeftError PeftWarning LoraRuntimeConfig""",
+        PeftError PeftWarning""",
 }.items() for name in names.split()}
 _CONSTANTS = {"CONFIG_NAME": "adapter_config.json", "WEIGHTS_NAME": "adapter_model.bin", "SAFETENSORS_WEIGHTS_NAME": "adapter_model.safetensors",
               "INCLUDE_LINEAR_LAYERS_SHORTHAND": "all-linear", "TOKENIZER_CONFIG_NAME": "tokenizer_config.json",

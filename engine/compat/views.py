@@ -146,9 +146,37 @@ class LayerViews:
 
     @property
     def disable_adapters(self: Adapted) -> bool:
-        return not self._stack.enabled
+        return not self._stack.enabled or "_off" in self.__dict__
 
     _disable_adapters = disable_adapters
+
+    def forward(self: Adapted, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As ever, unless this layer alone is switched off: that can be done to PEFT's layers one by one."""
+        if "_off" in self.__dict__:
+            return self.base_layer(x, *args, **kwargs)
+        return LayerViews.native["forward"](self, x, *args, **kwargs)
+
+    def enable_adapters(self: Adapted, enabled: bool) -> None:
+        """Switch this layer's adapters on (the active ones train then) or off."""
+        self.__dict__.pop("_off", None)
+        if not enabled:
+            self.__dict__["_off"] = True
+            self.unmerge()
+        for name in self._stack.names if enabled else self.tenants:
+            self.set_requires_grad(name, enabled)
+
+    def merge(self: Adapted, safe_merge: bool | list[str] = False, adapter_names: list[str] | None = None) -> None:
+        """Ours takes names; PEFT's checks first and takes what is active. One layer alone can only be tried, for merging is the model's."""
+        if not isinstance(safe_merge, bool):
+            LayerViews.native["merge"](self, safe_merge)
+            return
+        names = self._stack.names if adapter_names is None else adapter_names
+        merged = self.compose_both(names=[name for name in names if name in self.tenants])
+        for what, tensor in zip(("weights", "bias"), merged):
+            if safe_merge and tensor is not None and not tensor.isfinite().all():
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: "
+                                 f"NaNs detected in the merged {what}.")
+        raise NotImplementedError("Layers are merged all together: use the model's merge_adapter().")
 
     def get_base_layer(self: Adapted) -> nn.Module:
         return self.base_layer
@@ -181,14 +209,6 @@ class LayerViews:
                 specs = tenant.method.tensors(tenant.config, tenant.site)
                 for key, tensor in self.tensors(name).items():
                     tensor.requires_grad_(requires_grad and specs[key].trainable and tensor.is_floating_point())
-        self._stack.changed()
-
-    def enable_adapters(self: Adapted, enabled: bool) -> None:
-        """Switch all adapters on (the active ones train then) or off."""
-        if self._stack.enabled != enabled:
-            self._stack.enabled = enabled
-        for name in self._stack.names if enabled else self.tenants:
-            self.set_requires_grad(name, enabled)
         self._stack.changed()
 
     def delete_adapter(self: Adapted, adapter_name: str) -> None:
