@@ -82,13 +82,13 @@ def _paths(layer: "Adapted", stack: LiveStack, heard: list[str], learning: bool)
         still = not learning and not any(t.requires_grad for t in p.values())
         applies = type(tenant.method).apply is not Method.apply
         low_rank = tenant.method.factors(p, tenant.config, tenant.site) is not None
-        if low_rank and still:
+        if low_rank and still and not tenant.method.thrifty:
             group.append(name)
             continue
         if group:
             paths.append(_fused(layer, stack, group))
             group = []
-        if low_rank and not (applies and layer.training):
+        if low_rank and not (applies and (layer.training or tenant.method.thrifty)):
             paths.append(_low_rank(layer, stack, name))
         elif _has_gain(layer, name):
             paths.append(_gained(layer, stack, name, still))

@@ -54,6 +54,7 @@ class Gralora(Method):
     help = "LoRA cut into a grid: holds more at large capacities in a file of the same size. Can be mixed and baked in."
     config = GraloraConfig
     prefix = "gralora_"
+    thrifty = True
 
     def refuses(self, cfg: GraloraConfig, site: Site) -> str:
         for side, size in (("in_features", site.columns), ("out_features", site.out)):

@@ -49,6 +49,7 @@ class Miss(Method):
     help = "About as able as LoRA with one matrix instead of two; quick to teach. Can be mixed and baked in."
     config = MissConfig
     prefix = "miss_"
+    thrifty = True
 
     def refuses(self, cfg: MissConfig, site: Site) -> str:
         if cfg.r > site.columns:
@@ -83,7 +84,8 @@ class Miss(Method):
     def apply(self, p: Tensors, cfg: MissConfig, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor | None:
         if site.kind != "linear":
             return None
-        x = F.pad(x, (0, -site.columns % cfg.r)).unflatten(-1, (-1, cfg.r)).sum(-2)
+        short = -site.columns % cfg.r
+        x = (F.pad(x, (0, short)) if short else x).unflatten(-1, (-1, cfg.r)).sum(-2)
         return x @ self.shards(p, cfg, site).to(x.dtype)
 
     def dropout(self, cfg: MissConfig) -> float:
