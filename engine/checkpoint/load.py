@@ -119,7 +119,8 @@ def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mappi
         WrongBase: not one tensor fits a layer, or shapes differ.
         BadAdapter: a tensor holds values that are not numbers.
     """
-    sites, origin, foreign = sort_by_site(tensors, places.keys(), shared.keys())
+    at = {place.site.in_file: path for path, place in places.items()}
+    sites, origin, foreign = sort_by_site(tensors, at.keys(), shared.keys())
     given: dict[str, Tensors] = {}
     loaded, missing, wrong = [], [], []
 
@@ -133,8 +134,8 @@ def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mappi
                 given.setdefault(path, {})[name] = found[name] if spec.dtype.is_floating_point else found[name].to(spec.dtype)
 
     take("", sites.get("", {}), shared)
-    for path, place in places.items():
-        in_file = sites.get(path, {})
+    for path in at:
+        place, in_file = places[at[path]], sites.get(path, {})
         before = list(in_file)
         take(path, place.method.decode(in_file, place.config, place.site), place.method.tensors(place.config, place.site))
         loaded += [origin[path, name] for name in before if name not in in_file]
@@ -148,4 +149,5 @@ def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mappi
     check_finite({key: tensors[key] for key in loaded})
     unexpected = foreign + [origin[path, name] for path, rest in sites.items() for name in rest]
     renamed = {key: file_key(path, name) for (path, name), key in origin.items() if key != file_key(path, name)}
+    given = {at.get(path, path): tensors for path, tensors in given.items()}
     return given, LoadReport(loaded, missing, unexpected, renamed, list(unknown_settings))

@@ -60,15 +60,14 @@ def inject(tuner: "Tuner", name: str, placed: Sequence[Placement], *, trainable:
     for place in placed:
         target = place.target
         known = isinstance(target.layer, Adapted)
-        layer = target.layer if known else Adapted(target.layer, target.host, target.site, tuner.stack)
+        layer = target.layer if known else target.wrapper(target.layer, target.host, target.site, tuner.stack)
         tenant = Tenant(place.method, place.config, place.site, shared, adrift=adrift)
         ready.append((target.path, layer, known, *_tensors(tenant, layer, given.get(target.path, {}), trainable, autocast, device)))
     tuner.put(name, shared)                # nothing below can fail
     for path, layer, known, tenant, tensors in ready:
         layer.add(name, tenant, tensors)
         if not known:
-            parent, _, leaf = path.rpartition(".")
-            setattr(tuner.model.get_submodule(parent), leaf, layer)
+            layer.enter(tuner.model, path)
             tuner.layers[path] = layer
     tuner.stack.changed()
 
@@ -88,9 +87,9 @@ def _shared(placed: Sequence[Placement], given: Tensors, trainable: bool, autoca
         return made, True
     with torch.no_grad():
         for group in starting:
-            weights = {p.site.path: p.target for p in group}
+            weights = {p.site: p.target for p in group}
             group[0].method.start_shared(made, group[0].config, [p.site for p in group],
-                                         lambda site, weights=weights: _exact(_weight(weights[site.path])), fresh)
+                                         lambda site, weights=weights: _exact(_weight(weights[site])), fresh)
     return made, False
 
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from engine.errors import UnsupportedLayer
-from engine.hosts.adapted import Adapted
-from engine.hosts.host import Host, host_of
+from engine.hosts.adapted import Adapted, unwrapped
+from engine.hosts.attention import IN, IN_LAYOUT, OUT, is_only_read, projections
+from engine.hosts.host import Layout, host_of
+from engine.hosts.parameter import AdaptedParameter, ParameterLayout, Read, cannot_be_read
 from engine.methods.base import Method, Site, TargetedConfig
 
 # Where `target_modules` is left open: by the model's `config.model_type`, as PEFT chooses for LoRA and its relatives.
@@ -34,12 +37,13 @@ DEFAULT_TARGETS: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Target:
-    """A layer that the adapter will sit on."""
+    """A layer, or a parameter, that the adapter will sit on: ``layer`` holds it, or is what stands round it already."""
 
     path: str
     layer: nn.Module
-    host: Host
+    host: Layout
     site: Site
+    wrapper: type[Adapted] = Adapted
 
 
 class NoMatchingPeftModuleError(UnsupportedLayer):
@@ -57,6 +61,15 @@ class Plan:
     unmatched: dict[str, list[str]] = field(default_factory=dict)   # entry of target_modules → nearest names
     resolved: list[str] | str = field(default_factory=list)   # target_modules spelled out, as it belongs in the saved config
 
+    def add(self, target: Target, method: Method, config: TargetedConfig) -> None:
+        """Take a target in, once. Raises `UnsupportedLayer` if the method refuses it."""
+        refusal = method.refuses(config, target.site) or (cannot_be_read(method) if issubclass(target.wrapper, Read) else "")
+        if refusal:
+            raise UnsupportedLayer(f"{method.title} cannot sit on {target.path}.", refusal, "Leave it out of `target_modules`.")
+        if self.reasons.get(target.path) != "matched":         # attention's output may be named beside the attention itself
+            self.targets.append(target)
+        self.reasons[target.path] = "matched"
+
 
 def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
     """Walk the modules once and decide. Nothing is changed.
@@ -69,28 +82,29 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
     wanted = _wanted(model, config)
     result, hits = Plan(), set()
     for path, module in modules(model):
-        adapted = isinstance(module, Adapted)
         entry, reason = _match(path, module, config, wanted)
         if entry is None:
             result.reasons[path] = reason
             continue
         hits.add(entry)
-        layer = module.base_layer if adapted else module
-        host = host_of(layer)
-        if host is None:
-            raise UnsupportedLayer(f"Target module {path} is a {type(layer).__name__}, on which no adapter can sit.",
-                                   do="Leave it out of `target_modules`, or name the layers inside it.")
-        site = module.site if adapted else host.site(path, layer)
-        if refusal := method.refuses(config, site):
-            raise UnsupportedLayer(f"{method.title} cannot sit on {path}.", refusal, "Leave it out of `target_modules`.")
+        for target in _on_module(path, module):
+            result.add(target, method, config)
         result.reasons[path] = "matched"
-        result.targets.append(Target(path, module, host, site))
+    named = getattr(config, "target_parameters", None) or []
+    found = list(_on_parameters(model, named, {t.site.path for t in result.targets}))
+    if result.targets and named and not found:
+        warnings.warn(f"target_parameters={named} were set but no parameter was matched.", RuntimeWarning, stacklevel=2)
+    for target in found:
+        result.add(target, method, config)
     if not isinstance(wanted, (str, _AllLinear)):
         leaves = sorted({p.rpartition(".")[2] for p in result.reasons})
         result.unmatched = {e: difflib.get_close_matches(e.rpartition(".")[2], leaves, 3) for e in wanted if e not in hits}
     result.resolved = wanted
     if isinstance(wanted, _AllLinear):
         result.resolved = shortest_names((t.path for t in result.targets), (p for p, reason in result.reasons.items() if reason != "matched"))
+    if not result.targets and not config.target_modules and getattr(config, "target_parameters", None):
+        raise NoMatchingPeftModuleError("No `target_modules` passed but also no `target_parameters` found.",
+                                        "The adapter would sit on nothing at all.", "Check the names of the parameters.")
     if not result.targets:
         near = sorted({name for names in result.unmatched.values() for name in names})
         raise NoMatchingPeftModuleError(
@@ -109,10 +123,64 @@ def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
                 yield prefix + name, child
-                if not isinstance(child, Adapted):
-                    yield from walk(f"{prefix}{name}.", child)
+                inner = unwrapped(child) if isinstance(child, AdaptedParameter) else child
+                if not isinstance(inner, Adapted):
+                    yield from walk(f"{prefix}{name}.", inner)
 
     return walk("", model)
+
+
+def _round(module: nn.Module) -> tuple[dict[str, AdaptedParameter], nn.Module]:
+    """(wrappers of single parameters round a module by the parameter's name, what is inside them)."""
+    wrappers: dict[str, AdaptedParameter] = {}
+    while isinstance(module, AdaptedParameter):
+        wrappers[module.host.name] = module
+        module = module.base_layer
+    return wrappers, module
+
+
+def _on_module(path: str, module: nn.Module) -> list[Target]:
+    """What an adapter on this module sits on. Raises `UnsupportedLayer`."""
+    wrappers, layer = _round(module)
+    if isinstance(layer, Read):
+        return [Target(path, layer, layer.host, replace(layer.site, path=path, file=""), Read)]
+    if isinstance(layer, Adapted):
+        return [Target(path, layer, layer.host, layer.site)]
+    if isinstance(layer, nn.MultiheadAttention):
+        into, out = projections(path, layer)
+        return [Target(f"{path}.{IN}", wrappers.get(IN, layer), IN_LAYOUT, into, AdaptedParameter),
+                Target(f"{path}.{OUT}", layer.out_proj, host_of(unwrapped(layer.out_proj)), out, Read)]
+    host = host_of(layer)
+    if host is None or wrappers:
+        raise UnsupportedLayer(f"Target module {path} is a {type(layer).__name__}, on which no adapter can sit.",
+                               "An adapter sits on one of its parameters already." if wrappers else "",
+                               "Leave it out of `target_modules`, or name the layers inside it.")
+    return [Target(path, layer, host, host.site(path, layer), Read if is_only_read(layer) else Adapted)]
+
+
+def _on_parameters(model: nn.Module, names: list[str], taken: set[str]) -> Iterator[Target]:
+    """Parameters named by ``target_parameters``; ``taken``: modules that the same adapter sits on.
+
+    In the file an adapter's parameters of one module nest: the last one declared stands outermost, as ``<module>``, the one before as
+    ``<module>.base_layer``, and so on. Raises `ValueError` for parameters that cannot be wrapped.
+    """
+    if top := [name for name in model._parameters if name in names]:
+        raise ValueError(f"Targeting an nn.Parameter on the top-level module is not supported (parameter '{top[0]}').")
+    for path, module in modules(model) if names else ():
+        wrappers, layer = _round(module)
+        holder = unwrapped(layer)
+        named = [n for n, p in holder._parameters.items() if p is not None and _named(f"{path}.{n}", names) is not None]
+        if named and (path in taken or layer is not holder):
+            raise ValueError(f"Trying to wrap an `nn.Parameter` of layer '{path}' of type {type(holder).__name__}, which is not a valid target. "
+                             "Make sure that this layer is not also targeted with `target_modules`.")
+        for inner, name in enumerate(named):
+            axes = holder._parameters[name].dim()
+            if axes not in (2, 3):
+                raise ValueError(f"{path}.{name}: lora.ParamWrapper was initialized with {axes} dimensional Parameter, "
+                                 "but only 2d and 3d are supported.")
+            layout = ParameterLayout(name, flipped=axes == 3 and getattr(holder, "is_transposed", False))
+            site = replace(layout.site(f"{path}.{name}", holder), file=path + ".base_layer" * (len(named) - 1 - inner))
+            yield Target(f"{path}.{name}", wrappers.get(name, holder), layout, site, AdaptedParameter)
 
 
 @dataclass(frozen=True)
@@ -127,13 +195,15 @@ def _wanted(model: nn.Module, config: TargetedConfig) -> str | list[str] | _AllL
     targets = config.target_modules
     if targets is None:
         model_type = getattr(getattr(model, "config", None), "model_type", None)
+        if model_type not in DEFAULT_TARGETS and getattr(config, "target_parameters", None):
+            return []
         if model_type not in DEFAULT_TARGETS:
             raise ValueError("Please specify `target_modules` in `peft_config`")
         targets = sorted(DEFAULT_TARGETS[model_type])
     if isinstance(targets, str) and targets.lower() == "all-linear":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         names = frozenset({"score", "classifier"}) if config.task_type == "SEQ_CLS" else frozenset()
-        return _AllLinear(head.base_layer if isinstance(head, Adapted) else head, names)
+        return _AllLinear(unwrapped(head), names)
     return targets
 
 
@@ -149,7 +219,7 @@ def _match(path: str, module: nn.Module, config: TargetedConfig, wanted: str | l
     if config.exclude_modules is not None and _named(path, config.exclude_modules) is not None:
         return None, "excluded"
     if isinstance(wanted, _AllLinear):
-        layer = module.base_layer if isinstance(module, Adapted) else module
+        layer = unwrapped(module)
         host = host_of(layer)
         if host is None or layer.weight.dim() != 2 or isinstance(layer, nn.Embedding):
             return None, "not a linear layer"

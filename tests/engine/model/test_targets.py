@@ -76,15 +76,15 @@ def test_impossible_adapter_names(name):
 
 @pytest.mark.parametrize("settings", [{"arrow_config": {}, "kasa_config": {"beta": 1}},
                                       {"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"init_lora_weights": "pissa"},
-                                      {"r": 0}, {"target_parameters": ["x"]}, {"layers_pattern": "layers"}])
+                                      {"r": 0}, {"layers_pattern": "layers"}])
 def test_what_is_not_built_yet_is_refused_not_ignored(settings):
     with pytest.raises(ValueError):
         LoraConfig(**settings)
 
 
-def test_grouped_convolution_is_refused_with_the_reason():
-    with pytest.raises(UnsupportedLayer, match="grouped"):
-        get_peft_model(nn.Sequential(nn.Conv1d(4, 4, 3, groups=2)), LoraConfig(target_modules=["0"]))
+def test_a_rank_that_does_not_fit_a_grouped_convolution_is_refused_with_the_reason():
+    with pytest.raises(UnsupportedLayer, match="rank is divisible by groups"):
+        get_peft_model(nn.Sequential(nn.Conv1d(4, 4, 3, groups=2)), LoraConfig(r=3, target_modules=["0"]))
 
 
 def test_the_head_tied_to_the_embedding_is_untied_by_a_merge(tmp_path):
