@@ -22,7 +22,7 @@ class DeftConfig(TargetedConfig):
     """Settings of DEFT, by PEFT's names and defaults.
 
     Raises:
-        ValueError: an unknown ``decomposition_method``, a rank below one, or ``bias`` other than ``"none"``.
+        ValueError: an unknown ``decomposition_method``, or a rank below one.
     """
 
     peft_type: ClassVar[str] = "DEFT"
@@ -48,8 +48,6 @@ class DeftConfig(TargetedConfig):
             raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
         if self.decomposition_method not in ("qr", "relu"):
             raise ValueError(f"Unknown decomposition_method '{self.decomposition_method}', must be one of ['qr', 'relu'].")
-        if self.bias != "none":
-            raise ValueError("DEFT with `bias` other than 'none' cannot be used by this version.")
 
 
 class Deft(Method):

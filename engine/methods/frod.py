@@ -24,7 +24,7 @@ class FrodConfig(TargetedConfig):
     """Settings of FRoD, by PEFT's names and defaults.
 
     Raises:
-        ValueError: a sparse rate that is no share, ``bias`` other than ``"none"``, or ``runtime_offload_base_weight``.
+        ValueError: a sparse rate that is no share, or ``runtime_offload_base_weight``.
     """
 
     peft_type: ClassVar[str] = "FROD"
@@ -48,8 +48,6 @@ class FrodConfig(TargetedConfig):
         super().__post_init__()
         if not 0 <= self.sparse_rate <= 1:
             raise ValueError(f"`sparse_rate` should be between 0 and 1, got {self.sparse_rate}.")
-        if self.bias != "none":
-            raise ValueError("FRoD with `bias` other than 'none' cannot be used by this version.")
         if self.runtime_offload_base_weight:
             raise ValueError("`runtime_offload_base_weight` is not offered: the base model stays where you put it.")
 

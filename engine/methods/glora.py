@@ -23,7 +23,7 @@ class GloraConfig(TargetedConfig):
     """Settings of GLoRA, by PEFT's names and defaults.
 
     Raises:
-        ValueError: a form that is not known, or ``bias`` other than ``"none"``.
+        ValueError: a rank below one, or a form that is not known.
     """
 
     peft_type: ClassVar[str] = "GLORA"
@@ -45,8 +45,6 @@ class GloraConfig(TargetedConfig):
         for name, known in _FORMS.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"Invalid {name} value: {getattr(self, name)!r}. Valid values are: {', '.join(sorted(known))}.")
-        if self.bias != "none":
-            raise ValueError("GLoRA with `bias` other than 'none' cannot be used by this version; D and E learn the bias.")
 
 
 class Glora(Method):
