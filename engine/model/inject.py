@@ -62,6 +62,8 @@ def inject(tuner: "Tuner", name: str, placed: Sequence[Placement], *, trainable:
         known = isinstance(target.layer, Adapted)
         layer = target.layer if known else target.wrapper(target.layer, target.host, target.site, tuner.stack)
         tenant = Tenant(place.method, place.config, place.site, shared, adrift=adrift)
+        if target.in_vain is not None and not known:
+            _made(place.method.tensors(place.config, target.in_vain), {}, False, torch.float32, device or torch.device("cpu"))
         ready.append((target.path, layer, known, *_tensors(tenant, layer, given.get(target.path, {}), trainable, autocast, device)))
     tuner.put(name, shared)                # nothing below can fail
     for path, layer, known, tenant, tensors in ready:

@@ -44,6 +44,7 @@ class Target:
     host: Layout
     site: Site
     wrapper: type[Adapted] = Adapted
+    in_vain: Site | None = None            # whose tensors PEFT draws once in vain before this one's: the same seed must give the same adapter
 
 
 class NoMatchingPeftModuleError(UnsupportedLayer):
@@ -148,7 +149,7 @@ def _on_module(path: str, module: nn.Module) -> list[Target]:
         return [Target(path, layer, layer.host, layer.site)]
     if isinstance(layer, nn.MultiheadAttention):
         into, out = projections(path, layer)
-        return [Target(f"{path}.{IN}", wrappers.get(IN, layer), IN_LAYOUT, into, AdaptedParameter),
+        return [Target(f"{path}.{IN}", wrappers.get(IN, layer), IN_LAYOUT, into, AdaptedParameter, in_vain=out),
                 Target(f"{path}.{OUT}", layer.out_proj, host_of(unwrapped(layer.out_proj)), out, Read)]
     host = host_of(layer)
     if host is None or wrappers:
