@@ -6,7 +6,7 @@ for a state of the stack (see `engine.hosts.program`); this file keeps the tenso
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,11 @@ from engine.hosts.program import Program, build
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack
 from engine.methods.base import MapMethod, Method, Site, Tensors
+from engine.methods.beside import BIAS
+
+
+Decided = tuple[int, bool, bool, Program | None]              # (version of the stack, gradients, training) → program
+NEVER: Decided = (-1, False, False, None)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class Adapted(Shelves):
         self.tenants: dict[str, Tenant] = {}
         self._host, self._stack = host, stack
         self._kept: tuple[nn.Parameter, nn.Parameter | None] | None = None      # W0 and its bias while merged ones stand in their place
-        self._programs: dict[str | None, tuple[tuple, Program]] = {}            # for the stack (None), or for one adapter alone
+        self._programs: dict[str | None, Decided] = {}        # for the stack (None), or for one adapter alone
+        self._now: Decided = NEVER         # that of the stack, at hand
         self.train(base_layer.training)
 
     @property
@@ -82,7 +88,16 @@ class Adapted(Shelves):
         """Forget an adapter."""
         self.tenants.pop(name, None)
         self.clear(name)
-        self._programs.clear()
+        self._forget_programs()
+
+    def begin(self, tenant: Tenant, tensors: Tensors, fresh: Set[str]) -> None:
+        """Fill in those tensors of ``fresh`` that begin at a value of the layer."""
+        if BIAS in fresh:
+            tensors[BIAS].copy_(self.pristine_bias)
+        if tenant.method.starts_from_base(tenant.config):
+            W0 = self.canonical()
+            W0 = origin_of(tenant.method, W0.to(torch.promote_types(W0.dtype, torch.float32)), self.pristine_bias)
+            tenant.method.start(tensors, tenant.config, tenant.site, W0, fresh)
 
     def all_tensors(self, name: str) -> Tensors:
         """An adapter's tensors at this layer, those that it shares with other layers included."""
@@ -92,16 +107,26 @@ class Adapted(Shelves):
     # --- running ---
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self._stack.samples is not None:
+        stack = self._stack
+        if stack.samples is not None:
             return self._per_sample(x, args, kwargs)
-        return self._program(None, self._stack)(x, args, kwargs)
+        version, learning, training, program = self._now
+        if version != stack.version or learning != torch.is_grad_enabled() or training != self.training:
+            program = self._program(None, stack)
+        return program(x, args, kwargs)
 
     def _program(self, key: str | None, stack: LiveStack) -> Program:
         stamp = (stack.version, torch.is_grad_enabled(), self.training)
         known = self._programs.get(key)
-        if known is None or known[0] != stamp:
-            known = self._programs[key] = (stamp, build(self, stack, learning=stamp[1]))
-        return known[1]
+        if known is None or known[:3] != stamp:
+            known = self._programs[key] = (*stamp, build(self, stack, learning=stamp[1]))
+            if key is None:
+                self._now = known
+        return known[3]
+
+    def _forget_programs(self) -> None:
+        self._programs.clear()
+        self._now = NEVER
 
     def _per_sample(self, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Each row of the batch through its own adapter (or none): the base once for all, then what differs."""
@@ -269,7 +294,7 @@ class Adapted(Shelves):
         super()._apply(fn, recurse)
         if self._kept is not None:
             self._kept = tuple(None if p is None else nn.Parameter(fn(p.data), requires_grad=False) for p in self._kept)
-        self._programs.clear()             # stacked copies may lie on another device now
+        self._forget_programs()            # stacked copies may lie on another device now
         return self
 
 

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.hosts.stack import Layout, LiveStack
+from engine.hosts.fused import fused
+from engine.hosts.stack import LiveStack
 from engine.methods.base import Factors, MapMethod, Method, Run, Tensors
 
 if TYPE_CHECKING:
     from engine.hosts.adapted import Adapted
 
-FEW_ROWS = 8                               # of a decoding step; a prompt has more
 Program = Callable[[Tensor, tuple, dict], Tensor]             # (x, further arguments of the layer) → y
 Path = Callable[[Tensor, Tensor, Tensor | None], Tensor]      # (x, y, W0·x) → y with one adapter, or one fused group, added
 Inner = Callable[[Tensor], Tensor]                            # x → y of all that lies below in the stack
@@ -76,7 +76,7 @@ def _paths(layer: "Adapted", stack: LiveStack, heard: list[str], learning: bool)
     """The paths in order, and whether any of them asks for the untouched weight's output."""
     paths: list[Path] = []
     group: list[str] = []
-    needs_origin = False
+    needs_origin = any(_has_gain(layer, name) for name in heard)
     for name in heard:
         tenant, p = layer.tenants[name], layer.all_tensors(name)
         still = not learning and not any(t.requires_grad for t in p.values())
@@ -86,17 +86,16 @@ def _paths(layer: "Adapted", stack: LiveStack, heard: list[str], learning: bool)
             group.append(name)
             continue
         if group:
-            paths.append(_fused(layer, stack, group))
+            paths.append(fused(layer, stack, group, own_output=not needs_origin))
             group = []
         if low_rank and not (applies and (layer.training or tenant.method.thrifty)):
             paths.append(_low_rank(layer, stack, name))
         elif _has_gain(layer, name):
             paths.append(_gained(layer, stack, name, still))
-            needs_origin = True
         else:
             paths.append(_applied(layer, stack, name))
     if group:
-        paths.append(_fused(layer, stack, group))
+        paths.append(fused(layer, stack, group, own_output=not needs_origin))
     return paths, needs_origin
 
 
@@ -125,60 +124,6 @@ def _composed(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
         return y if known[2] is None else host.bias(y, known[2].to(y.dtype))
 
     return program
-
-
-# --- paths of frozen low-rank adapters ---
-
-def _fused(layer: "Adapted", stack: LiveStack, names: list[str]) -> Path:
-    """Frozen low-rank adapters as one stacked A and one stacked B; the strengths are read from the stack at each call."""
-    tenants = [layer.tenants[n] for n in names]
-    parts = [t.method.factors(layer.all_tensors(n), t.config, t.site) for n, t in zip(names, tenants)]
-    biases = [(n, f.bias.detach() * f.scale) for n, f in zip(names, parts) if f.bias is not None]
-    linear = layer.site.kind == "linear" and not biases
-    if linear and len(parts) == 1:
-        return _alone(stack, names[0], parts[0])
-    layout: Layout = tuple((n, f.A.shape[0], f.scale) for n, f in zip(names, parts))
-    host, base = layer.host, layer.base_layer
-    cast: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
-
-    def pair(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        if dtype not in cast:
-            cast[dtype] = (torch.cat([f.A.detach().to(dtype) for f in parts]), torch.cat([f.B.detach().to(dtype) for f in parts], dim=1))
-        return cast[dtype]
-
-    def flat(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
-        A, B = pair(y.dtype)
-        h = x.to(y.dtype).reshape(-1, x.shape[-1]) @ A.t()
-        return torch.addmm(y.reshape(-1, y.shape[-1]), h * stack.scales(layout, y.dtype, y.device), B.t()).view(y.shape)
-
-    def fused(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
-        A, B = pair(y.dtype)
-        h = host.project(base, _inputs(layer, x, y), A)
-        y = y + host.expand(base, host.per_output(h, stack.scales(layout, y.dtype, y.device)), B)
-        for name, bias in biases:
-            y = host.bias(y, (bias * stack.strength(name)).to(y.dtype))
-        return y
-
-    return flat if linear else fused
-
-
-def _alone(stack: LiveStack, name: str, f: Factors) -> Path:
-    """One frozen adapter on a linear layer, the everyday case, in as few operations as there can be."""
-    scale, master_A, master_B = f.scale, f.A.detach().t(), f.B.detach().t()
-    cast = {f.A.dtype: (master_A, master_B)}
-    # a processor's 16-bit products of a few rows cost three times those of the float32 tensors that are there anyway
-    wide = f.A.dtype == torch.float32 and f.A.device.type == "cpu"
-
-    def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
-        rows, out, alpha, dtype = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), stack.strength(name) * scale, y.dtype
-        if wide and dtype.itemsize == 2 and rows.shape[0] <= FEW_ROWS:
-            return torch.addmm(out.float(), rows.float() @ master_A, master_B, alpha=alpha).to(dtype).view(y.shape)
-        if dtype not in cast:
-            cast[dtype] = (master_A.to(dtype), master_B.to(dtype))
-        A, B = cast[dtype]
-        return torch.addmm(out, rows.to(dtype) @ A, B, alpha=alpha).view(y.shape)
-
-    return path
 
 
 # --- paths of single adapters ---
