@@ -34,6 +34,8 @@ _PUBLIC = {
     "engine.methods.psoft": ("PsoftConfig",),
     "engine.methods.peanut": ("PeanutConfig",),
     "engine.methods.frod": ("FrodConfig",),
+    "engine.methods.ln_tuning": ("LNTuningConfig",),
+    "engine.methods.trainable_tokens": ("TrainableTokensConfig",),
     "engine.methods.loha": ("LoHaConfig",),
     "engine.methods.lokr": ("LoKrConfig",),
     "engine.methods.c3a": ("C3AConfig",),

@@ -248,6 +248,11 @@ class Adapted(Shelves):
         weight = self._host.native(W, W0).to(W0.dtype).contiguous()
         return weight if weight is not W0 else weight.clone(), None if b is None else b.to(W0.dtype if b0 is None else b0.dtype)
 
+    def to_write(self, names: Iterable[str]) -> Tensors:
+        """What a merge puts in the place of the layer's own tensors."""
+        weight, bias = self.compose_both(names=names)
+        return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+
     def merge(self, names: Iterable[str]) -> None:
         """Let a composed weight stand in for W0, which is kept; `unmerge` puts the very same object back."""
         names = [name for name in names if name in self.tenants]

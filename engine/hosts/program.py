@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.hosts.fused import fused
 from engine.hosts.stack import LiveStack
 from engine.methods.base import Factors, MapMethod, Method, Run, Tensors
+from engine.methods.beside import BIAS, own_bias
 
 if TYPE_CHECKING:
     from engine.hosts.adapted import Adapted
@@ -84,14 +85,15 @@ def _paths(layer: "Adapted", stack: LiveStack, heard: list[str], learning: bool)
         low_rank = tenant.method.factors(p, tenant.config, tenant.site) is not None
         if low_rank and still and not tenant.method.thrifty:
             group.append(name)
+            paths += _own_bias(layer, stack, name)
             continue
         if group:
             paths.append(fused(layer, stack, group, own_output=not needs_origin))
             group = []
         if low_rank and not (applies and (layer.training or tenant.method.thrifty)):
-            paths.append(_low_rank(layer, stack, name))
+            paths += [_low_rank(layer, stack, name), *_own_bias(layer, stack, name)]
         elif _has_gain(layer, name):
-            paths.append(_gained(layer, stack, name, still))
+            paths += [_gained(layer, stack, name, still), *_own_bias(layer, stack, name)]
         else:
             paths.append(_applied(layer, stack, name))
     if group:
@@ -181,6 +183,18 @@ def _gained(layer: "Adapted", stack: LiveStack, name: str, still: bool) -> Path:
     return path
 
 
+def _own_bias(layer: "Adapted", stack: LiveStack, name: str) -> list[Path]:
+    """What a bias of the adapter's own adds, if it has one; where the method runs by its `bias_delta`, that says so already."""
+    p, host = layer.all_tensors(name), layer.host
+    if BIAS not in p:
+        return []
+
+    def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
+        return host.bias(y, (stack.strength(name) * own_bias(p, layer.pristine_bias)).to(y.dtype))
+
+    return [path]
+
+
 def _applied(layer: "Adapted", stack: LiveStack, name: str) -> Path:
     """Any other delta: by the method's own way of applying it, or the layer's forward with ΔW in place of its weight."""
     tenant, host, base = layer.tenants[name], layer.host, layer.base_layer
@@ -222,7 +236,7 @@ def _nested(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
     steps: list[Callable[[Inner], Inner]] = []
     for at, name in enumerate(heard):
         if isinstance(layer.tenants[name].method, MapMethod):
-            steps.append(_mapped(layer, stack, name, heard[:at]))
+            steps += [_mapped(layer, stack, name, heard[:at]), *map(delta, _own_bias(layer, stack, name))]
         else:
             steps += [delta(path) for path in _paths(layer, stack, [name], learning=True)[0]]
     return program

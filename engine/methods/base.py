@@ -110,9 +110,8 @@ class TargetedConfig(PeftConfig):
                     raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
-        not_yet = ["modules_to_save"] * bool(self.modules_to_save) + ["bias"] * (getattr(self, "bias", "none") != "none")
-        if not_yet:
-            raise ValueError(f"{' and '.join(not_yet)} cannot be used by this version: leave them at their defaults.")
+        if isinstance(self.modules_to_save, str):
+            self.modules_to_save = [self.modules_to_save]
 
 
 def by_pattern(path: str, patterns: dict[str, Any], default: Any) -> Any:

@@ -31,7 +31,6 @@ class Whole(Method):
     help = "Whole layers are copied and learn completely: right for new output layers and norms, large files."
     config = TargetedConfig
     prefix = "modules_to_save"
-    keeps: ClassVar[str] = "original_module"                  # what the module itself is called beside its copies
 
     def refuses(self, cfg: Any, site: Site) -> str:
         return "" if site.leaves else "It has nothing that could learn."
@@ -48,9 +47,9 @@ class Whole(Method):
         return True
 
     def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
-        for key in [k for k in found if k.startswith((f"{self.keeps}.", f"{self.prefix}.")) and k.endswith(".bias")]:
-            if key.startswith(f"{self.keeps}."):              # PEFT writes biases of these modules more than once with ``bias="all"``
-                del found[key]
+        for leaf in site.leaves:           # PEFT writes the biases of these modules more than once with ``bias="all"``
+            if leaf.name.endswith("bias"):
+                found.pop(f"original_module.{leaf.name}", None), found.pop(f"{self.prefix}.{leaf.name}", None)
         return super().decode(found, cfg, site)
 
     def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
@@ -62,7 +61,6 @@ class WholeBias(Whole):
 
     title = "Learned biases"
     prefix = "own"
-    keeps = "base_layer"
 
 
 SAVED, WHOLE_BIAS = Whole(), WholeBias()

@@ -38,6 +38,7 @@ _BUILT_IN = {                              # peft_type → the file of the metho
     "PSOFT": "engine.methods.psoft",
     "PEANUT": "engine.methods.peanut",
     "FROD": "engine.methods.frod",
+    "LN_TUNING": "engine.methods.ln_tuning", "TRAINABLE_TOKENS": "engine.methods.trainable_tokens",
 }
 _RENAMED = {"BONE": "MISS"}               # what PEFT called a method once → what it is now
 _VARIANTS = {                              # laws that may be put round a method's, innermost first

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint.shared import by_law, shared_specs
-from engine.hosts.adapted import Adapted, Tenant, origin_of
+from engine.hosts.adapted import Adapted, Tenant
+from engine.hosts.replaced import Replaced
 from engine.methods.base import Method, Site, TargetedConfig, Tensors, TensorSpec
+from engine.methods.beside import BIAS
 from engine.model.targets import Target
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class Placement:
     method: Method
     config: TargetedConfig
     site: Site
+    twin: str = ""                         # path of the layer of this adapter whose tensors it uses, as the two share a weight
 
 
 def placements(targets: Sequence[Target], method: Method, config: TargetedConfig) -> list[Placement]:
@@ -51,20 +54,22 @@ def inject(tuner: "Tuner", name: str, placed: Sequence[Placement], *, trainable:
     Args:
         given: tensors from a file. What is not given is initialised, first what is shared, then layer by layer in the order of the
             modules, from the global random stream, as PEFT does.
-        autocast: initialised tensors are float32 at least; otherwise of the base weight's dtype. Given ones keep theirs unless they are to be trained.
+        autocast: initialised tensors are float32 at least; otherwise of the base weight's dtype. Given ones keep theirs unless they train.
         device: of all its tensors; by default, that of each layer. On ``meta`` nothing is initialised.
     """
     given = given or {}
     shared, adrift = _shared(placed, given.get(SHARED, {}), trainable, autocast, device)
-    ready: list[tuple[str, Adapted, bool, Tenant, Tensors]] = []
+    ready: list[tuple[str, Adapted | Replaced, bool, Tenant, Tensors]] = []
+    made: dict[str, Tensors] = {}
     for place in placed:
         target = place.target
-        known = isinstance(target.layer, Adapted)
+        known = isinstance(target.layer, (Adapted, Replaced))
         layer = target.layer if known else target.wrapper(target.layer, target.host, target.site, tuner.stack)
-        tenant = Tenant(place.method, place.config, place.site, shared, adrift=adrift)
+        tenant = Tenant(place.method, place.config, place.site, {**shared, **made[place.twin]} if place.twin else shared, adrift=adrift)
         if target.in_vain is not None and not known:
             _made(place.method.tensors(place.config, target.in_vain), {}, False, torch.float32, device or torch.device("cpu"))
         ready.append((target.path, layer, known, *_tensors(tenant, layer, given.get(target.path, {}), trainable, autocast, device)))
+        made[target.path] = ready[-1][-1]
     tuner.put(name, shared)                # nothing below can fail
     for path, layer, known, tenant, tensors in ready:
         layer.add(name, tenant, tensors)
@@ -114,19 +119,18 @@ def _here(weight: Tensor) -> torch.device:
     return torch.device("cpu") if weight.is_meta else weight.device
 
 
-def _tensors(tenant: Tenant, layer: Adapted, given: Tensors, trainable: bool, autocast: bool,
+def _tensors(tenant: Tenant, layer: Adapted | Replaced, given: Tensors, trainable: bool, autocast: bool,
              device: torch.device | None) -> tuple[Tenant, Tensors]:
     """One adapter's tensors at one layer: given ones as they are, the rest initialised."""
     method, weight = tenant.method, layer.pristine_weight
     specs = method.tensors(tenant.config, tenant.site)
     made = _made(specs, given, trainable, _dtype(weight, autocast), device or _here(weight))
     fresh = frozenset(specs.keys() - given.keys())
-    if fresh and device is None and method.starts_from_base(tenant.config):
+    if fresh and (device is None or device.type != "meta") and (method.starts_from_base(tenant.config) or BIAS in fresh):
         if weight.is_meta:
             return dataclasses.replace(tenant, fresh=fresh), made
         with torch.no_grad():
-            W0 = origin_of(method, _exact(layer.canonical()), layer.pristine_bias)
-            method.start({**tenant.shared, **made}, tenant.config, tenant.site, W0, fresh)
+            layer.begin(tenant, {**tenant.shared, **made}, fresh)
     return tenant, made
 
 

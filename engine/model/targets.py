@@ -19,7 +19,10 @@ from engine.hosts.adapted import Adapted, unwrapped
 from engine.hosts.attention import IN, IN_LAYOUT, OUT, is_only_read, projections
 from engine.hosts.host import Layout, host_of
 from engine.hosts.parameter import AdaptedParameter, ParameterLayout, Read, cannot_be_read
+from engine.hosts.replaced import Replaced, check_whole, whole_site
 from engine.methods.base import Method, Site, TargetedConfig
+from engine.methods.beside import Whole
+from engine.methods.trainable_tokens import TrainableTokens
 
 # Where `target_modules` is left open: by the model's `config.model_type`, as PEFT chooses for LoRA and its relatives.
 _QV = ["q_proj", "v_proj"]
@@ -41,9 +44,9 @@ class Target:
 
     path: str
     layer: nn.Module
-    host: Layout
+    host: Layout | None                    # None: it is replaced as a whole
     site: Site
-    wrapper: type[Adapted] = Adapted
+    wrapper: type[Adapted | Replaced] = Adapted
     in_vain: Site | None = None            # whose tensors PEFT draws once in vain before this one's: the same seed must give the same adapter
 
 
@@ -80,15 +83,21 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
         UnsupportedLayer: a named layer cannot carry this method; says which and why.
     """
     method.settle(config, getattr(getattr(model, "config", None), "model_type", None))
+    if config.target_modules is None and isinstance(method, TrainableTokens):
+        config.target_modules = input_embedding(model)
     wanted = _wanted(model, config)
-    result, hits = Plan(), set()
+    result, hits, closed_off = Plan(), set(), []
     for path, module in modules(model):
+        closed_off += [path] if isinstance(module, Replaced) else []
         entry, reason = _match(path, module, config, wanted)
         if entry is None:
             result.reasons[path] = reason
             continue
         hits.add(entry)
-        for target in _on_module(path, module):
+        if closed := next((whole for whole in closed_off if path.startswith(f"{whole}.")), None):
+            raise UnsupportedLayer(f"No adapter can sit on {path}.", f"Another adapter replaces {closed} as a whole.",
+                                   "Leave it out of `target_modules`, or delete the other adapter first.")
+        for target in [whole_target(path, module, method.title)] if isinstance(method, Whole) else on_module(path, module):
             result.add(target, method, config)
         result.reasons[path] = "matched"
     named = getattr(config, "target_parameters", None) or []
@@ -114,6 +123,15 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
     return result
 
 
+def input_embedding(model: nn.Module) -> str:
+    """Path of the layer that turns words into vectors; where the model does not say, ``embed_tokens``."""
+    try:
+        words = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return "embed_tokens"
+    return next((path for path, module in modules(model) if module is words), "embed_tokens")
+
+
 def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module below ``model`` once, in `named_modules` order, with adapted layers as one: what is inside them is nobody's target,
     and so the walk stays as short for the hundredth adapter as for the first."""
@@ -125,10 +143,19 @@ def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 seen.add(id(child))
                 yield prefix + name, child
                 inner = unwrapped(child) if isinstance(child, AdaptedParameter) else child
+                inner = inner.bare if isinstance(inner, Replaced) else inner
                 if not isinstance(inner, Adapted):
                     yield from walk(f"{prefix}{name}.", inner)
 
     return walk("", model)
+
+
+def whole_target(path: str, module: nn.Module, what: str, wrapper: type[Replaced] = Replaced) -> Target:
+    """A module that an adapter replaces. Raises `TypeError` if it is none that could be; ``what`` asks for it."""
+    if isinstance(module, Replaced):
+        return Target(path, module, None, whole_site(path, module.bare), wrapper)
+    check_whole(module, what)
+    return Target(path, module, None, whole_site(path, module), wrapper)
 
 
 def _round(module: nn.Module) -> tuple[dict[str, AdaptedParameter], nn.Module]:
@@ -140,9 +167,12 @@ def _round(module: nn.Module) -> tuple[dict[str, AdaptedParameter], nn.Module]:
     return wrappers, module
 
 
-def _on_module(path: str, module: nn.Module) -> list[Target]:
+def on_module(path: str, module: nn.Module) -> list[Target]:
     """What an adapter on this module sits on. Raises `UnsupportedLayer`."""
     wrappers, layer = _round(module)
+    if isinstance(layer, Replaced):
+        raise UnsupportedLayer(f"No adapter can sit on {path}.", "Another adapter replaces it as a whole.",
+                               "Leave it out of `target_modules`, or delete the other adapter first.")
     if isinstance(layer, Read):
         return [Target(path, layer, layer.host, replace(layer.site, path=path, file=""), Read)]
     if isinstance(layer, Adapted):
@@ -219,6 +249,8 @@ def _match(path: str, module: nn.Module, config: TargetedConfig, wanted: str | l
     """(the entry that matched, "") or (None, the reason why not)."""
     if config.exclude_modules is not None and _named(path, config.exclude_modules) is not None:
         return None, "excluded"
+    if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in config.modules_to_save or ()):
+        return None, "learned whole"
     if isinstance(wanted, _AllLinear):
         layer = unwrapped(module)
         host = host_of(layer)

@@ -17,10 +17,12 @@ from engine.checkpoint.load import match
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.shared import shared_specs
 from engine.hosts.adapted import Adapted, Tenant
+from engine.hosts.replaced import Replaced
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack, Samples
 from engine.methods.base import PeftConfig, TargetedConfig, Tensors, TensorSpec
 from engine.methods.registry import law
+from engine.model.companions import with_companions, with_heads
 from engine.model.inject import Given, check_name, inject, placements
 from engine.model.targets import Plan, plan
 
@@ -44,7 +46,7 @@ class Tuner(Shelves):
         super().__init__()
         self.model = model
         self.peft_config: dict[str, PeftConfig] = {}
-        self.layers: dict[str, Adapted] = {}
+        self.layers: dict[str, Adapted | Replaced] = {}
         self.stack = LiveStack()
         self.trained: set[str] = set()
         self.plans: dict[str, Plan] = {}
@@ -79,20 +81,22 @@ class Tuner(Shelves):
     # --- coming and going ---
 
     def admit(self, name: str, config: TargetedConfig, *, trainable: bool, autocast: bool = True, file: dict[str, Tensor] | None = None,
-              given: Given | None = None, unknown_settings: Sequence[str] = (), device: torch.device | None = None) -> LoadReport:
+              given: Given | None = None, unknown_settings: Sequence[str] = (), device: torch.device | None = None,
+              heads: Sequence[str] = ()) -> LoadReport:
         """Plan, match, inject: the one way an adapter comes in. It is not active yet. Changes nothing if it raises.
 
         Args:
             file: tensors of a file, by their keys there. given: tensors that are sorted already. Otherwise the adapter starts anew.
             autocast: new tensors are float32 whatever the base is; otherwise they take the base weight's dtype.
             device: where its tensors go, if not to their layers (``meta``: without values).
+            heads: modules that it learns whole, where there are such, beside those in the config (which stays as it is).
         """
         check_name(name)
         if name in self.peft_config:
             raise ValueError(f"Adapter with name {name} already exists.")
-        method = law(config)
+        method, config = law(config), with_heads(config, heads)
         planned, report = plan(self.model, method, config), LoadReport()
-        placed = placements(planned.targets, method, config)
+        placed = with_companions(self.model, placements(planned.targets, method, config), config)
         if file is not None:
             given, report = match(file, {p.target.path: p for p in placed}, shared_specs(placed), unknown_settings)
         if config.base_model_name_or_path is None:
@@ -235,9 +239,9 @@ class Tuner(Shelves):
         if missing := {n: 1.0 for n in names if n not in self.stack.names}:
             self.stack.arrange({**dict(self.stack.entries), **missing})
         for path, layer in self.layers.items() if safe else ():
-            weight, bias = layer.compose_both(names=names)
-            for what, merged in ((f"see {path}", weight), (f"NaNs detected in the merged bias of {path}", bias)):
-                if merged is not None and not torch.isfinite(merged).all():
+            for leaf, merged in layer.to_write(names).items():
+                if not torch.isfinite(merged).all():
+                    what = f"NaNs detected in the merged bias of {path}" if leaf == "bias" else f"see {path}.{leaf}"
                     raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: {what}.")
         return names
 

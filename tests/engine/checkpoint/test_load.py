@@ -68,7 +68,8 @@ def test_values_that_are_not_numbers(saved):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"peft_type": "SOMETHING"}, "kind"), ({"peft_type": None}, "kind"), ({"bias": "all"}, "impossible"), ({"r": "eight"}, "impossible")])
+    ({"peft_type": "SOMETHING"}, "kind"), ({"peft_type": None}, "kind"), ({"megatron_config": {"a": 1}}, "impossible"),
+    ({"r": "eight"}, "impossible")])
 def test_configs_that_cannot_be_used(saved, change, words):
     path = saved / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

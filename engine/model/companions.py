@@ -1,0 +1,157 @@
+"""What an adapter brings along beside its own layers: modules learned whole, single words, biases.
+
+Each is the same adapter at another layer, under another law, so that everything that can be done with an adapter is done with it too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from engine.errors import UnsupportedLayer
+from engine.hosts.adapted import Adapted, unwrapped
+from engine.hosts.host import host_of
+from engine.hosts.replaced import Replaced, SavedModule, whole_site
+from engine.methods.base import TargetedConfig
+from engine.methods.beside import SAVED, STILL, WHOLE_BIAS, OwnBias, Tied, mixed
+from engine.methods.trainable_tokens import TOKEN_ADAPTER, TrainableTokens, TrainableTokensConfig
+from engine.model.inject import Placement
+from engine.model.targets import Target, input_embedding, modules, on_module, whole_target
+
+Config = TypeVar("Config", bound=TargetedConfig)
+
+
+def with_heads(config: Config, heads: Sequence[str]) -> Config:
+    """The config with these modules learned whole as well; the one that came in stays as it is."""
+    if not heads or config.modules_to_save is not None and set(heads) <= set(config.modules_to_save):
+        return config
+    config = copy.copy(config)
+    config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *heads]))
+    return config
+
+
+def with_companions(model: nn.Module, placed: list[Placement], config: TargetedConfig) -> list[Placement]:
+    """The placements of the adapter's own method, and those of all that it brings along.
+
+    Raises:
+        TypeError: a module that cannot be learned whole. ValueError: settings that contradict one another.
+        NotImplementedError: an unknown `bias`.
+    """
+    saved = list(_saved(model, config))
+    closed = {p.target.path for p in saved}
+    if placed and isinstance(placed[0].method, TrainableTokens):
+        placed = with_twins(model, placed, closed, ensure=False)
+    placed = [*placed, *_words(model, config, {p.target.path for p in placed}, closed)]
+    return _with_biases(model, placed, config, closed) + saved
+
+
+# --- modules learned whole ---
+
+def _saved(model: nn.Module, config: TargetedConfig) -> Iterator[Placement]:
+    done: list[str] = []
+    for path, module in modules(model):
+        if any(path.endswith(name) for name in config.modules_to_save or ()) and not any(path.startswith(f"{d}.") for d in done):
+            target = whole_target(path, module, "modules_to_save", SavedModule)
+            done.append(path)
+            yield Placement(target, SAVED, config, target.site)
+
+
+# --- single words ---
+
+def _words(model: nn.Module, config: TargetedConfig, targets: set[str], saved: set[str]) -> list[Placement]:
+    wanted = getattr(config, "trainable_token_indices", None)
+    if wanted is None:
+        return []
+    by_name: Mapping[str, list[int]] = wanted if isinstance(wanted, dict) else {input_embedding(model): wanted}
+    found: list[Placement] = []
+    for name, indices in by_name.items():
+        layers = [target for path, module in modules(model) if path.endswith(name) for target in on_module(path, module)]
+        if not layers:
+            raise ValueError(f"Target modules {name} not found in the base model. Please check `trainable_token_indices`.")
+        settings = TrainableTokensConfig(token_indices=list(indices), inference_mode=config.inference_mode)
+        for target in layers:
+            if target.path in saved:
+                raise ValueError("The embedding layer is already marked to be trained fully, either specify "
+                                 f"`modules_to_save=[..., \"{name}\", ...]` or `trainable_token_indices={{'{name}': x}}` but not both.")
+            if refusal := TOKEN_ADAPTER.refuses(settings, target.site):
+                raise UnsupportedLayer(f"`trainable_token_indices` cannot be used on {target.path}.", refusal, "Name other words or another layer.")
+            found.append(Placement(target, TOKEN_ADAPTER, settings, target.site))
+    found = with_twins(model, found, saved, getattr(config, "ensure_weight_tying", False))
+    if both := [p.target.path for p in found if p.target.path in targets]:
+        raise TypeError(f"trainable_token_indices cannot be applied to {both[0]}, on which the adapter itself sits, or whose weight is the same.")
+    return found
+
+
+def with_twins(model: nn.Module, words: Sequence[Placement], saved: set[str], ensure: bool) -> list[Placement]:
+    """Placements of words, and of the same ones wherever else their layers' weights are used: these have no tensors of their own.
+
+    Raises `ValueError` if layers that share a weight are to learn different words although ``ensure`` says they stay the same.
+    """
+    result: list[Placement] = []
+    first: dict[int, Placement] = {}
+    apart: set[int] = set()
+    for place in sorted(words, key=lambda p: p.site.kind != "embedding"):
+        known = first.setdefault(id(_weight(place.target.layer)), place)
+        if known is place or known.config.token_indices != place.config.token_indices:
+            result.append(place)
+        else:
+            result.append(_twin(known, place.target))
+        if known.config.token_indices != place.config.token_indices:
+            apart.add(id(_weight(place.target.layer)))
+            if ensure:
+                raise ValueError("Cannot ensure weight tying when different token indices are specified for tied layers. Conflicting layers: "
+                                 f"{known.target.path}: {known.config.token_indices}, {place.target.path}: {place.config.token_indices}.")
+    taken = {p.target.path for p in result} | saved
+    for path, module in modules(model):
+        known = first.get(id(_weight(module)))
+        if known is not None and path not in taken and id(_weight(module)) not in apart:
+            result += [_twin(known, target) for target in on_module(path, module)]
+    return result
+
+
+def _weight(module: nn.Module) -> Any:
+    """W0, if the module has one."""
+    if isinstance(module, (Adapted, Replaced)):
+        return module.pristine_weight
+    return module._parameters.get("weight")
+
+
+def _twin(place: Placement, target: Target) -> Placement:
+    return Placement(target, mixed(Tied, place.method), place.config, target.site, twin=place.target.path)
+
+
+# --- biases ---
+
+def _with_biases(model: nn.Module, placed: list[Placement], config: TargetedConfig, saved: set[str]) -> list[Placement]:
+    kind = getattr(config, "bias", None) or "none"
+    if kind == "none":
+        return placed
+    if kind != "all" and not kind.endswith("_only"):
+        raise NotImplementedError(f"Requested bias: {kind}, is not implemented. Choose “none”, “all”, or that of the adapted layers only.")
+    placed = [replace(p, method=mixed(OwnBias, p.method)) if p.target.wrapper is Adapted and not p.twin else p for p in placed]
+    return placed + list(_other_biases(model, config, {p.target.path for p in placed}, saved)) if kind == "all" else placed
+
+
+def _other_biases(model: nn.Module, config: TargetedConfig, taken: set[str], saved: set[str]) -> Iterator[Placement]:
+    """Every bias of the model that is not that of a layer the adapter sits on."""
+    held = [(path, module, _bare(module)) for path, module in modules(model)
+            if path not in taken and not any(path == s or path.startswith(f"{s}.") for s in saved)]
+    held = [(path, module, bare) for path, module, bare in held if bare._parameters.get("bias") is not None]
+    in_leaves = {id(bare.bias) for _, _, bare in held if not bare._modules}
+    for path, module, bare in held:
+        if bare._modules:
+            if id(bare.bias) not in in_leaves:                # one that a layer within has too is learned there
+                raise ValueError(f"`bias=\"all\"` cannot be used: the bias of {path} ({type(bare).__name__}) belongs to no single layer.")
+        elif isinstance(module, Replaced) or host_of(bare) is None:
+            site = whole_site(path, bare, ["bias"])
+            yield Placement(Target(path, module, None, site, Replaced), WHOLE_BIAS, config, site)
+        else:
+            yield from (Placement(target, STILL, config, target.site) for target in on_module(path, module))
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    return module.bare if isinstance(module, Replaced) else unwrapped(module)
