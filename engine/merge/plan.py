@@ -11,7 +11,9 @@ from torch import nn
 from engine.bases.load import check_folder
 from engine.errors import BadModel
 from engine.hosts.adapted import Adapted
+from engine.hosts.replaced import Replaced
 from engine.methods.base import MapMethod, Method
+from engine.methods.beside import BIAS, Still
 from engine.merge.shards import SAFE, TORCH, plan_entries
 from engine.mix.stack import StackOnBase
 from engine.specs.jobs import StackEntry
@@ -23,12 +25,12 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Item:
-    """One tensor to write. ``layer`` is None where it is only copied; ``leaf`` is ``"weight"`` or ``"bias"`` of the layer."""
+    """One tensor to write. ``layer`` is None where it is only copied; ``leaf`` is its name within the layer."""
 
     name: str                              # in the new file
     source: str                            # in the base's file
     entry: TensorEntry                     # in the base's file
-    layer: Adapted | None = None
+    layer: Adapted | Replaced | None = None
     leaf: str = "weight"
 
 
@@ -131,12 +133,15 @@ def weight_files(base: ModelInfo) -> list[Header]:
     return list(base.headers) if (base.path / INDEX).exists() or not single else single
 
 
-def _changed_parameters(stack: StackOnBase) -> dict[str, tuple[Adapted, str]]:
+def _changed_parameters(stack: StackOnBase) -> dict[str, tuple[Adapted | Replaced, str]]:
     """Parameter name in the base → (layer, leaf), for all that an adapter of the stack changes."""
-    changed: dict[str, tuple[Adapted, str]] = {}
+    changed: dict[str, tuple[Adapted | Replaced, str]] = {}
     for path, layer in stack.model.adapted.items() if stack.placed else ():
         heard = [name for name, strength in stack.model.stack.entries if name in layer.tenants and strength != 0]
-        if heard:
+        if isinstance(layer, Replaced):
+            changed |= {f"{path}.{leaf.name}": (layer, leaf.name) for name in heard for leaf in layer.tenants[name].site.leaves}
+            continue
+        if any(not isinstance(layer.tenants[n].method, Still) for n in heard):
             changed[f"{path}.weight"] = (layer, "weight")
         if any(_changes_bias(layer, n) for n in heard):
             changed[f"{path}.bias"] = (layer, "bias")
@@ -145,6 +150,8 @@ def _changed_parameters(stack: StackOnBase) -> dict[str, tuple[Adapted, str]]:
 
 def _changes_bias(layer: Adapted, name: str) -> bool:
     tenant = layer.tenants[name]
+    if BIAS in layer.all_tensors(name):
+        return True
     if isinstance(tenant.method, MapMethod):
         return tenant.method.acts_out(tenant.config, tenant.site) and tenant.method.turns_bias(tenant.config, tenant.site)
     if tenant.method.needs_base:           # whether, and how, only the weight itself can tell
@@ -152,7 +159,7 @@ def _changes_bias(layer: Adapted, name: str) -> bool:
     return tenant.method.bias_delta(layer.all_tensors(name), tenant.config, tenant.site) is not None
 
 
-def _beyond_streaming(changed: dict[str, tuple[Adapted, str]], stack: StackOnBase) -> set[str]:
+def _beyond_streaming(changed: dict[str, tuple[Adapted | Replaced, str]], stack: StackOnBase) -> set[str]:
     """Tensors that cannot be composed from their own piece of the file alone."""
     heard = {name for name, strength in stack.model.stack.entries if strength != 0} if stack.placed else set()
     return {key for key, (layer, leaf) in changed.items() for name, tenant in layer.tenants.items()

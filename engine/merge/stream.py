@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.bases.load import load_model
 from engine.errors import BadAdapter, Cancelled, DiskFull
 from engine.events import Note, Progress
+from engine.hosts.replaced import Replaced
 from engine.merge.blocks import merged_blocks
 from engine.merge.plan import INDEX, Item, MergePlan, Shard
 from engine.merge.shards import TORCH, ShardWriter
@@ -113,6 +114,8 @@ def _bytes_of(raw, shard: Shard, item: Item) -> Iterator[bytes]:
 def _blocks(item: Item, W0: Tensor, stack: StackOnBase, dtype: torch.dtype) -> Iterator[Tensor]:
     if item.layer is None:
         yield from (part.to(dtype) for part in W0.reshape(-1).split(1 << 20))
+    elif isinstance(item.layer, Replaced):
+        yield item.layer.compose_leaf(item.leaf, W0).to(dtype)
     elif item.leaf == "bias":
         exact = torch.promote_types(W0.dtype, torch.float32)
         yield item.layer.compose_bias(W0.to(exact)).to(dtype)

@@ -9,6 +9,7 @@ from torch import nn
 
 from engine.hosts.adapted import Adapted
 from engine.methods.base import Factors, Tensors
+from engine.methods.beside import BIAS
 from engine.methods.lora import METHOD, LoraConfig
 from engine.mix.combine import SEPARATE, Recipe, combine
 from engine.model.targets import modules, shortest_names
@@ -44,6 +45,8 @@ def _factors(layer: Adapted, path: str, adapters: Sequence[str]) -> dict[str, Fa
                 raise ValueError(f"Adapters on {path}, a convolution with groups, cannot be combined: LoRA's files keep one group's outputs apart.")
             tensors = {k: t.to(torch.promote_types(t.dtype, torch.float32)) for k, t in layer.all_tensors(name).items()}
             factors = tenant.method.factors(tensors, tenant.config, tenant.site)
+            if BIAS in tensors:
+                raise ValueError(f"The adapter {name} has a bias of its own at {path}, which a combined LoRA has not.")
             if factors is None:
                 raise ValueError(f"{tenant.method.title} has no low-rank form at {path}, so the adapter {name} cannot be combined into one LoRA.")
             found[name] = factors

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class PeftModel(PromptParts, nn.Module):
         load_report: what became of the first file.
     """
 
+    heads: ClassVar[tuple[str, ...]] = ()                     # output layers that every adapter learns whole, where the model has them
+
     def __init__(self, model: nn.Module, peft_config: TargetedConfig, adapter_name: str = "default", autocast_adapter_dtype: bool = True,
                  low_cpu_mem_usage: bool = False, *, file: dict[str, Tensor] | None = None, unknown_settings: list[str] | None = None):
         super().__init__()
@@ -53,7 +55,7 @@ class PeftModel(PromptParts, nn.Module):
             self.prompt_encoder = self.prompts.encoders
         self.load_report = self.tuner.admit(
             adapter_name, peft_config, trainable=not peft_config.inference_mode, autocast=autocast_adapter_dtype, file=file,
-            unknown_settings=unknown_settings or (), device=_meta(low_cpu_mem_usage))
+            unknown_settings=unknown_settings or (), device=_meta(low_cpu_mem_usage), heads=self.heads)
         self.stack.arrange([adapter_name])
 
     def __getattr__(self, name: str) -> Any:
@@ -180,7 +182,8 @@ class PeftModel(PromptParts, nn.Module):
         Raises:
             ValueError: the name is taken or impossible. UnsupportedLayer: a target cannot carry this method.
         """
-        self.tuner.admit(adapter_name, peft_config, trainable=False, autocast=autocast_adapter_dtype, device=_meta(low_cpu_mem_usage))
+        self.tuner.admit(adapter_name, peft_config, trainable=False, autocast=autocast_adapter_dtype, device=_meta(low_cpu_mem_usage),
+                         heads=self.heads)
 
     def load_adapter(self, model_id: Path | str, adapter_name: str, is_trainable: bool = False, torch_device: str | None = None,
                      autocast_adapter_dtype: bool = True, ephemeral_gpu_offload: bool = False, low_cpu_mem_usage: bool = False,
@@ -198,7 +201,8 @@ class PeftModel(PromptParts, nn.Module):
         """
         config, file, unknown = _read(model_id, is_trainable, key_mapping, hub)
         device = torch.device(torch_device) if torch_device else None
-        return self.tuner.admit(adapter_name, config, trainable=is_trainable, file=file, unknown_settings=unknown, device=device)
+        return self.tuner.admit(adapter_name, config, trainable=is_trainable, file=file, unknown_settings=unknown, device=device,
+                                heads=self.heads)
 
     @classmethod
     def from_pretrained(cls, model: nn.Module, model_id: Path | str, adapter_name: str = "default", is_trainable: bool = False,

@@ -53,6 +53,8 @@ class TaskModel(PeftModel):
 class PeftModelForSequenceClassification(TaskModel):
     """A classifier of whole sequences with adapters (PEFT class of the same name)."""
 
+    heads = ("classifier", "score")
+
 
 class PeftModelForFeatureExtraction(TaskModel):
     """A model without a head with adapters (PEFT class of the same name)."""
@@ -60,6 +62,8 @@ class PeftModelForFeatureExtraction(TaskModel):
 
 class PeftModelForTokenClassification(TaskModel):
     """A classifier of tokens with adapters (PEFT class of the same name). Places of the prompt have no label."""
+
+    heads = ("classifier", "score")
 
     def lengthened(self, inputs: Inputs, n: int) -> Inputs:
         return _unlabelled(inputs, n)
@@ -71,6 +75,8 @@ class PeftModelForQuestionAnswering(TaskModel):
     Start and end in the call are places of the input, in the output's logits they are n further on, behind the prompt (PEFT forgets
     to move them and so teaches wrong places).
     """
+
+    heads = ("qa_outputs",)
 
     def lengthened(self, inputs: Inputs, n: int) -> Inputs:
         return {k: v + n if k in ("start_positions", "end_positions") and v is not None else v for k, v in inputs.items()}
