@@ -72,7 +72,7 @@ class LoneTuner(ABC):
     # --- coming and going ---
 
     def admit(self, name: str, config: PeftConfig, *, trainable: bool, autocast: bool = True, file: Mapping[str, Tensor] | None = None,
-              unknown_settings: Sequence[str] = (), device: torch.device | None = None) -> LoadReport:
+              unknown_settings: Sequence[str] = (), device: torch.device | None = None, heads: Sequence[str] = ()) -> LoadReport:
         """The one way an adapter comes in, new or from the tensors of a ``file``. It is not active yet. Changes nothing if it raises.
 
         Its dtype is the one that PEFT gives it, whatever ``autocast`` says.
