@@ -42,8 +42,8 @@ class ConvHost(Host):
         return _widened(W, width), _widened(change, width)
 
     def project(self, layer: nn.Module, x: Tensor, A: Tensor) -> Tensor:
-        within = layer.groups if A[0].numel() == layer.weight[0].numel() else 1
-        return self.run(layer, x, A.repeat(within, 1))        # within groups, each of them has rank channels of its own
+        groups = layer.in_channels // (A.shape[1] // layer.weight[0, 0].numel())
+        return self.run(layer, x, A.repeat(groups, 1))        # within groups, each of them has rank channels of its own
 
     def expand(self, layer: nn.Module, h: Tensor, B: Tensor) -> Tensor:
         channels = h.dim() - 1 - len(layer.kernel_size)
@@ -51,9 +51,9 @@ class ConvHost(Host):
 
     def run(self, layer: nn.Module, x: Tensor, matrix: Tensor) -> Tensor:
         weight = matrix.reshape(matrix.shape[0], -1, *layer.weight.shape[2:])
-        if weight.shape[1] != layer.weight.shape[1]:          # as wide as all groups together
+        if (groups := layer.in_channels // weight.shape[1]) != layer.groups:    # the matrix, or what is merged, is as wide as all groups
             layer = copy.copy(layer)
-            layer.groups = 1
+            layer.groups = groups
         return layer._conv_forward(x, weight, None)           # knows padding modes; honours stride, dilation and groups
 
     def per_output(self, y: Tensor, gains: Tensor) -> Tensor:
