@@ -152,14 +152,14 @@ def _gradients(model: nn.Module, targets: list[Target], train_step: Callable[[],
     """Module path → mean gradient, canonical. Only the targets' weights record gradients meanwhile."""
     passes = dict.fromkeys((t.path for t in targets), 0)
 
-    def count(path: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
+    def count(path: str) -> Callable[[Tensor], None]:
+        def hook(weight: Tensor) -> None:
             passes[path] += 1
 
         return hook
 
     with _only_these_learn(model, [_plain(t.layer).weight for t in targets]):
-        handles = [_plain(t.layer).register_full_backward_hook(count(t.path)) for t in targets]
+        handles = [_plain(t.layer).weight.register_post_accumulate_grad_hook(count(t.path)) for t in targets]
         try:
             with torch.enable_grad():
                 train_step()
