@@ -157,7 +157,7 @@ class _Search:
         self.budget, self.most = sum(ranks.values()), {name: round(rank * config.eva_config.rho) for name, rank in ranks.items()}
 
     def run(self, dataloader: Iterable, progress: bool) -> dict[str, Tensor]:
-        from tqdm.auto import tqdm
+        from transformers.utils.logging import tqdm
 
         self._find_twins(next(iter(dataloader)))
         found = {name: Directions(self.most[name], self.config.eva_config.tau) for name in self.layers if self.twin[name] == name}

@@ -21,7 +21,8 @@ class Row:
 
 _LINEARS = ("linear", "linear-no-bias", "linear-square", "conv1D-transposed")
 METHODS: dict[str, Row] = {
-    "lora": Row("LoraConfig", {"r": 3, "lora_alpha": 5}, ("linear", "linear-no-bias", "conv1D-transposed", "conv1d", "conv2d", "conv3d", "embedding")),
+    "lora": Row("LoraConfig", {"r": 3, "lora_alpha": 5},
+                ("linear", "linear-no-bias", "conv1D-transposed", "conv1d", "conv2d", "conv3d", "embedding")),
     "lora-rs": Row("LoraConfig", {"r": 4, "lora_alpha": 2, "use_rslora": True}),
     "lora-bias": Row("LoraConfig", {"r": 2, "lora_bias": True}, ("linear",)),
     "lora-gaussian": Row("LoraConfig", {"r": 2, "init_lora_weights": "gaussian"}),
