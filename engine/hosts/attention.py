@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from engine.errors import UnsupportedLayer
-from engine.hosts.adapted import Adapted
+from engine.hosts.adapted import Adapted, unwrapped
 from engine.hosts.host import host_of
 from engine.hosts.parameter import ParameterLayout, Read
 from engine.methods.base import Site
@@ -22,7 +22,12 @@ IN_LAYOUT = ParameterLayout(IN, bias="in_proj_bias")
 
 def is_only_read(layer: nn.Module) -> bool:
     """Whether this linear layer is attention's output projection."""
-    return isinstance(layer, (NonDynamicallyQuantizableLinear, Read))
+    return isinstance(unwrapped(layer), NonDynamicallyQuantizableLinear)
+
+
+def wrapper(layer: nn.Module, parent: nn.Module | None) -> type[Adapted]:
+    """What stands round a layer: torch's encoder layer reads its linear layers' weights where it runs as one kernel, and calls them elsewhere."""
+    return Read if is_only_read(layer) or isinstance(parent, nn.TransformerEncoderLayer) else Adapted
 
 
 def projections(path: str, attention: nn.MultiheadAttention) -> tuple[Site, Site]:

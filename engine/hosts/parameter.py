@@ -57,7 +57,7 @@ class ParameterLayout(Layout):
 
 
 class Read(Adapted):
-    """A layer that is never called: its ``weight`` and ``bias`` are read, and so they are what the stack makes of them."""
+    """A layer that others do not only call: its ``weight`` and ``bias`` are read, and so they are what the stack makes of them."""
 
     def value(self) -> tuple[Tensor, Tensor | None]:
         """Weight, in the layer's layout and dtype, and bias, with the stack on. The same tensors until something changes, if nothing learns.
@@ -72,12 +72,17 @@ class Read(Adapted):
         if not heard:
             return own, bias
         if torch.is_grad_enabled():
-            return self._learning(heard, own), self._learning_bias(heard, own, bias)
+            if not any(cannot_be_read(self.tenants[name].method) for name in heard):
+                return self._learning(heard, own), self._learning_bias(heard, own, bias)
+            return self._on_present(heard, own)               # as exactly as when nothing learns, without what training drops
         stamp = (stack.tick, id(own), own._version, own.device, own.dtype, *(t._version for name in heard for t in self.all_tensors(name).values()))
         if self._known[0] != stamp:
-            W, b = self.on_present(heard, stack)
-            self._known = (stamp, self._as(own, W), b if b is None else b.to(own.dtype))
+            self._known = (stamp, *self._on_present(heard, own))
         return self._known[1:]
+
+    def _on_present(self, heard: list[str], own: Tensor) -> tuple[Tensor, Tensor | None]:
+        W, b = self.on_present(heard, self._stack)
+        return self._as(own, W), b if b is None else b.to(own.dtype)
 
     _known: tuple = (None, None, None)
 

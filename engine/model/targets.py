@@ -16,7 +16,7 @@ from torch import nn
 
 from engine.errors import UnsupportedLayer
 from engine.hosts.adapted import Adapted, unwrapped
-from engine.hosts.attention import IN, IN_LAYOUT, OUT, is_only_read, projections
+from engine.hosts.attention import IN, IN_LAYOUT, OUT, is_only_read, projections, wrapper
 from engine.hosts.host import Layout, host_of
 from engine.hosts.parameter import AdaptedParameter, ParameterLayout, Read, cannot_be_read
 from engine.hosts.replaced import Replaced, check_whole, whole_site
@@ -67,7 +67,8 @@ class Plan:
 
     def add(self, target: Target, method: Method, config: TargetedConfig) -> None:
         """Take a target in, once. Raises `UnsupportedLayer` if the method refuses it."""
-        refusal = method.refuses(config, target.site) or (cannot_be_read(method) if issubclass(target.wrapper, Read) else "")
+        refusal = method.refuses(config, target.site) or (
+            cannot_be_read(method) if target.wrapper is AdaptedParameter or is_only_read(target.layer) else "")
         if refusal:
             raise UnsupportedLayer(f"{method.title} cannot sit on {target.path}.", refusal, "Leave it out of `target_modules`.")
         if self.reasons.get(target.path) != "matched":         # attention's output may be named beside the attention itself
@@ -97,7 +98,7 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
         if closed := next((whole for whole in closed_off if path.startswith(f"{whole}.")), None):
             raise UnsupportedLayer(f"No adapter can sit on {path}.", f"Another adapter replaces {closed} as a whole.",
                                    "Leave it out of `target_modules`, or delete the other adapter first.")
-        for target in [whole_target(path, module, method.title)] if isinstance(method, Whole) else on_module(path, module):
+        for target in [whole_target(path, module, method.title)] if isinstance(method, Whole) else on_module(path, module, model):
             result.add(target, method, config)
         result.reasons[path] = "matched"
     named = getattr(config, "target_parameters", None) or []
@@ -167,7 +168,7 @@ def _round(module: nn.Module) -> tuple[dict[str, AdaptedParameter], nn.Module]:
     return wrappers, module
 
 
-def on_module(path: str, module: nn.Module) -> list[Target]:
+def on_module(path: str, module: nn.Module, model: nn.Module | None = None) -> list[Target]:
     """What an adapter on this module sits on. Raises `UnsupportedLayer`."""
     wrappers, layer = _round(module)
     if isinstance(layer, Replaced):
@@ -186,7 +187,8 @@ def on_module(path: str, module: nn.Module) -> list[Target]:
         raise UnsupportedLayer(f"Target module {path} is a {type(layer).__name__}, on which no adapter can sit.",
                                "An adapter sits on one of its parameters already." if wrappers else "",
                                "Leave it out of `target_modules`, or name the layers inside it.")
-    return [Target(path, layer, host, host.site(path, layer), Read if is_only_read(layer) else Adapted)]
+    parent = None if model is None else unwrapped(model.get_submodule(path.rpartition(".")[0]))
+    return [Target(path, layer, host, host.site(path, layer), wrapper(layer, parent))]
 
 
 def _on_parameters(model: nn.Module, names: list[str], taken: set[str]) -> Iterator[Target]:
