@@ -150,7 +150,7 @@ class PeftModel(PromptParts, nn.Module):
             ValueError: ``adapter_names`` in training, while merged, with unknown names, or not as many as samples.
         """
         if adapter_names is None:
-            return self.with_prompt(*args, **kwargs) if self.prompts and self.prompts.active else self.base_model(*args, **kwargs)
+            return self.with_prompt(*args, **kwargs) if self.prompts and self.prompts.active else self.base_model(*args, **self.plain(kwargs))
         with self.tuner.sampled(adapter_names):
             return self.base_model(*args, **kwargs)
 
@@ -159,7 +159,7 @@ class PeftModel(PromptParts, nn.Module):
         if self.prompts and self.prompts.active and adapter_names is None:
             return self.generate_with_prompt(*args, **kwargs)
         if adapter_names is None:
-            return self.get_base_model().generate(*args, **kwargs)
+            return self.get_base_model().generate(*args, **self.plain(kwargs))
         beams = kwargs.get("num_beams") or getattr(kwargs.get("generation_config"), "num_beams", None) or 1
         with self.tuner.sampled([name for name in adapter_names for _ in range(beams)]):
             return self.get_base_model().generate(*args, **kwargs)

@@ -157,6 +157,10 @@ class PromptParts:
         """The finished prompt, as it stands in the file; on the CPU."""
         return self._parts.to_file(adapter_name)[PROMPT].detach().cpu()
 
+    def plain(self, kwargs: Inputs) -> Inputs:
+        """Arguments of a call without those that only a prompt understands, where the prompt is switched off."""
+        return kwargs if self.prompts is None else {k: v for k, v in kwargs.items() if k not in ("task_ids", "input_type_mask")}
+
     def with_prompt(self, *args: Any, **kwargs: Any) -> Any:
         """The base's forward behind the active prompt: the task classes know how."""
         raise NotImplementedError
