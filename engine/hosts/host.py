@@ -36,6 +36,10 @@ class Layout(ABC):
         if bias is not None or self.bias_of(layer) is not None:             # an embedding has not even a place for one
             layer.bias = bias
 
+    def names(self, path: str) -> tuple[str, str]:
+        """What weight and bias of the layer at ``path`` are called in the model."""
+        return f"{path}.weight", f"{path}.bias"
+
     @abstractmethod
     def canonical(self, weight: Tensor) -> Tensor:
         """Native layout → canonical ``(out, columns)``; a view where possible."""

@@ -47,6 +47,9 @@ class ParameterLayout(Layout):
         if self.bias:
             module.register_parameter(self.bias, bias)
 
+    def names(self, path: str) -> tuple[str, str]:
+        return path, f"{path.rpartition('.')[0]}.{self.bias}"
+
     def canonical(self, weight: Tensor) -> Tensor:
         stacked = weight.mT if self.flipped else weight
         return stacked.flatten(0, 1) if weight.dim() == 3 else stacked

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from engine.hosts.adapted import Adapted
-from engine.hosts.host import host_of
 from engine.hosts.stack import LiveStack
 
 ELEMENTS = 1 << 20                         # of one block; 4 MB in float32 stay in the processor's cache
@@ -21,7 +20,7 @@ def merged_blocks(layer: Adapted, stack: LiveStack, W0: Tensor, dtype: torch.dty
     Where an adapter of the layer has no low-rank form, or the layout allows no stretches, the whole tensor comes at once.
     """
     exact = torch.promote_types(W0.dtype, torch.float32)
-    matrix = host_of(layer.base_layer).canonical(W0)
+    matrix = layer.host.canonical(W0)
     flipped = not matrix.is_contiguous()   # GPT-2's Conv1D and embeddings lie transposed in the file
     rows = matrix.t() if flipped else matrix
     pairs = _pairs(layer, stack, exact)

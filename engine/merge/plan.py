@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from engine.bases.load import check_folder
-from engine.errors import BadModel
+from engine.errors import BadModel, UnsupportedLayer
 from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced
 from engine.methods.base import MapMethod, Method
@@ -141,11 +141,24 @@ def _changed_parameters(stack: StackOnBase) -> dict[str, tuple[Adapted | Replace
         if isinstance(layer, Replaced):
             changed |= {f"{path}.{leaf.name}": (layer, leaf.name) for name in heard for leaf in layer.tenants[name].site.leaves}
             continue
+        weight, bias = layer.host.names(path)
         if any(not isinstance(layer.tenants[n].method, Still) for n in heard):
-            changed[f"{path}.weight"] = (layer, "weight")
+            changed[weight] = (layer, "weight")
         if any(_changes_bias(layer, n) for n in heard):
-            changed[f"{path}.bias"] = (layer, "bias")
+            changed[bias] = (layer, "bias")
+        if any(_drops_groups(layer, n) for n in heard):
+            raise UnsupportedLayer("This stack cannot be baked into a model's files.", f"An adapter mixes the groups of the convolution {path}, "
+                                   "and the model's description says that it has groups.", "Leave that adapter out, or run it live.")
     return changed
+
+
+def _drops_groups(layer: Adapted, name: str) -> bool:
+    """Whether the adapter's ΔW is wider than a grouped kernel (see `engine.hosts.conv`)."""
+    if layer.site.groups == 1:
+        return False
+    tenant = layer.tenants[name]
+    factors = tenant.method.factors(layer.all_tensors(name), tenant.config, tenant.site)
+    return factors is not None and factors.A.shape[1] != layer.site.columns
 
 
 def _changes_bias(layer: Adapted, name: str) -> bool:

@@ -80,7 +80,8 @@ def test_running_is_dense_arithmetic_and_so_is_merging(batch_first, bias, need_w
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("config", [lambda: LoraConfig(r=2, target_modules=["self_attn", "linear1"], init_lora_weights=False),
-                                    lambda: IA3Config(target_modules=["linear1", "linear2"], feedforward_modules=["linear2"], init_ia3_weights=False)])
+                                    lambda: IA3Config(target_modules=["linear1", "linear2"], feedforward_modules=["linear2"],
+                                                      init_ia3_weights=False)])
 def test_a_fused_encoder_hears_the_adapter(config, masked):
     """torch's encoder layer passes its weights to one kernel, past the forward of the attention and of the linear layers."""
     class Encoder(nn.Module):
