@@ -30,7 +30,8 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
     recipe = Recipe(kind, rank or max(ranks), clamp, density, signs)
     by_name = dict(zip(adapters, weights))
     combined = {path: combine(list(found.values()), [by_name[a] for a in found], recipe) for path, found in parts.items()}
-    return _config(model, combined), {path: METHOD.from_factors(f, layers[path].site) for path, f in combined.items()}
+    named = {layers[path].tenants[next(iter(parts[path]))].site.path: f for path, f in combined.items()}   # attention's parts by one name
+    return _config(model, named), {path: METHOD.from_factors(f, layers[path].site) for path, f in combined.items()}
 
 
 def _factors(layer: Adapted, path: str, adapters: Sequence[str]) -> dict[str, Factors]:

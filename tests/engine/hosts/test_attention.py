@@ -159,6 +159,16 @@ def test_dropout_acts_in_training_only():
     assert not torch.allclose(peft.train()(x), peft(x))
 
 
+def test_adapters_are_combined_into_one():
+    peft, before, x = rig(attention(), attention())
+    peft.add_weighted_adapter(["a0", "a1"], [0.5, 2.0], "both", "cat")
+    peft.set_adapter({"a0": 0.5, "a1": 2.0})
+    expected = peft(x)
+    peft.set_adapter("both")
+    torch.testing.assert_close(peft(x), expected, atol=1e-6, rtol=1e-5)
+    assert peft.peft_config["both"].target_modules == ["attn"]
+
+
 def test_files_come_back(tmp_path):
     peft, before, x = rig(attention())
     expected = peft(x)
