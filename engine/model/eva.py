@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.hosts.adapted import Adapted
 from engine.methods.base import by_pattern
 from engine.methods.lora import LoraConfig
 from engine.methods.registry import law
@@ -131,7 +132,7 @@ def get_eva_state_dict(model: nn.Module, dataloader: Iterable, peft_config: Lora
     if len(dataloader) == 0:
         raise ValueError("dataloader is empty")
     config = peft_config or model.peft_config[adapter_name]
-    layers = ({WRAPPED + path: layer for path, layer in model.adapted.items() if adapter_name in layer.tenants and layer.site.kind == "linear"}
+    layers = ({WRAPPED + path: layer for path, layer in _layers(model, adapter_name).items() if layer.site.kind == "linear"}
               if wrapped else {t.path: t.layer for t in plan(model, law(config), config).targets if t.site.kind == "linear"})
     search = _Search(model, layers, config, forward_fn, prepare_model_inputs_fn, prepare_layer_inputs_fn, gather_distributed_inputs)
     training = model.training
@@ -231,6 +232,11 @@ class _Search:
         return u / directions.values[:rank].sqrt()[:, None] if self.config.eva_config.whiten else u
 
 
+def _layers(model: "PeftModel", name: str) -> dict[str, Adapted]:
+    """Module path → layer, of those on which the adapter has an A and a B (not of what it learns whole)."""
+    return {path: layer for path, layer in model.adapted.items() if name in layer.tenants and any(k.startswith("lora_") for k in layer.tensors(name))}
+
+
 def _to(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {key: _to(value, device) for key, value in batch.items()}
@@ -264,7 +270,8 @@ def initialize_lora_eva_weights(model: "PeftModel", dataloader: Iterable | None 
                                             gather_distributed_inputs, show_progress_bar)
     config, starts = _redistributed(old, model, adapter_name, {name.removeprefix(WRAPPED): w for name, w in eva_state_dict.items()})
     tuner, active = model.base_model, model.stack.entries
-    trains, dtype = adapter_name in tuner.trained, next(t.dtype for layer in model.adapted.values() for t in layer.tensors(adapter_name).values())
+    trains = adapter_name in tuner.trained
+    dtype = next(t.dtype for layer in _layers(model, adapter_name).values() for k, t in layer.tensors(adapter_name).items() if k.startswith("lora_"))
     tuner.delete_adapter(adapter_name)
     tuner.admit(adapter_name, config, trainable=trains, autocast=dtype == torch.float32,
                 given={path: {"lora_A.weight": w.to(dtype, copy=True)} for path, w in starts.items()})
@@ -276,7 +283,7 @@ def _redistributed(old: LoraConfig, model: "PeftModel", name: str, found: Mappin
     config = copy.copy(old)
     config.rank_pattern, config.alpha_pattern = {}, {}
     kept: list[str] = []
-    for path in (path for path, layer in model.adapted.items() if name in layer.tenants):
+    for path in _layers(model, name):
         rank, alpha = by_pattern(path, old.rank_pattern, old.r), by_pattern(path, old.alpha_pattern, old.lora_alpha)
         new = len(found[path]) if path in found else rank
         if new == 0:

@@ -205,7 +205,7 @@ def replace_lora_weights_loftq(peft_model: "PeftModel", model_path: str | None =
     """
     read, replaced = _weights_of(peft_model, model_path), False
     for path, layer in peft_model.adapted.items():
-        if adapter_name not in layer.tenants or layer.site.kind != "linear":
+        if adapter_name not in layer.tenants or "lora_A.weight" not in layer.tensors(adapter_name) or layer.site.kind != "linear":
             continue
         now = layer.canonical().float()
         lost = layer.host.canonical(read(f"{path}.weight").to(now)) - now

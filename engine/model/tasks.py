@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.model.activation import Offsets, activated
 from engine.model.peft_model import PeftModel
 from engine.model.prompt_learning import Inputs, before, behind, cache_argument
 
@@ -84,6 +85,19 @@ class PeftModelForQuestionAnswering(TaskModel):
 
 class PeftModelForCausalLM(TaskModel):
     """A causal language model with adapters (PEFT class of the same name)."""
+
+    def forward(self, *args: Any, adapter_names: list[str] | None = None, alora_offsets: Offsets | None = None, **kwargs: Any) -> Any:
+        """As `PeftModel.forward`; ``alora_offsets``: where aLoRAs are called, if not where their tokens stand (see `activated`)."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        with activated(self, ids, adapter_names, alora_offsets):
+            return super().forward(*args, adapter_names=adapter_names, **kwargs)
+
+    def generate(self, *args: Any, adapter_names: list[str] | None = None, alora_offsets: Offsets | None = None, **kwargs: Any) -> Any:
+        """As `PeftModel.generate`; ``alora_offsets`` as in `forward`."""
+        ids = next((found for found in (kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1]) if found is not None), None)
+        copies = _copies(_settled(self.get_base_model(), kwargs, kwargs.get("generation_config"))[2])
+        with activated(self, ids, adapter_names, alora_offsets, copies):
+            return super().generate(*args, adapter_names=adapter_names, **kwargs)
 
     def with_prompt(self, *args: Any, task_ids: Tensor | None = None, input_type_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """As for every task; ``input_type_mask`` ``(batch, length)``: for CPT, what each token of the input is."""

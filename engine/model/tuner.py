@@ -6,8 +6,8 @@ Four things are independent of one another: which adapters are *active* (the sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from engine.methods.base import PeftConfig, TargetedConfig, Tensors, TensorSpec
 from engine.methods.registry import law
 from engine.model.companions import with_companions, with_heads
 from engine.model.inject import Given, check_name, inject, placements
+from engine.model.replication import replicate_layers
 from engine.model.targets import Plan, plan
 
 BASE = Samples.BASE
@@ -51,6 +52,7 @@ class Tuner(Shelves):
         self.trained: set[str] = set()
         self.plans: dict[str, Plan] = {}
         self._thawed: list[nn.Parameter] | None = None        # of the base, where it trained before the first adapter came
+        self._copied: tuple[list, Callable[[], None]] | None = None     # blocks that stand several times: how, and what puts them back
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -94,20 +96,38 @@ class Tuner(Shelves):
         check_name(name)
         if name in self.peft_config:
             raise ValueError(f"Adapter with name {name} already exists.")
-        method, config = law(config), with_heads(config, heads)
-        planned, report = plan(self.model, method, config), LoadReport()
-        placed = with_companions(self.model, placements(planned.targets, method, config), config)
-        if file is not None:
-            given, report = match(file, {p.target.path: p for p in placed}, shared_specs(placed), unknown_settings)
-        if config.base_model_name_or_path is None:
-            config.base_model_name_or_path = getattr(self.model, "name_or_path", None) or None
-        inject(self, name, placed, trainable=trainable, given=given, autocast=autocast, device=device)
+        with ExitStack() as failing:
+            self._replicate(config, failing)
+            method, config = law(config), with_heads(config, heads)
+            planned, report = plan(self.model, method, config), LoadReport()
+            placed = with_companions(self.model, placements(planned.targets, method, config), config)
+            if file is not None:
+                given, report = match(file, {p.target.path: p for p in placed}, shared_specs(placed), unknown_settings)
+            if config.base_model_name_or_path is None:
+                config.base_model_name_or_path = getattr(self.model, "name_or_path", None) or None
+            inject(self, name, placed, trainable=trainable, given=given, autocast=autocast, device=device)
+            failing.pop_all()
         config.target_modules = planned.resolved
         self.peft_config[name], self.plans[name] = config, planned
         self.trained |= {name} if trainable else set()
         if self._thawed is None:
             self._freeze_base()
         return report
+
+    def _replicate(self, config: PeftConfig, failing: ExitStack) -> None:
+        """Let blocks stand several times if the config asks for it; taken back if ``failing`` closes. Raises `ValueError` for a second way."""
+        wanted = [list(pair) for pair in getattr(config, "layer_replication", None) or ()]
+        if not wanted or self._copied is not None and self._copied[0] == wanted:
+            return
+        if self.layers:
+            raise ValueError("Layers can only be replicated by the first adapter, and in one way: load this one onto a model of its own.")
+        self._copied = wanted, replicate_layers(self.model, wanted)
+        failing.callback(self._put_back)
+
+    def _put_back(self) -> None:
+        if self._copied is not None:
+            self._copied[1]()
+        self._copied = None
 
     def _freeze_base(self) -> None:
         ours = {id(p) for layer in self.layers.values() for name in layer.tenants for p in layer.tensors(name).values()}
@@ -142,6 +162,7 @@ class Tuner(Shelves):
         self.stack.arrange({})
         self.stack.merged = ()
         if merged is None:
+            self._put_back()
             for parameter in self._thawed or ():
                 parameter.requires_grad_(True)
         self._thawed = None

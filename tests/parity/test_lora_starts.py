@@ -266,3 +266,16 @@ def test_eva_on_a_plain_model_and_whitened():
     shared = min(len(q), len(k))
     assert shared > 0
     assert torch.equal(q[:shared], k[:shared])
+
+
+def test_eva_leaves_what_is_learned_whole_out_of_it():
+    model = make_model(tied=False)
+    settings = {"init_lora_weights": "eva", "eva_config": {"tau": 0.8}, "target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}
+    ours = wrap(engine, model, settings)
+    initialize_lora_eva_weights(ours, batches(), show_progress_bar=False)
+    config = ours.peft_config["default"]
+    assert config.modules_to_save == ["lm_head"]
+    assert "lm_head" not in config.target_modules
+    assert any("lm_head" in name for name in trainable(ours))
+    assert ours.adapted["model.embed_tokens"].tensors("default")["lora_embedding_B"].any()
+    assert torch.equal(logits(ours), logits(model))

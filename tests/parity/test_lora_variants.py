@@ -206,21 +206,104 @@ def test_dora_goes_round_any_low_rank_law():
         close(ours(x), expected)
 
 
-def test_a_model_with_alora_weights_from_peft_gives_the_same_logits(tmp_path):
-    model, ids = make_model(), torch.arange(24).reshape(2, 12)
+# --- whole models ---
+
+def quiet(call, *args, **kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(
-            r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, alora_invocation_tokens=[7, 8], task_type="CAUSAL_LM")).eval()
-    theirs.save_pretrained(tmp_path)
-    ours = engine.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path)
+        return call(*args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def alora(tmp_path_factory):
+    """(the base, PEFT's model with an aLoRA and a plain LoRA, ours from its files)."""
+    folder, model = tmp_path_factory.mktemp("alora"), make_model()
+    settings = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    torch.manual_seed(8)
+    theirs = quiet(peft.get_peft_model, copy.deepcopy(model), peft.LoraConfig(**settings, alora_invocation_tokens=[7, 8]))
+    quiet(theirs.add_adapter, "plain", peft.LoraConfig(**settings))
+    theirs.save_pretrained(folder)
+    ours = engine.PeftModel.from_pretrained(copy.deepcopy(model), folder)
     assert ours.load_report.complete
-    ours.stack.extras = {"alora_offsets": calculate_alora_offsets(ours.peft_config, "default", ids)}
-    ours.stack.changed()
+    ours.load_adapter(folder / "plain", "plain")
+    return model, theirs.eval(), ours
+
+
+IDS = torch.arange(24).reshape(2, 12)
+
+
+@torch.no_grad()
+def test_an_alora_speaks_from_its_invocation_on_in_a_whole_model(alora):
+    model, theirs, ours = alora
+    heard, plain = ours(IDS).logits, model(IDS).logits
+    close(heard, theirs(IDS).logits, atol=2e-5)
+    close(ours(input_ids=IDS, alora_offsets=[3, 12]).logits, theirs(input_ids=IDS, alora_offsets=[3, 12]).logits, atol=2e-5)
+    assert torch.equal(heard[1], plain[1])                    # its call sign is not in the second row
+    assert torch.equal(heard[0, :7], plain[0, :7])
+    assert not torch.allclose(heard[0, 7:], plain[0, 7:])
+    assert not ours.stack.extras           # nothing is left behind
+    with pytest.warns(UserWarning, match="Cannot calculate aLoRA offsets"):
+        assert torch.equal(ours(inputs_embeds=model.get_input_embeddings()(IDS)).logits, plain)
+
+
+@torch.no_grad()
+def test_an_alora_in_a_batch_of_many_adapters(alora):
+    _, theirs, ours = alora
+    ids = IDS[[0, 0, 0, 1]]
+    names = ["default", "plain", "__base__", "default"]
+    close(ours(ids, adapter_names=names).logits, theirs(ids, adapter_names=names).logits, atol=2e-5)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_an_alora_generates(alora, beams):
+    model, theirs, ours = alora
+    asked = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams, "attention_mask": torch.ones_like(IDS), "eos_token_id": None}
+    answer = ours.generate(input_ids=IDS, **asked)
+    if beams == 1:                         # PEFT has no aLoRA with beams
+        assert torch.equal(answer, quiet(theirs.generate, input_ids=IDS, **asked))
+    assert torch.equal(answer[1], model.generate(input_ids=IDS, **asked)[1])
+    assert not torch.equal(answer[0], model.generate(input_ids=IDS, **asked)[0])
+
+
+def test_aloras_with_different_call_signs_are_not_mixed_up(alora):
+    _, _, ours = alora
+    ours.add_adapter("other", engine.LoraConfig(r=2, target_modules=["q_proj"], alora_invocation_tokens=[9]))
+    ours.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match="called by different tokens"):
+        ours(IDS)
+    ours.set_adapter("default")
+    ours.delete_adapter("other")
+
+
+def test_replicated_layers_learn_apart_and_their_files_load_both_ways(tmp_path):
+    settings = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, "layer_replication": [[0, 2], [1, 2]]}
+    base, built = make_model(), []
+    for package in (engine, peft):
+        torch.manual_seed(9)
+        built.append(quiet(package.get_peft_model, make_model(), package.LoraConfig(**settings)).eval())
+    ours, theirs = built
     with torch.no_grad():
-        ours_logits, expected = ours.get_base_model()(ids).logits, theirs(ids).logits
-        close(ours_logits, expected, atol=2e-5)
-        plain = model(ids).logits
-    assert torch.equal(ours_logits[1], plain[1])              # its call sign is not in the second row
-    assert torch.equal(ours_logits[0, :7], plain[0, :7])
-    assert not torch.allclose(ours_logits[0, 7:], plain[0, 7:])
+        expected = theirs(IDS).logits
+        close(ours(IDS).logits, expected, atol=2e-5)
+        ours.save_pretrained(tmp_path / "ours"), theirs.save_pretrained(tmp_path / "theirs")
+        for folder in ("ours", "theirs"):
+            again = engine.PeftModel.from_pretrained(make_model(), tmp_path / folder)
+            assert again.load_report.complete
+            close(again(IDS).logits, expected, atol=2e-5)
+            close(quiet(peft.PeftModel.from_pretrained, make_model(), tmp_path / folder)(IDS).logits, expected, atol=2e-5)
+        with pytest.raises(ValueError, match="in one way"):
+            again.add_adapter("other", engine.LoraConfig(target_modules=["q_proj"], layer_replication=[[0, 1]]))
+        again.load_adapter(tmp_path / "ours", "same")
+        close(copy.deepcopy(again).merge_and_unload()(IDS).logits, expected, atol=2e-5)     # PEFT merges every copy into the one weight
+        assert len(again.get_base_model().model.layers) == 3
+        plain = again.unload()
+    assert list(plain.state_dict()) == list(base.state_dict())
+    assert plain.config.num_hidden_layers == 2
+    assert torch.equal(plain(IDS).logits, base(IDS).logits)
+
+
+def test_a_failed_replication_leaves_the_model_as_it_was():
+    model = make_model()
+    with pytest.raises(ValueError, match="not found"):
+        engine.get_peft_model(model, engine.LoraConfig(target_modules=["nothing"], layer_replication=[[0, 2], [1, 2]]))
+    assert len(model.model.layers) == 2 == model.config.num_hidden_layers
