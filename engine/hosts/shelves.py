@@ -1,35 +1,78 @@
 """Where adapters' tensors stand in a module tree: by kind, then by adapter, as PEFT names them.
 
 A tensor called ``lora_A.weight`` of the adapter ``joe`` is the parameter ``lora_A.joe.weight``; one called ``hada_w1_a`` is ``hada_w1_a.joe``.
+What never learns (positions, fixed projections) is a buffer, as there.
 So a key in a file is the key in memory less the adapter's name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, KeysView
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from engine.methods.base import Tensors
 
 
-class Slot(nn.Module):
+class _Steady(nn.Module):
+    """Its buffers stay the same objects when they move or change their number format, as parameters do: others hold them too."""
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "_Steady":
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            if torch._has_compatible_shallow_copy_type(old, new := self._buffers[name]):
+                old.data, self._buffers[name] = new, old
+        return self
+
+
+class Fixed(_Steady):
+    """A shelf of tensors that never learn, by adapter."""
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        self.register_buffer(name, tensor)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._buffers[name]
+
+    def __delitem__(self, name: str) -> None:
+        del self._buffers[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._buffers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._buffers)
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def keys(self) -> KeysView[str]:
+        """Names of the adapters."""
+        return self._buffers.keys()
+
+
+class Slot(_Steady):
     """Holds one adapter's tensors of one kind (``lora_A`` → ``weight``, ``bias``), so that names nest as in PEFT."""
 
-    def put(self, leaf: str, parameter: nn.Parameter) -> None:
+    def put(self, leaf: str, tensor: Tensor) -> None:
         """Store a tensor; where its name has dots (``0.weight``), slots within this one are made for it."""
         first, _, rest = leaf.partition(".")
-        if not rest:
-            self.register_parameter(first, parameter)
-            return
-        if first not in self._modules:
-            self.add_module(first, Slot())
-        self._modules[first].put(rest, parameter)
+        if rest:
+            if first not in self._modules:
+                self.add_module(first, Slot())
+            self._modules[first].put(rest, tensor)
+        elif isinstance(tensor, nn.Parameter):
+            self.register_parameter(first, tensor)
+        else:
+            self.register_buffer(first, tensor)
 
     def read(self, prefix: str, found: Tensors) -> None:
         """Add all tensors to ``found``, by their dotted names."""
-        for leaf, parameter in self._parameters.items():
-            found[f"{prefix}.{leaf}"] = parameter
+        for leaf, tensor in (*self._parameters.items(), *self._buffers.items()):
+            found[f"{prefix}.{leaf}"] = tensor
         for leaf, slot in self._modules.items():
             slot.read(f"{prefix}.{leaf}", found)
 
@@ -40,20 +83,19 @@ class Shelves(nn.Module):
     _own: frozenset[str] = frozenset()     # submodules that are no shelves
 
     def put(self, name: str, tensors: Tensors) -> None:
-        """Store an adapter's tensors; what is no parameter yet becomes one that does not train."""
+        """Store an adapter's tensors: parameters as such, others as buffers."""
         for key, tensor in tensors.items():
             kind, _, leaf = key.partition(".")
-            parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
             if leaf:
                 shelf = self._shelf(kind, nn.ModuleDict)
                 if name not in shelf:
                     shelf[name] = Slot()
-                shelf[name].put(leaf, parameter)
+                shelf[name].put(leaf, tensor)
             else:
-                self._shelf(kind, nn.ParameterDict)[name] = parameter
+                self._shelf(kind, nn.ParameterDict if isinstance(tensor, nn.Parameter) else Fixed)[name] = tensor
 
     def tensors(self, name: str) -> Tensors:
-        """An adapter's tensors by their names in the method's table; the live parameters, not copies."""
+        """An adapter's tensors by their names in the method's table; the live ones, not copies."""
         found: Tensors = {}
         for kind, shelf in self._modules.items():
             if kind not in self._own and name in shelf:

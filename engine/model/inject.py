@@ -70,7 +70,8 @@ def inject(tuner: "Tuner", name: str, placed: Sequence[Placement], *, trainable:
             _made(place.method.tensors(place.config, target.in_vain), {}, False, torch.float32, device or torch.device("cpu"))
         ready.append((target.path, layer, known, *_tensors(tenant, layer, given.get(target.path, {}), trainable, autocast, device)))
         made[target.path] = ready[-1][-1]
-    tuner.put(name, shared)                # nothing below can fail
+    if shared:                             # nothing below can fail
+        tuner.put(name, shared)
     for path, layer, known, tenant, tensors in ready:
         layer.add(name, tenant, tensors)
         if not known:
@@ -151,5 +152,6 @@ def _made(specs: Mapping[str, TensorSpec], given: Tensors, trainable: bool, dtyp
             with torch.no_grad():
                 spec.init(tensor)
             tensor = tensor.to(device, kind)
-        made[key] = nn.Parameter(tensor, requires_grad=trainable and spec.trainable and tensor.is_floating_point())
+        learns = spec.trainable and tensor.is_floating_point()
+        made[key] = nn.Parameter(tensor, requires_grad=trainable) if learns else tensor
     return made
