@@ -9,6 +9,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -46,9 +47,8 @@ def create_loraplus_optimizer(model: PeftModel, optimizer_cls: type[Optimizer], 
               (b_undecayed, 0.0, fast)]
     optimizer = optimizer_cls([{"params": params, "weight_decay": decay, "lr": speed} for params, decay, speed in groups], lr=lr, **kwargs)
     if optimizer_cls.__name__ in EIGHT_BIT:
-        import bitsandbytes
-
-        manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+        package = import_module(optimizer_cls.__module__.partition(".")[0])
+        manager = package.optim.GlobalOptimManager.get_instance()
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 manager.register_module_override(module, "weight", {"optim_bits": 32})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -25,6 +28,19 @@ def test_loraplus_groups_by_what_a_parameter_is():
     assert found == [({"1.lora_A.default.weight"}, 1e-3, 0.1), ({"0.lora_embedding_A.default", "0.lora_embedding_B.default"}, 1e-6, 0.1),
                      ({"1.lora_B.default.weight", "0.lora_magnitude_vector.default.weight", "1.lora_magnitude_vector.default.weight"}, 4e-3, 0.1),
                      (set(), 4e-3, 0.0)]
+
+
+def test_an_eight_bit_optimizer_keeps_embeddings_exact(monkeypatch):
+    kept = []
+
+    class AdamW8bit(torch.optim.AdamW):
+        __module__ = "stand_in.optim"
+
+    manager = types.SimpleNamespace(register_module_override=lambda module, name, how: kept.append((type(module), name, how)))
+    package = types.SimpleNamespace(optim=types.SimpleNamespace(GlobalOptimManager=types.SimpleNamespace(get_instance=lambda: manager)))
+    monkeypatch.setitem(sys.modules, "stand_in", package)
+    create_loraplus_optimizer(wrapped(), AdamW8bit, lr=1e-3, loraplus_lr_ratio=4.0)
+    assert kept == [(nn.Embedding, "weight", {"optim_bits": 32})]
 
 
 def test_lorafa_turns_the_gradient_so_that_the_product_follows_full_training():
