@@ -205,6 +205,38 @@ def test_encoder_decoders_generate_alike(kind):
     assert torch.equal(*answers) and answers[0].shape == (2, 7)
 
 
+@pytest.mark.parametrize("kind", ["prefix", "prefix-network", "cartridge"])
+@pytest.mark.parametrize(("head", "task"), [("ForSequenceClassification", "SEQ_CLS"), ("ForTokenClassification", "TOKEN_CLS"),
+                                            ("ForQuestionAnswering", "QUESTION_ANS")])
+def test_prefixes_of_classifiers(head, task, kind):
+    """PEFT does not find the cache of these models under its new name; their heads are put on what its model without a head finds."""
+    torch.manual_seed(7)
+    ours = engine.get_peft_model(family("Bert", head), config(engine, kind, task)).eval()
+    backbone = copy.deepcopy(family("Bert", head).bert)
+    if backbone.pooler is None:
+        backbone.pooler = nn.Identity()
+    torch.manual_seed(7)
+    theirs = peft.get_peft_model(backbone, config(peft, kind, "FEATURE_EXTRACTION")).eval()
+    mask = torch.ones_like(ids())
+    mask[1, 7:] = 0
+    inputs = {"input_ids": ids(), "attention_mask": mask}
+    features = theirs(**inputs)
+    base = family("Bert", head)
+    if task == "QUESTION_ANS":
+        start, end = base.qa_outputs(features.last_hidden_state).unbind(-1)
+        found = ours(**inputs, start_positions=torch.tensor([1, 2]), end_positions=torch.tensor([3, 4]))
+        torch.testing.assert_close(found.start_logits, start, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.end_logits, end, atol=1e-5, rtol=1e-4)
+        expected = (nn.functional.cross_entropy(start, torch.tensor([1, 2])) + nn.functional.cross_entropy(end, torch.tensor([3, 4]))) / 2
+    else:
+        logits = base.classifier(features.pooler_output if task == "SEQ_CLS" else features.last_hidden_state)
+        labels = torch.tensor([0, 1]) if task == "SEQ_CLS" else ids() % 2
+        found = ours(**inputs, labels=labels)
+        torch.testing.assert_close(found.logits, logits, atol=1e-5, rtol=1e-4)
+        expected = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
+    torch.testing.assert_close(found.loss, expected, atol=1e-5, rtol=1e-4)
+
+
 # --- adaption prompts -------------------------------------------------------------------------------
 
 def adaption_pair(base: str, head: str, **settings) -> list[nn.Module]:
