@@ -26,12 +26,13 @@ def split(key: str, paths: Container[str], shared: Container[str] = ()) -> tuple
     bare = _NOISE.sub("", key)
     if (name := bare.removeprefix(SHARED_PREFIX)) in shared:
         return "", name
-    bare = bare.removeprefix(PREFIX)
-    at = bare.rfind(".")
-    while at > 0:
-        if bare[:at] in paths:
-            return bare[:at], bare[at + 1:]
-        at = bare.rfind(".", 0, at)
+    for prefix in (PREFIX, SHARED_PREFIX) if bare.startswith(SHARED_PREFIX) else ("",):     # beside a prompt, modules have the short one
+        name = bare.removeprefix(prefix)
+        at = name.rfind(".")
+        while at > 0:
+            if name[:at] in paths:
+                return name[:at], name[at + 1:]
+            at = name.rfind(".", 0, at)
     return None
 
 

@@ -15,6 +15,11 @@ class LoadReport:
     renamed: dict[str, str] = field(default_factory=dict)      # as in the file → as it should be
     unknown_settings: list[str] = field(default_factory=list)  # of a newer PEFT; ignored
 
+    def __add__(self, other: "LoadReport") -> "LoadReport":
+        """Of two loads, from two parts of a file."""
+        return LoadReport(self.loaded + other.loaded, self.missing + other.missing, self.unexpected + other.unexpected,
+                          self.renamed | other.renamed, [*dict.fromkeys(self.unknown_settings + other.unknown_settings)])
+
     @property
     def complete(self) -> bool:
         return bool(self.loaded) and not self.missing and not self.unexpected

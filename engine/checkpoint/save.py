@@ -30,7 +30,9 @@ def adapter_tensors(model: "PeftModel", name: str) -> dict[str, Tensor]:
             found[file_key("", key)] = model.shared_tensors(name)[key]
     for path, tenant in tenants.items():
         encoded = tenant.method.encode(model.adapted[path].tensors(name), tenant.config, tenant.site)
-        found.update({file_key(tenant.site.in_file, key): tensor for key, tensor in encoded.items()})
+        for key, tensor in encoded.items():                   # beside a prompt, modules have the short prefix
+            at = ("", f"{tenant.site.in_file}.{key}") if getattr(model, "prompts", None) else (tenant.site.in_file, key)
+            found[file_key(*at)] = tensor
     return {key: tensor.detach().cpu().contiguous() for key, tensor in found.items()}
 
 

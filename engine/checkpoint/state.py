@@ -29,7 +29,7 @@ def set_peft_model_state_dict(model: "PeftModel", state: dict[str, Tensor], adap
         WrongBase: nothing fits, or shapes differ; the adapter is unchanged.
     """
     if model.lone:
-        return model.lone.load(adapter_name, state)
+        return model.lone.load_all(adapter_name, state)
     tenants = {path: layer.tenants[adapter_name] for path, layer in model.adapted.items() if adapter_name in layer.tenants}
     given, report = match(state, tenants, shared_specs(tenants.values()))
     for path, tensors in given.items():

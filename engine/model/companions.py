@@ -16,18 +16,18 @@ from engine.errors import UnsupportedLayer
 from engine.hosts.adapted import Adapted, unwrapped
 from engine.hosts.host import host_of
 from engine.hosts.replaced import Replaced, SavedModule, whole_site
-from engine.methods.base import TargetedConfig
+from engine.methods.base import PeftConfig, TargetedConfig
 from engine.methods.beside import SAVED, STILL, WHOLE_BIAS, OwnBias, Tied, mixed
 from engine.methods.trainable_tokens import TOKEN_ADAPTER, TrainableTokens, TrainableTokensConfig
 from engine.model.inject import Placement
 from engine.model.targets import Target, input_embedding, modules, on_module, whole_target
 
-Config = TypeVar("Config", bound=TargetedConfig)
+Config = TypeVar("Config", bound=PeftConfig)
 
 
 def with_heads(config: Config, heads: Sequence[str]) -> Config:
     """The config with these modules learned whole as well; the one that came in stays as it is."""
-    if not heads or config.modules_to_save is not None and set(heads) <= set(config.modules_to_save):
+    if not heads or not hasattr(config, "modules_to_save") or set(heads) <= set(config.modules_to_save or ()):
         return config
     config = copy.copy(config)
     config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *heads]))
@@ -41,7 +41,7 @@ def with_companions(model: nn.Module, placed: list[Placement], config: TargetedC
         TypeError: a module that cannot be learned whole. ValueError: settings that contradict one another.
         NotImplementedError: an unknown `bias`.
     """
-    saved = list(_saved(model, config))
+    saved = saved_modules(model, config)
     closed = {p.target.path for p in saved}
     if placed and isinstance(placed[0].method, TrainableTokens):
         placed = with_twins(model, placed, closed, ensure=False)
@@ -51,13 +51,14 @@ def with_companions(model: nn.Module, placed: list[Placement], config: TargetedC
 
 # --- modules learned whole ---
 
-def _saved(model: nn.Module, config: TargetedConfig) -> Iterator[Placement]:
-    done: list[str] = []
-    for path, module in modules(model):
-        if any(path.endswith(name) for name in config.modules_to_save or ()) and not any(path.startswith(f"{d}.") for d in done):
+def saved_modules(model: nn.Module, config: PeftConfig) -> list[Placement]:
+    """The modules whose paths end with a name of ``modules_to_save`` (PEFT's rule). Raises `TypeError` for one that cannot be replaced."""
+    found: dict[str, Placement] = {}
+    for path, module in modules(model) if getattr(config, "modules_to_save", None) else ():
+        if any(path.endswith(name) for name in config.modules_to_save) and not any(path.startswith(f"{whole}.") for whole in found):
             target = whole_target(path, module, "modules_to_save", SavedModule)
-            done.append(path)
-            yield Placement(target, SAVED, config, target.site)
+            found[path] = Placement(target, SAVED, config, target.site)
+    return list(found.values())
 
 
 # --- single words ---

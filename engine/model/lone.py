@@ -6,26 +6,30 @@ They do what `engine.model.tuner.Tuner` does for adapters in layers, by the same
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engine.checkpoint.keys import split
 from engine.checkpoint.load import check_finite
+from engine.checkpoint.load import match as match_layers
 from engine.checkpoint.report import LoadReport
 from engine.errors import BadAdapter, WrongBase
+from engine.hosts.replaced import Replaced
 from engine.hosts.stack import LiveStack
 from engine.methods.base import PeftConfig, Tensors
-from engine.model.inject import check_name
+from engine.model.companions import saved_modules, with_heads
+from engine.model.inject import check_name, inject
 
 
 class LoneTuner(ABC):
     """Adapters of one model, by name, that sit in no layer.
 
     Attributes:
-        stack: which are heard. trained: names of those that train. layers: none is wrapped as `Tuner` wraps them.
+        stack: which are heard. trained: names of those that train. layers: modules that an adapter learns whole beside it.
     """
 
     def begin(self, model: nn.Module) -> None:
@@ -34,7 +38,7 @@ class LoneTuner(ABC):
         self.peft_config: dict[str, PeftConfig] = {}
         self.stack = LiveStack()
         self.trained: set[str] = set()
-        self.layers: dict[str, nn.Module] = {}
+        self.layers: dict[str, Replaced] = {}
         self._thawed = [p for p in model.parameters() if p.requires_grad]
 
     # --- what each kind says ---
@@ -83,7 +87,13 @@ class LoneTuner(ABC):
         check_name(name)
         if name in self.peft_config:
             raise ValueError(f"Adapter with name {name} already exists.")
-        report = self.place(name, config, file, unknown_settings, device)
+        config = with_heads(config, heads)
+        saved = {p.target.path: p for p in saved_modules(self.model, config)}
+        of_saved, rest = _parts(file or {}, saved)
+        given, more = match_layers(of_saved, saved, {}) if of_saved else ({}, LoadReport(missing=sorted(saved) if file else []))
+        more = LoadReport(more.loaded, more.missing, more.unexpected)       # a prompt has no `base_model.model`: nothing is renamed
+        report = self.place(name, config, None if file is None else rest, unknown_settings, device) + more
+        inject(self, name, list(saved.values()), trainable=trainable, given=given)
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = getattr(self.model, "name_or_path", None) or None
         for parameter in self._thawed:
@@ -97,6 +107,8 @@ class LoneTuner(ABC):
         if name not in self.peft_config:
             raise ValueError(f"Adapter {name} does not exist")
         self.forget(name)
+        for layer in self.layers.values():
+            layer.remove(name)
         del self.peft_config[name]
         self.trained.discard(name)
         self.stack.arrange({n: s for n, s in self.stack.entries if n != name})
@@ -105,9 +117,31 @@ class LoneTuner(ABC):
         """Forget all adapters; the base, as it was."""
         for name in list(self.peft_config):
             self.delete_adapter(name)
+        for path, layer in self.layers.items():
+            layer.leave(self.model, path)
+        self.layers.clear()
         for parameter in self._thawed:
             parameter.requires_grad_(True)
         return self.model
+
+    # --- modules learned whole beside it ---
+
+    def _saved(self, name: str) -> Tensors:
+        return {f"{path}.{key}": t for path, layer in self.layers.items() if name in layer.tenants
+                for key, t in layer.tensors(name).items() if isinstance(t, nn.Parameter)}
+
+    @torch.no_grad()
+    def load_all(self, name: str, tensors: Mapping[str, Tensor]) -> LoadReport:
+        """Give an adapter, and the modules that it learns whole, the values of a file."""
+        places = {path: layer.tenants[name] for path, layer in self.layers.items() if name in layer.tenants}
+        of_saved, rest = _parts(tensors, places)
+        given, more = match_layers(of_saved, places, {}) if of_saved else ({}, LoadReport(missing=sorted(places)))
+        report = self.load(name, rest) + more
+        for path, values in given.items():
+            live = self.layers[path].tensors(name)
+            for key, value in values.items():
+                live[key].copy_(value)
+        return report
 
     # --- which are heard, and what trains ---
 
@@ -125,6 +159,8 @@ class LoneTuner(ABC):
         """Say which adapters train; nothing else changes."""
         for name in self.known(adapter_names):
             self.train_only(name, requires_grad)
+            for tensor in self._saved(name).values():
+                tensor.requires_grad_(requires_grad and tensor.is_floating_point())
             self.trained = self.trained | {name} if requires_grad else self.trained - {name}
 
     def enable_adapters(self, enabled: bool = True) -> None:
@@ -156,6 +192,12 @@ class LoneTuner(ABC):
         raise ValueError("An adapter of this kind cannot be merged: it is not in the weights.")
 
     merge_adapter = to_merge
+
+
+def _parts(file: Mapping[str, Tensor], paths: Container[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(tensors of modules at these paths, the rest)."""
+    of_paths = {key: tensor for key, tensor in file.items() if split(key, paths) is not None}
+    return of_paths, {key: tensor for key, tensor in file.items() if key not in of_paths}
 
 
 def match(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], unknown_settings: Sequence[str] = ()) -> tuple[Tensors, LoadReport]:
