@@ -174,7 +174,7 @@ class Adapted(Shelves):
                     b = b + strength * (method.turn_out(p, config, site, b) - b)
             else:
                 W, change = self._host.alike(W, method.delta(p, config, site, W0 if method.needs_base else None))
-                W = W + strength * change
+                W = torch.add(W, change, alpha=strength)
             if (more := method.bias_delta(p, config, site, b0, W0 if method.needs_base else None)) is not None:
                 b = strength * more if b is None else b + strength * more
         return W, b

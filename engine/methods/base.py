@@ -372,7 +372,12 @@ class MapMethod(Method):
 
 def kaiming_uniform(tensor: Tensor) -> None:
     """The init of `torch.nn.Linear` (a = √5); consumes the global random stream exactly as PEFT does."""
-    torch.nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
+    if 0 in tensor.shape:
+        return
+    std = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2)) / math.sqrt(tensor[0].numel())
+    bound = math.sqrt(3.0) * std           # as torch rounds it, without its checks, which cost more than the numbers
+    with torch.no_grad():
+        tensor.uniform_(-bound, bound)
 
 
 # --- what is random but frozen: made again from a seed, the same as in PEFT ---

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 from importlib import import_module
 
 from engine.errors import BadAdapter
 from engine.methods.base import Method, PeftConfig
-from engine.specs import MethodsReport
 from engine.specs.fields import describe_fields
+
+if TYPE_CHECKING:
+    from engine.specs import MethodsReport
 
 _BUILT_IN = {                              # peft_type → the file of the method
     "OFT": "engine.methods.oft",
@@ -97,7 +100,9 @@ def config_class(peft_type: str | None) -> type[PeftConfig]:
     return method(peft_type).config
 
 
-def describe() -> MethodsReport:
+def describe() -> "MethodsReport":
     """All methods with their settings as plain data: what forms, command line and docs are generated from."""
+    from engine.specs import MethodsReport             # costs as much as half of this room
+
     return MethodsReport(methods=[{"peft_type": name, "title": method(name).title, "help": method(name).help,
                                    "fields": [f for f in describe_fields(method(name).config) if f["help"]]} for name in names()])

@@ -135,6 +135,7 @@ def _tensors(tenant: Tenant, layer: Adapted | Replaced, given: Tensors, trainabl
     return tenant, made
 
 
+@torch.no_grad()
 def _made(specs: Mapping[str, TensorSpec], given: Tensors, trainable: bool, dtype: torch.dtype, device: torch.device) -> Tensors:
     made: Tensors = {}
     for tensor in given.values():          # what is made again beside tensors from a file is no coarser than they are
@@ -149,8 +150,7 @@ def _made(specs: Mapping[str, TensorSpec], given: Tensors, trainable: bool, dtyp
             tensor = torch.empty(spec.shape, dtype=kind, device=device)
         else:
             tensor = torch.empty(spec.shape, dtype=spec.dtype)
-            with torch.no_grad():
-                spec.init(tensor)
+            spec.init(tensor)
             tensor = tensor.to(device, kind)
         learns = spec.trainable and tensor.is_floating_point()
         made[key] = nn.Parameter(tensor, requires_grad=trainable) if learns else tensor

@@ -48,7 +48,7 @@ def test_a_block_that_does_not_fit_is_refused(shape, side):
 
 
 @pytest.mark.parametrize(("settings", "phrase"), [({"block_size": 0}, "positive integer"), ({"block_size_pattern": {"q": -4}}, "positive integer"),
-                                                  ({"init_weights": "lycoris"}, "Unknown init_weights"), ({"bias": "all"}, "bias")])
+                                                  ({"init_weights": "lycoris"}, "Unknown init_weights")])
 def test_impossible_settings(settings, phrase):
     with pytest.raises(ValueError, match=phrase):
         C3AConfig(**settings)
