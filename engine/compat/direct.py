@@ -22,6 +22,8 @@ _AT = "_adapters_of_this_model"            # where a model keeps its tuner; not 
 class Direct:
     """What the functions on state dicts ask of a `PeftModel`, for a model that was injected into."""
 
+    lone = prompts = None
+
     def __init__(self, tuner: Tuner):
         self.tuner, self.peft_config, self.stack, self.adapted = tuner, tuner.peft_config, tuner.stack, tuner.layers
 
@@ -39,7 +41,15 @@ def tuner_of(model: nn.Module) -> Tuner | None:
     return model.__dict__.get(_AT)
 
 
+def _bare(model: nn.Module) -> nn.Module:
+    """Without what sharded or parallel training wraps round it."""
+    while not isinstance(model, PeftModel) and _AT not in model.__dict__ and isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model
+
+
 def _asked(model: nn.Module) -> Any:
+    model = _bare(model)
     if isinstance(model, PeftModel):
         return model
     tuner = tuner_of(model)
@@ -86,8 +96,7 @@ def law_prefix(config: PeftConfig) -> str:
 def get_peft_model_state_dict(model: nn.Module, state_dict: dict[str, Tensor] | None = None, adapter_name: str = "default",
                               unwrap_compiled: bool = False, save_embedding_layers: str | bool = "auto") -> dict[str, Tensor]:
     """An adapter's tensors by their names in the file; without PEFT's prefix where the model is the user's own."""
-    if unwrap_compiled:
-        model = getattr(model, "_orig_mod", model)
+    model = _bare(getattr(model, "_orig_mod", model) if unwrap_compiled else model)
     found = state_of(_asked(model), adapter_name)
     return found if isinstance(model, PeftModel) else {key.removeprefix("base_model.model."): t for key, t in found.items()}
 

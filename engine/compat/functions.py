@@ -97,8 +97,8 @@ def _base(model: nn.Module) -> list[tuple[str, str, Tensor]]:
         layer = next((path for path in _above(name) if path in paths), None)
         if layer is None:
             found.append((name, key, tensor))
-        elif name.startswith(f"{layer}.base_layer."):
-            found.append((f"{layer}.{name.removeprefix(f'{layer}.base_layer.')}", key, tensor))
+        elif name.startswith(inside := f"{layer}.{next(iter(tuner.layers[layer]._own))}."):
+            found.append((f"{layer}.{name.removeprefix(inside)}", key, tensor))
     return found
 
 

@@ -11,6 +11,8 @@ from torch import nn
 
 from engine.errors import StudioError
 from engine.hosts.adapted import Adapted
+from engine.hosts.replaced import Replaced, SavedModule
+from engine.methods.trainable_tokens import TokenAdapter, TrainableTokens
 from engine.model.tuner import Tuner
 
 PeftError = StudioError
@@ -32,7 +34,7 @@ class _Told(type):
 class BaseTunerLayer(metaclass=_Told):
     """Any layer with adapters."""
 
-    holds = staticmethod(lambda thing: isinstance(thing, Adapted))
+    holds = staticmethod(lambda thing: isinstance(thing, (Adapted, Replaced)) and not isinstance(thing, (SavedModule, TrainableTokensWrapper)))
 
 
 class BaseTuner(metaclass=_Told):
@@ -41,27 +43,26 @@ class BaseTuner(metaclass=_Told):
     holds = staticmethod(lambda thing: isinstance(thing, Tuner))
 
 
-def _named(*names: str) -> Callable[[Any], bool]:
-    """Told by the name of the engine's class, so that it need not be there."""
-    return lambda thing: isinstance(thing, nn.Module) and any(cls.__name__ in names for cls in type(thing).__mro__)
+def _words(thing: Any) -> bool:
+    return isinstance(thing, Adapted) and bool(thing.tenants) and all(isinstance(t.method, TokenAdapter) for t in thing.tenants.values())
 
 
 class ModulesToSaveWrapper(metaclass=_Told):
     """A module that is trained as a whole."""
 
-    holds = staticmethod(_named("SavedModule", "ModulesToSave"))
+    holds = staticmethod(lambda thing: isinstance(thing, SavedModule))
 
 
 class TrainableTokensWrapper(metaclass=_Told):
-    """An embedding of which some rows are trained, beside an adapter of another kind."""
+    """A layer of which some rows are trained, beside an adapter of another kind."""
 
-    holds = staticmethod(_named("TokenRows"))
+    holds = staticmethod(_words)
 
 
 class TrainableTokensLayer(metaclass=_Told):
     """The rows themselves."""
 
-    holds = staticmethod(_named("TokenRows"))
+    holds = staticmethod(lambda thing: isinstance(thing, Adapted) and any(isinstance(t.method, TrainableTokens) for t in thing.tenants.values()))
 
 
 class AuxiliaryTrainingWrapper(metaclass=_Told):
@@ -78,8 +79,8 @@ def kind(name: str, peft_type: str, layer: str = "") -> type:
         layer: only round a layer of this class (``Linear`` …).
     """
     def sits(thing: Any) -> bool:
-        return isinstance(thing, Adapted) and any(t.config.peft_type == peft_type for t in thing.tenants.values()) and (
-            not layer or type(thing.base_layer).__name__ == layer)
+        return isinstance(thing, (Adapted, Replaced)) and any(t.config.peft_type == peft_type for t in thing.tenants.values()) and (
+            not layer or type(thing.bare).__name__ == layer)
 
     def tunes(thing: Any) -> bool:
         return isinstance(thing, Tuner) and any(c.peft_type == peft_type for c in thing.peft_config.values())

@@ -19,10 +19,31 @@ from engine.model.tuner import Tuner
 _PICKLE = "adapter_model.bin"
 
 
+class _Layers(dict):
+    """Our wrapped layers by path; by number, those of the user's model, which PEFT's tuner lets through."""
+
+    def __init__(self, tuner: Tuner, layers: dict[str, Any]):
+        super().__init__(layers)
+        self._tuner = tuner
+
+    def __missing__(self, key: Any) -> Any:
+        if isinstance(key, (int, slice)):
+            return self._tuner.model.layers[key]
+        raise KeyError(key)
+
+
 class TunerViews:
     """What ``BaseTuner`` has in PEFT, for `Tuner`; see `engine.compat.views.attach`."""
 
     uses_shared_state = False
+
+    @property
+    def layers(self: Tuner) -> dict[str, Any]:
+        return self.__dict__["layers"]
+
+    @layers.setter
+    def layers(self: Tuner, layers: dict[str, Any]) -> None:
+        self.__dict__["layers"] = _Layers(self, layers)
 
     @property
     def prefix(self: Tuner) -> str:
@@ -84,6 +105,13 @@ class TunerViews:
             TunerViews.native["delete_adapter"](self, each)
             if was_heard and not self.stack.names and self.peft_config:
                 self.set_adapter(min(self.peft_config))
+
+    def merge_adapter(self: Tuner, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        names = self.stack.names if adapter_names is None else adapter_names
+        if self.stack.merged and not isinstance(names, str) and set(names) <= set(self.stack.merged):
+            warnings.warn("All adapters are already merged, nothing to do.")
+            return
+        TunerViews.native["merge_adapter"](self, adapter_names, safe_merge)
 
     def merge_and_unload(self: Tuner, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None) -> nn.Module:
         return self.leave(self.to_merge(adapter_names, safe_merge))

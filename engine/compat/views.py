@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from engine.compat.kinds import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from engine.hosts.adapted import Adapted
+from engine.hosts.replaced import Replaced
 
 
 def attach(views: type, cls: type) -> None:
@@ -31,7 +33,10 @@ def attach_all() -> None:
         if peft_type in names._CONFIGS:
             configs.dress(config_class(peft_type), peft_type)
     attach(configs.ConfigViews, configs.PeftConfig)
+    for cls in (Adapted, Replaced):
+        attach(WrapperViews, cls)
     attach(LayerViews, Adapted)
+    attach(ReplacedViews, Replaced)
     attach(model.TunerViews, Tuner)
     attach(model.ModelViews, PeftModel)
 
@@ -96,8 +101,8 @@ class _Empty(nn.ModuleDict):
     """A shelf that no adapter has put anything on; it is part of no module tree."""
 
 
-class LayerViews:
-    """What ``BaseTunerLayer`` and its descendants have in PEFT, for `Adapted`."""
+class WrapperViews:
+    """What ``BaseTunerLayer`` and ``AuxiliaryTrainingWrapper`` have in PEFT, for `Adapted` and `Replaced`."""
 
     r = property(lambda layer: _PerAdapter(layer, lambda t: _rank(layer, t)))
     lora_alpha, alpha = _setting("lora_alpha", "alpha"), _setting("alpha", "lora_alpha")
@@ -105,17 +110,17 @@ class LayerViews:
     use_rslora, use_dora, lora_bias = (_setting(n, default=False) for n in ("use_rslora", "use_dora", "lora_bias"))
     is_feedforward = property(lambda layer: any(getattr(t.method, "acts_in", lambda *_: False)(t.config, t.site) for t in layer.tenants.values()))
     lora_dropout = property(lambda layer: _PerAdapter(layer, lambda t: _dropout(t.method.dropout(t.config))))
-    fan_in_fan_out = property(lambda layer: type(layer.base_layer).__name__ == "Conv1D")
+    fan_in_fan_out = property(lambda layer: type(layer.bare).__name__ == "Conv1D")
 
     @property
     def in_features(self: Adapted) -> int:
-        base = self.base_layer
+        base = self.bare
         known = next((getattr(base, n) for n in ("in_features", "num_embeddings", "in_channels") if hasattr(base, n)), None)
         return self.site.columns if known is None else known
 
     @property
     def out_features(self: Adapted) -> int:
-        base = self.base_layer
+        base = self.bare
         known = next((getattr(base, n) for n in ("out_features", "embedding_dim", "out_channels") if hasattr(base, n)), None)
         return self.site.out if known is None else known
 
@@ -127,12 +132,18 @@ class LayerViews:
 
     @property
     def active_adapters(self: Adapted) -> list[str]:
-        return self._stack.names
+        """Of a tuner layer, whatever is active in the model; of what stands beside one, what is here."""
+        names = self._stack.names
+        return [n for n in names if n in self.tenants] if isinstance(self, AuxiliaryTrainingWrapper) else names
 
     @property
     def active_adapter(self: Adapted) -> str | list[str]:
-        names = self._stack.names
+        names = self.active_adapters
         return names[0] if len(names) == 1 else names
+
+    @property
+    def _adapters(self: Adapted) -> set[str]:
+        return set(self.tenants)
 
     _active_adapter = active_adapter
 
@@ -150,12 +161,6 @@ class LayerViews:
 
     _disable_adapters = disable_adapters
 
-    def forward(self: Adapted, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As ever, unless this layer alone is switched off: that can be done to PEFT's layers one by one."""
-        if "_off" in self.__dict__:
-            return self.base_layer(x, *args, **kwargs)
-        return LayerViews.native["forward"](self, x, *args, **kwargs)
-
     def enable_adapters(self: Adapted, enabled: bool) -> None:
         """Switch this layer's adapters on (the active ones train then) or off."""
         self.__dict__.pop("_off", None)
@@ -165,34 +170,14 @@ class LayerViews:
         for name in self._stack.names if enabled else self.tenants:
             self.set_requires_grad(name, enabled)
 
-    def merge(self: Adapted, safe_merge: bool | list[str] = False, adapter_names: list[str] | None = None) -> None:
-        """Ours takes names; PEFT's checks first and takes what is active. One layer alone can only be tried, for merging is the model's."""
-        if not isinstance(safe_merge, bool):
-            LayerViews.native["merge"](self, safe_merge)
-            return
-        names = self._stack.names if adapter_names is None else adapter_names
-        merged = self.compose_both(names=[name for name in names if name in self.tenants])
-        for what, tensor in zip(("weights", "bias"), merged):
-            if safe_merge and tensor is not None and not tensor.isfinite().all():
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: "
-                                 f"NaNs detected in the merged {what}.")
-        raise NotImplementedError("Layers are merged all together: use the model's merge_adapter().")
-
     def get_base_layer(self: Adapted) -> nn.Module:
-        return self.base_layer
+        return self.bare
 
     def _get_available_adapters(self: Adapted) -> set[str]:
         return set(self.tenants)
 
     def _all_available_adapter_names(self: Adapted) -> list[str]:
         return sorted(self.tenants)
-
-    def get_delta_weight(self: Adapted, adapter: str) -> Tensor:
-        """ΔW of one adapter in the layer's own layout."""
-        tenant = self.tenants[adapter]
-        W0 = self.canonical().float() if tenant.method.needs_base or not hasattr(tenant.method, "factors") else None
-        delta = tenant.method.delta(self.all_tensors(adapter), tenant.config, tenant.site, self.canonical().float() if W0 is None else W0)
-        return self._host.native(delta, self.pristine_weight)
 
     def set_adapter(self: Adapted, adapter_names: str | Iterable[str], inference_mode: bool = False) -> None:
         """Make these the stack (of the whole model: one stack is shared by all layers), and let them train."""
@@ -235,14 +220,44 @@ class LayerViews:
                 first = self.__dict__.get("_first_scaling", {}).get(name, self.scaling[name])
                 self.scaling[name] = first if scale is None else self.scaling[name] / scale
 
+    def _get_name(self: Adapted) -> str:
+        kinds = sorted({str(getattr(t.config.peft_type, "value", t.config.peft_type)).lower() for t in self.tenants.values()})
+        return f"{kinds[0] if kinds else 'peft'}.{type(self.bare).__name__}"
+
+
+class LayerViews:
+    """What only layers with a weight have in PEFT, for `Adapted`."""
+
+    def forward(self: Adapted, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As ever, unless this layer alone is switched off: that can be done to PEFT's layers one by one."""
+        if "_off" in self.__dict__:
+            return self.base_layer(x, *args, **kwargs)
+        return LayerViews.native["forward"](self, x, *args, **kwargs)
+
+    def merge(self: Adapted, safe_merge: bool | list[str] = False, adapter_names: list[str] | None = None) -> None:
+        """Ours takes names; PEFT's checks first and takes what is active. One layer alone can only be tried, for merging is the model's."""
+        if not isinstance(safe_merge, bool):
+            LayerViews.native["merge"](self, safe_merge)
+            return
+        names = self._stack.names if adapter_names is None else adapter_names
+        merged = self.compose_both(names=[name for name in names if name in self.tenants])
+        for what, tensor in zip(("weights", "bias"), merged):
+            if safe_merge and tensor is not None and not tensor.isfinite().all():
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: "
+                                 f"NaNs detected in the merged {what}.")
+        raise NotImplementedError("Layers are merged all together: use the model's merge_adapter().")
+
+    def get_delta_weight(self: Adapted, adapter: str) -> Tensor:
+        """ΔW of one adapter in the layer's own layout."""
+        tenant = self.tenants[adapter]
+        W0 = self.canonical().float() if tenant.method.needs_base or not hasattr(tenant.method, "factors") else None
+        delta = tenant.method.delta(self.all_tensors(adapter), tenant.config, tenant.site, self.canonical().float() if W0 is None else W0)
+        return self._host.native(delta, self.pristine_weight)
+
     def _shelf(self: Adapted, kind: str, container: type) -> Any:
         if kind not in self._modules:      # `__getattr__` below shows shelves that are not there
             self._modules[kind] = container()
         return self._modules[kind]
-
-    def _get_name(self: Adapted) -> str:
-        kinds = sorted({str(getattr(t.config.peft_type, "value", t.config.peft_type)).lower() for t in self.tenants.values()})
-        return f"{kinds[0] if kinds else 'peft'}.{type(self.base_layer).__name__}"
 
     def __getattr__(self: Adapted, name: str) -> Any:
         try:
@@ -251,6 +266,24 @@ class LayerViews:
             if name in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_variant"):
                 return _Empty() if any(t.config.peft_type == "LORA" for t in self.tenants.values()) else _absent(self, name)
             raise
+
+    @property
+    def token_adapter(self: Adapted) -> Adapted:
+        """Rows of words stand beside all else that is on the layer, so the layer itself is what PEFT keeps in it."""
+        if not isinstance(self, TrainableTokensWrapper):
+            raise AttributeError("token_adapter")
+        return self
+
+    @property
+    def trainable_tokens_original(self: Adapted) -> _PerAdapter:
+        return _PerAdapter(self, lambda tenant: tenant.method._rows(tenant.config, tenant.site, self.canonical()))
+
+
+class ReplacedViews:
+    """What only modules have that are replaced as a whole, for `Replaced`."""
+
+    def forward(self: Replaced, *args: Any, **kwargs: Any) -> Any:
+        return self.bare(*args, **kwargs) if "_off" in self.__dict__ else ReplacedViews.native["forward"](self, *args, **kwargs)
 
 
 def _absent(layer: nn.Module, name: str) -> None:
