@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Method, Run, Site, TargetedConfig, Tensors, TensorSpec
+from engine.methods.base import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec
 
 BIAS = "own.bias"
 
@@ -49,7 +49,8 @@ class Whole(Method):
     def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
         for leaf in site.leaves:           # PEFT writes the biases of these modules more than once with ``bias="all"``
             if leaf.name.endswith("bias"):
-                found.pop(f"original_module.{leaf.name}", None), found.pop(f"{self.prefix}.{leaf.name}", None)
+                for again in {f"original_module.{leaf.name}", f"{self.prefix}.{leaf.name}"} - {self.in_file(leaf.name)}:
+                    found.pop(again, None)
         return super().decode(found, cfg, site)
 
     def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
@@ -146,6 +147,43 @@ class Tied(_Mixin):
         return {}
 
     def encode(self, p: Tensors, cfg: Any, site: Site) -> Tensors:
+        return {}
+
+
+class TiedModule(Tied):
+    """The same for a module that is replaced as a whole: of its tensors only the weight is the other one's."""
+
+    def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
+        return {key: spec for key, spec in Whole.tensors(self, cfg, site).items() if key != f"{self.prefix}.weight"}
+
+    def starts_from_base(self, cfg: Any) -> bool:
+        return True
+
+    def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
+        found.pop(self.in_file("weight"), None)
+        return Method.decode(self, found, cfg, site)
+
+    def encode(self, p: Tensors, cfg: Any, site: Site) -> Tensors:
+        return {self.in_file(leaf.name): p[f"{self.prefix}.{leaf.name}"] for leaf in site.leaves}
+
+
+class Mirrored(Tied):
+    """The same where an embedding's weight is an output layer's, which is the transpose of its matrix: ``ΔW = (s·B·A)ᵀ``.
+
+    The first of the site's peers is the one whose tensors these are.
+    """
+
+    def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors:
+        f = super().factors(p, cfg, site.peers[0])
+        return Factors(f.B.T, f.A.T, f.scale)
+
+    def encode(self, p: Tensors, cfg: Any, site: Site) -> Tensors:
+        f = self.factors(p, cfg, site)
+        return super().from_factors(Factors(f.A, f.B, 1.0), site)
+
+    def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
+        for name in super(Tied, self).tensors(cfg, site):
+            found.pop(name, None)
         return {}
 
 
