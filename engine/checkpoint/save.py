@@ -29,7 +29,7 @@ def adapter_tensors(model: "PeftModel", name: str) -> dict[str, Tensor]:
         if spec.saved:
             found[file_key("", key)] = model.shared_tensors(name)[key]
     for path, tenant in tenants.items():
-        encoded = tenant.method.encode(model.adapted[path].tensors(name), tenant.config, tenant.site)
+        encoded = tenant.method.encode(model.adapted[path].all_tensors(name), tenant.config, tenant.site)
         for key, tensor in encoded.items():                   # beside a prompt, modules have the short prefix
             at = ("", f"{tenant.site.in_file}.{key}") if getattr(model, "prompts", None) else (tenant.site.in_file, key)
             found[file_key(*at)] = tensor

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,19 @@ class TunerViews:
     def disable_adapter_layers(self: Tuner) -> None:
         self.enable_adapters(False)
 
-    def disabled(self: Tuner) -> AbstractContextManager[None]:
+    @contextmanager
+    def disabled(self: Tuner) -> Iterator[None]:
+        """As in PEFT, nothing of an adapter trains inside the block."""
         if len({layer.disable_adapters for layer in self.layers.values()}) > 1:
             warnings.warn("The model contains some adapter layers that are enabled and others that are disabled. This is most likely "
                           "unintentional. After exiting the disable_adapter context, all adapters will be enabled.")
-        return TunerViews.native["disabled"](self)
+        trained = set(self.trained)
+        with TunerViews.native["disabled"](self):
+            self.set_requires_grad(trained, False)
+            try:
+                yield
+            finally:
+                self.set_requires_grad(trained & self.peft_config.keys())
 
     def delete_adapter(self: Tuner, name: str | list[str]) -> None:
         """As in PEFT, another adapter becomes active when none is left that was; several names may be given."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from engine.compat.kinds import AuxiliaryTrainingWrapper, TrainableTokensWrapper
+from engine.compat.kinds import AuxiliaryTrainingWrapper, TrainableTokensLayer, TrainableTokensWrapper
 from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced
 
@@ -276,6 +276,8 @@ class LayerViews:
 
     @property
     def trainable_tokens_original(self: Adapted) -> _PerAdapter:
+        if not isinstance(self, TrainableTokensLayer):
+            raise AttributeError("trainable_tokens_original")
         return _PerAdapter(self, lambda tenant: tenant.method._rows(tenant.config, tenant.site, self.canonical()))
 
 

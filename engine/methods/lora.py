@@ -118,7 +118,7 @@ class LoraConfig(TargetedConfig):
             raise ValueError("`lora_bias=True` is not supported for DoRA, please set use_dora to False.")
 
 
-_NOT_YET = ("trainable_token_indices", "arrow_config", "megatron_config", "ensure_weight_tying")
+_NOT_YET = ("arrow_config", "megatron_config")
 _STARTS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "corda", "lora_ga", "loftq")
 _SETTINGS = {"loftq_config": LoftQConfig, "eva_config": EvaConfig, "corda_config": CordaConfig, "lora_ga_config": LoraGAConfig,
              "use_bdlora": BdLoraConfig, "velora_config": VeloraConfig, "monteclora_config": MontecloraConfig, "kasa_config": KasaConfig,

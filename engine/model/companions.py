@@ -6,9 +6,10 @@ Each is the same adapter at another layer, under another law, so that everything
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
@@ -17,9 +18,10 @@ from engine.hosts.adapted import Adapted, unwrapped
 from engine.hosts.host import host_of
 from engine.hosts.replaced import Replaced, SavedModule, whole_site
 from engine.methods.base import PeftConfig, TargetedConfig
-from engine.methods.beside import SAVED, STILL, WHOLE_BIAS, OwnBias, Tied, mixed
+from engine.methods.beside import SAVED, STILL, WHOLE_BIAS, OwnBias, mixed
 from engine.methods.trainable_tokens import TOKEN_ADAPTER, TrainableTokens, TrainableTokensConfig
 from engine.model.inject import Placement
+from engine.model.tying import shared_weights, tied_adapters, tied_modules, tied_words
 from engine.model.targets import Target, input_embedding, modules, on_module, whole_target
 
 Config = TypeVar("Config", bound=PeftConfig)
@@ -42,9 +44,13 @@ def with_companions(model: nn.Module, placed: list[Placement], config: TargetedC
         NotImplementedError: an unknown `bias`.
     """
     saved = saved_modules(model, config)
+    if getattr(config, "ensure_weight_tying", False):
+        placed, saved = tied_adapters(model, placed), tied_modules(model, saved)
+        if not shared_weights(model):
+            warnings.warn("You have requested `ensure_weight_tying`, but no tied modules were found in the model.", stacklevel=4)
     closed = {p.target.path for p in saved}
     if placed and isinstance(placed[0].method, TrainableTokens):
-        placed = with_twins(model, placed, closed, ensure=False)
+        placed = tied_words(model, placed, closed, ensure=False)
     placed = [*placed, *_words(model, config, {p.target.path for p in placed}, closed)]
     return _with_biases(model, placed, config, closed) + saved
 
@@ -81,48 +87,10 @@ def _words(model: nn.Module, config: TargetedConfig, targets: set[str], saved: s
             if refusal := TOKEN_ADAPTER.refuses(settings, target.site):
                 raise UnsupportedLayer(f"`trainable_token_indices` cannot be used on {target.path}.", refusal, "Name other words or another layer.")
             found.append(Placement(target, TOKEN_ADAPTER, settings, target.site))
-    found = with_twins(model, found, saved, getattr(config, "ensure_weight_tying", False))
+    found = tied_words(model, found, saved, getattr(config, "ensure_weight_tying", False))
     if both := [p.target.path for p in found if p.target.path in targets]:
         raise TypeError(f"trainable_token_indices cannot be applied to {both[0]}, on which the adapter itself sits, or whose weight is the same.")
     return found
-
-
-def with_twins(model: nn.Module, words: Sequence[Placement], saved: set[str], ensure: bool) -> list[Placement]:
-    """Placements of words, and of the same ones wherever else their layers' weights are used: these have no tensors of their own.
-
-    Raises `ValueError` if layers that share a weight are to learn different words although ``ensure`` says they stay the same.
-    """
-    result: list[Placement] = []
-    first: dict[int, Placement] = {}
-    apart: set[int] = set()
-    for place in sorted(words, key=lambda p: p.site.kind != "embedding"):
-        known = first.setdefault(id(_weight(place.target.layer)), place)
-        if known is place or known.config.token_indices != place.config.token_indices:
-            result.append(place)
-        else:
-            result.append(_twin(known, place.target))
-        if known.config.token_indices != place.config.token_indices:
-            apart.add(id(_weight(place.target.layer)))
-            if ensure:
-                raise ValueError("Cannot ensure weight tying when different token indices are specified for tied layers. Conflicting layers: "
-                                 f"{known.target.path}: {known.config.token_indices}, {place.target.path}: {place.config.token_indices}.")
-    taken = {p.target.path for p in result} | saved
-    for path, module in modules(model):
-        known = first.get(id(_weight(module)))
-        if known is not None and path not in taken and id(_weight(module)) not in apart:
-            result += [_twin(known, target) for target in on_module(path, module)]
-    return result
-
-
-def _weight(module: nn.Module) -> Any:
-    """W0, if the module has one."""
-    if isinstance(module, (Adapted, Replaced)):
-        return module.pristine_weight
-    return module._parameters.get("weight")
-
-
-def _twin(place: Placement, target: Target) -> Placement:
-    return Placement(target, mixed(Tied, place.method), place.config, target.site, twin=place.target.path)
 
 
 # --- biases ---
