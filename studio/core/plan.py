@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.errors import StudioError
 from engine.specs import PlanReport, TrainSpec
 from engine.store.home import safe_name
+from studio.core import methods
 from studio.core.text import teach as words
 from studio.core.text import work
 
@@ -16,6 +17,7 @@ PRESETS = ("quick", "balanced", "best")
 QUICK_ROWS = 200                           # a quick check looks at no more examples …
 QUICK_SECONDS = 300                        # … and takes no longer
 LONG_SECONDS = 8 * 3600
+SHORTEST = 256                             # tokens below which a limit would leave out most people's examples
 _VALUES = {                                # passes, capacity
     "quick": (1.0, 8),
     "balanced": (3.0, 16),
@@ -33,7 +35,7 @@ class Draft:
     preset: str = "balanced"
     prompts: list[str] = field(default_factory=list)
     overrides: dict = field(default_factory=dict)          # fields of TrainSpec that differ from the preset
-    method: str = "LORA"
+    method: str = "LORA"                                   # a card's key, or PEFT's name of a method
     method_overrides: dict = field(default_factory=dict)   # fields of the method's config that differ from the preset
 
     def to_dict(self) -> dict:
@@ -62,10 +64,7 @@ def preset_spec(preset: str, learned: int) -> dict:
 
 def preset_method(preset: str, method: str) -> dict:
     """The fields of the method's config that a preset sets, by PEFT's names."""
-    if method != "LORA":
-        return {"target_modules": "all-linear"}
-    _, rank = _VALUES[preset]
-    return {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}
+    return methods.settings(method, _VALUES[preset][1])
 
 
 def with_preset(draft: Draft, preset: str) -> Draft:
@@ -77,10 +76,15 @@ def with_preset(draft: Draft, preset: str) -> Draft:
                    method_overrides={k: v for k, v in draft.method_overrides.items() if k not in preset_method(preset, draft.method)})
 
 
+def with_method(draft: Draft, method: str) -> Draft:
+    """The draft with another method: settings of the old one's own mean nothing to the new one."""
+    return draft if method == draft.method else replace(draft, method=method, method_overrides={})
+
+
 def to_spec(draft: Draft, adapters: Path, learned: int = 0) -> TrainSpec:
     """The job that the draft describes; the adapter goes into the folder ``adapters`` under the skill's name."""
     values = preset_spec(draft.preset, learned) | draft.overrides
-    return TrainSpec(base=draft.base, data=draft.data, out=str(adapters / safe_name(draft.name)), method=draft.method,
+    return TrainSpec(base=draft.base, data=draft.data, out=str(adapters / safe_name(draft.name)), method=methods.peft_type(draft.method),
                      method_config=preset_method(draft.preset, draft.method) | draft.method_overrides,
                      prompts=[p.strip() for p in draft.prompts if p.strip()], **values)
 
@@ -139,6 +143,31 @@ def warnings(report: PlanReport) -> list[str]:
         found.append(words.MEMORY_WARNING())
     if report.seconds > LONG_SECONDS:
         found.append(words.LONG_WARNING())
+    return found
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of the plan that makes it fit; ``overrides`` are fields of `TrainSpec`."""
+
+    sentence: str
+    overrides: dict
+
+
+def remedies(report: PlanReport, spec: TrainSpec) -> list[Remedy]:
+    """What can be done about a plan that needs more memory than is free, the least harmful first; empty when it fits."""
+    if not report.free_memory_mb or report.memory_mb <= report.free_memory_mb:
+        return []
+    chosen, found = vars(spec), []
+    if chosen.get("checkpointing", "on") != "on":
+        found.append(Remedy(words.REMEDY_CHECKPOINTING(), {"checkpointing": "on"}))
+    if spec.precision == "float32":
+        found.append(Remedy(words.REMEDY_PRECISION(), {"precision": "auto"}))
+    if chosen.get("base_bits", 4) != 4:
+        found.append(Remedy(words.REMEDY_BITS(), {"base_bits": 4}))
+    if spec.max_length > SHORTEST:
+        shorter = max(SHORTEST, spec.max_length // 2)
+        found.append(Remedy(words.REMEDY_LENGTH(n=shorter), {"max_length": shorter}))
     return found
 
 

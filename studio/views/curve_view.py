@@ -11,7 +11,7 @@ import time
 import numpy as np
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QColor
-from PySide6.QtWidgets import QAbstractItemView, QStackedWidget, QTableView, QWidget
+from PySide6.QtWidgets import QAbstractItemView, QComboBox, QStackedWidget, QTableView, QWidget
 
 from studio.core.series import Series, Smooth
 from studio.core.text import teach as words
@@ -40,6 +40,12 @@ class CurveView(QWidget):
         QTimer.singleShot(WARM_AFTER, self, self._make_plot)           # while nothing is going on yet
         self._swap = button(words.TRAIN_SHOW_TABLE(), self.toggle_table, "quiet")
         self._swap.setCheckable(True)
+        self.kind = QComboBox()
+        for key, said in words.TRAIN_CURVE_KINDS.items():
+            self.kind.addItem(said(), key)
+        a11y.name(self.kind, words.TRAIN_CURVE_KIND())
+        a11y.quiet_wheel(self.kind)
+        self.kind.currentIndexChanged.connect(lambda _: self._soon())
         self._stack = QStackedWidget()
         self._place = QWidget()
         Column(parent=self._place)
@@ -54,7 +60,7 @@ class CurveView(QWidget):
         names = [theme.look(a11y.ElidedLabel(said, mode=Qt.TextElideMode.ElideRight), "muted small") for said in
                  (words.TRAIN_LEARNED(), words.TRAIN_UNSEEN())]
         head = Row(text(words.TRAIN_CURVE(), "strong", wrap=False), theme.M, self._legend[0][0], names[0], theme.S, self._legend[1][0], names[1],
-                   None, self._swap, spacing=6)
+                   None, self.kind, self._swap, spacing=6)
         Column(head, self._stack, parent=self)
         theme.changed.connect(self._restyle)
         self.clear()
@@ -155,25 +161,31 @@ class CurveView(QWidget):
         if self._tabular or empty:
             return
         self._make_plot()
+        kind = self.kind.currentData()
+        height = _logarithm if kind == "log" else np.asarray
+        self._plot.getAxis("left").setLogMode(False, kind == "log")
+        self._line_smooth.setVisible(kind != "raw")
+        self._line_raw.setPen(self._pens["raw" if kind == "raw" else "behind"])
         width = max(self._plot.width(), 50)
         first, last = (self._raw.x[0], self._raw.x[-1]) if len(self._raw) else (0.0, 1.0)
         if len(self._unseen):
             first, last = min(first, self._unseen.x[0]), max(last, self._unseen.x[-1])
-        self._line_raw.setData(*self._raw.window(first, last, width))
+        x, y = self._raw.window(first, last, width)
+        self._line_raw.setData(x, height(y))
         began = time.perf_counter()
         calm = self._smooth.series.thinned(CALM_POINTS)
-        self._line_smooth.setData(*calm)
+        self._line_smooth.setData(calm[0], height(calm[1]))
         x, y = self._unseen.window(first, last, width)
-        self._line_unseen.setData(x, y)
+        self._line_unseen.setData(x, height(y))
         best = self.best()
-        self._dot_best.setData([best[0]] if best else [], [best[1]] if best else [])
+        self._dot_best.setData([best[0]] if best else [], [height(best[1])] if best else [])
         if best:
             self._label_best.setText(words.TRAIN_BEST(step=f"{best[0]:.0f}"))
             late = best[0] > first + 0.7 * (max(last, self._end) - first)
             self._label_best.setAnchor((1.06, -0.15) if late else (-0.06, -0.15))
-            self._label_best.setPos(*best)
+            self._label_best.setPos(best[0], float(height(best[1])))
         self._label_best.setVisible(best is not None and len(self._unseen) > 1)
-        self._scale(first, last, np.concatenate((calm[1], y)))
+        self._scale(first, last, height(np.concatenate((calm[1], y))), above=-np.inf if kind == "log" else 0.0)
         self._draw_marks()
         a11y.name(self._plot, words.TRAIN_CURVE(), self.sentence())
         QTimer.singleShot(0, self, lambda: self._pace(began))
@@ -184,11 +196,11 @@ class CurveView(QWidget):
         spent = 1000 * (time.perf_counter() - began)
         self._timer.setInterval(int(min(SLOWEST, max(REDRAW, SHARE * spent))))
 
-    def _scale(self, first: float, last: float, shown: np.ndarray) -> None:
+    def _scale(self, first: float, last: float, shown: np.ndarray, above: float) -> None:
         shown = shown[np.isfinite(shown)]
         low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
-        room = max(0.12 * (high - low), 0.1)
-        self._plot.setRange(xRange=(first, max(last, self._end)), yRange=(max(0.0, low - room), high + 1.6 * room), padding=0.02)
+        room = max(0.12 * (high - low), 0.1 if above == 0 else 0.01)
+        self._plot.setRange(xRange=(first, max(last, self._end)), yRange=(max(above, low - room), high + 1.6 * room), padding=0.02)
 
     def _draw_marks(self) -> None:
         """A small tick on the axis for each thing that happened; the words are its tooltip and stand in the table."""
@@ -232,7 +244,7 @@ class CurveView(QWidget):
             return
         pg, faint = self._pg, _between(t.curve_learned, t.card)
         self._plot.setBackground(t.card)
-        self._line_raw.setPen(pg.mkPen(faint, width=1))
+        self._pens = {"raw": pg.mkPen(t.curve_learned, width=1), "behind": pg.mkPen(faint, width=1)}
         self._line_smooth.setPen(pg.mkPen(t.curve_learned, width=2))
         self._line_unseen.setPen(pg.mkPen(t.curve_unseen, width=2))
         self._line_unseen.setSymbolBrush(t.curve_unseen)
@@ -262,6 +274,12 @@ class CurveView(QWidget):
         view.setTabKeyNavigation(False)
         a11y.name(view, words.TRAIN_CURVE(), words.TRAIN_SHOW_TABLE())
         return view
+
+
+def _logarithm(errors) -> np.ndarray:
+    """log₁₀, with a gap where there is none."""
+    errors = np.asarray(errors, float)
+    return np.log10(errors, out=np.full_like(errors, np.nan), where=errors > 0)
 
 
 def _between(first: str, second: str) -> QColor:

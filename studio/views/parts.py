@@ -243,6 +243,14 @@ class OneOf(QButtonGroup):
         for button in self.buttons():
             button.setFocusPolicy(Qt.FocusPolicy.StrongFocus if button is here else Qt.FocusPolicy.ClickFocus)
 
+    def uncheck(self) -> None:
+        """None is chosen any more."""
+        if checked := self.checkedButton():
+            self.setExclusive(False)
+            checked.setChecked(False)
+            self.setExclusive(True)
+            self.settle()
+
     def empty(self) -> None:
         for button in self.buttons():
             self.removeButton(button)

@@ -72,11 +72,7 @@ class ModelPage(QWidget):
             if str(model.path) == self._draft.draft.base:
                 self._group.button(number).setChecked(True)
                 return
-        if checked := self._group.checkedButton():
-            self._group.setExclusive(False)
-            checked.setChecked(False)
-            self._group.setExclusive(True)
-            self._group.settle()
+        self._group.uncheck()
 
     def keyPressEvent(self, event) -> None:    # noqa: N802 (Qt's name)
         if event.key() == Qt.Key.Key_F5:

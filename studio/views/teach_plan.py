@@ -9,11 +9,12 @@ from PySide6.QtWidgets import QLineEdit, QPlainTextEdit, QVBoxLayout, QWidget
 
 from engine.errors import StudioError
 from engine.specs import DescribeMethods, EstimatePlan, MethodsReport, PlanReport, TrainSpec, describe_fields
-from studio.core import plan
+from studio.core import methods, plan
 from studio.core.text import teach as words
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.form import Form
+from studio.views.method_cards import MethodCards
 from studio.views.parts import CardButton, Column, Fold, OneOf, Row, button, card, clear, error_card, page, text
 
 CHOSEN_ELSEWHERE = ("base", "data", "out", "method", "method_config", "prompts")
@@ -32,6 +33,7 @@ class PlanPage(QWidget):
         self._known: dict[str, tuple[TrainSpec, PlanReport]] = {}      # preset → what was measured, and its price
         self._asked: dict[str, tuple[TrainSpec, int]] = {}             # preset → what is being measured, and the ticket
         self._unpriced: dict[str, str] = {}    # preset → why its price is not known
+        self._methods: list[dict] | None = None                        # of a `MethodsReport`, as soon as somebody wanted to see them
         self._method_form: Form | None = None
         self._later = QTimer(self, interval=500, singleShot=True)
         self._later.timeout.connect(self._ask_prices)
@@ -59,6 +61,14 @@ class PlanPage(QWidget):
             self.cards[key], self.price_labels[key] = made, price
             presets.addWidget(made)
         self._warning = text("", "warn")
+        self._remedies = Row()
+        self.method_cards = MethodCards()
+        self.method_cards.chosen.connect(lambda choice: self._draft.replace(plan.with_method(self._draft.draft, choice)))
+        inside_cards = QWidget()
+        theme.look(inside_cards, "page")
+        Column(text(words.PLAN_METHOD_CARDS_HELP(), "muted"), self.method_cards, spacing=theme.M, margin=theme.M, parent=inside_cards)
+        self.method_fold = Fold("", inside_cards)
+        self.method_fold.toggled.connect(lambda on: on and self._ask_methods())
         self.prompts = QPlainTextEdit()
         self.prompts.setFixedHeight(84)
         self.prompts.setTabChangesFocus(True)
@@ -83,7 +93,8 @@ class PlanPage(QWidget):
         foot = QWidget()
         last = Row(self._needs, self.start, spacing=theme.L, margin=theme.M, parent=foot)
         last.setStretch(0, 1)
-        Column(page(text(words.PLAN_HEAD(), "title"), Column(label, self.name, self._name_fault, spacing=theme.XS), presets, self._warning,
+        Column(page(text(words.PLAN_HEAD(), "title"), Column(label, self.name, self._name_fault, spacing=theme.XS), presets,
+                    Column(self._warning, self._remedies), card(self.method_fold, margin=theme.S),
                     Column(text(words.PLAN_PROMPTS(), "strong"), text(words.PLAN_PROMPTS_HELP(), "muted small"), self.prompts,
                            spacing=theme.XS),
                     card(self.advanced, margin=theme.S), self._trouble, None), foot, spacing=0, parent=self)
@@ -95,6 +106,7 @@ class PlanPage(QWidget):
         if self.name.text() != draft.name:
             self.name.setText(draft.name)
         self.cards[draft.preset].setChecked(True)
+        self._show_method()
         if self.prompts.toPlainText().splitlines() != draft.prompts:
             self.prompts.blockSignals(True)
             self.prompts.setPlainText("\n".join(draft.prompts))
@@ -136,6 +148,9 @@ class PlanPage(QWidget):
     def _changed(self, part: str) -> None:
         if part in ("name", "prompts", "preset") or part == "report":
             self._show_draft_part(part)
+        elif part == "method":
+            self._show_method()
+            self._later.start()
         elif part in ("data", "base", "overrides", "method_overrides"):
             self._show_settings()
             self._later.start()
@@ -214,23 +229,43 @@ class PlanPage(QWidget):
         caution = plan.warnings(chosen) if chosen else []
         self._warning.setText(" ".join(caution))
         self._warning.setVisible(bool(caution))
+        self._show_remedies(plan.remedies(chosen, self._spec_of(self._draft.draft.preset)) if chosen else [])
+
+    def _show_remedies(self, remedies: list[plan.Remedy]) -> None:
+        """Buttons that make the plan fit; each is one change of the advanced settings."""
+        clear(self._remedies)
+        for remedy in remedies:
+            self._remedies.addWidget(button(remedy.sentence, lambda r=remedy: self._draft.put(overrides=self._draft.draft.overrides | r.overrides)))
+        self._remedies.addStretch(1)
 
     def _final(self, key: str) -> TrainSpec:
         draft, report = plan.with_preset(self._draft.draft, key), self._price(key)
         spec = plan.to_spec(draft, self._draft.home.adapters, self._draft.learned_rows)
         return plan.within_five_minutes(spec, report) if key == "quick" and report is not None else spec
 
-    # --- advanced ---
+    # --- method and advanced ---
 
     def _ask_methods(self) -> None:
-        if self._method_form is None:
-            self._talk.ask(DescribeMethods(), on_done=self._methods, on_error=self.failed.emit)
+        if self._methods is None:
+            self._talk.ask(DescribeMethods(), on_done=self._know_methods, on_error=self.failed.emit)
 
-    def _methods(self, report: MethodsReport) -> None:
-        found = next((m for m in report.methods if m["peft_type"] == self._draft.draft.method), None)
-        if found is None or self._method_form is not None:
+    def _know_methods(self, report: MethodsReport) -> None:
+        self._methods = report.methods
+        self.method_cards.know(report.methods)
+        self._show_method()
+
+    def _show_method(self) -> None:
+        """The chosen card, and the form of its method's settings."""
+        choice = self._draft.draft.method
+        self.method_cards.show_choice(choice)
+        title = methods.title(choice, self._methods or ())
+        self.method_fold.set_title(words.PLAN_METHOD_CARDS(method=title))
+        self._method_title.setText(words.PLAN_METHOD_FORM(method=title))
+        found = next((m for m in self._methods or () if m["peft_type"] == methods.peft_type(choice)), None)
+        clear(self._method_place)
+        self._method_form = None
+        if found is None:
             return
-        self._method_title.setText(words.PLAN_METHOD_FORM(method=found["title"]))
         self._method_form = Form(found["fields"], folded=words.PLAN_METHOD_MORE())
         self._show_defaults()
         self._method_form.put(self._draft.draft.method_overrides)

@@ -72,3 +72,24 @@ def test_a_number_that_is_none_leaves_a_gap_and_breaks_nothing(curve):
     curve.show()
     curve.draw_now()
     assert column(curve, LEARNED)[-1] == "–"
+
+
+def test_small_differences_and_single_steps_can_be_seen(curve):
+    feed(curve)
+    curve.show()
+    low = {}
+    for kind in ("smooth", "raw", "log"):
+        curve.kind.setCurrentIndex(curve.kind.findData(kind))
+        curve.draw_now()
+        low[kind] = curve._line_raw.yData[-1]
+        assert curve._line_smooth.isVisible() is (kind != "raw")
+    assert low["smooth"] == low["raw"] and low["log"] == pytest.approx(math.log10(low["raw"]))
+
+
+def test_an_error_of_nothing_is_a_gap_in_the_logarithm(curve):
+    curve.learned(1, 0.0)
+    curve.learned(2, 1.0)
+    curve.kind.setCurrentIndex(curve.kind.findData("log"))
+    curve.show()
+    curve.draw_now()
+    assert math.isnan(curve._line_raw.yData[0]) and curve._line_raw.yData[1] == 0
