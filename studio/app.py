@@ -124,7 +124,9 @@ class Studio(QObject):
 
     def _try_panel(self) -> QWidget:
         from studio.views.try_panel import TryPanel
-        return TryPanel(self.document, self.talk_bridge, self.catalogue, self.undo)
+        panel = TryPanel(self.document, self.talk_bridge, self.catalogue, self.undo, self.home)
+        panel.teach_wanted.connect(self.teach_file)
+        return panel
 
     def _export_panel(self) -> QWidget:
         from studio.views.export_panel import ExportPanel
@@ -228,6 +230,11 @@ class Studio(QObject):
     def show_job(self, id: int) -> None:
         """Show a training in Teach."""
         self.panel("teach").show_job(id)
+        self.window.go("teach")
+
+    def teach_file(self, file: Path) -> None:
+        """Show a file of examples in Teach."""
+        self.panel("teach").use_file(file)
         self.window.go("teach")
 
     def _kept(self, adapter: Path, base: Path) -> None:

@@ -43,6 +43,11 @@ class Home:
         return self.root / "runs"
 
     @property
+    def corrections(self) -> Path:
+        """Answers put right in a chat, one file a skill, as examples to teach again."""
+        return self.root / "corrections"
+
+    @property
     def exports(self) -> Path:
         return self.root / "exports"
 

@@ -15,10 +15,12 @@ from engine import events
 from engine.errors import StudioError
 from engine.specs import OpenChat, Say, SetStrengths
 from studio.core.compare import differing
+from studio.core.corrections import ENOUGH, Corrections
 from studio.core.stack_commands import SetBase
 from studio.core.stack_document import Change, same_path
 from studio.core.text import work as words
 from studio.views import a11y, theme
+from studio.views.correction import CorrectionEditor
 from studio.views.parts import Column, Panel, Row, button, card, clear, error_card, text
 from studio.views.strength_strip import StrengthStrip
 
@@ -26,11 +28,14 @@ COLUMNS = ("stack", "base")
 
 
 class Answer(QFrame):
-    """One answer being spoken, then spoken: text and stamp."""
+    """One answer being spoken, then spoken: text and stamp. A person may put it right: `corrected(str)`."""
+
+    corrected = Signal(str)
 
     def __init__(self, column: str):
         super().__init__()
         self.column, self.said, self.stamp = column, "", None
+        self.editor: CorrectionEditor | None = None
         theme.look(self, "bubble-assistant" if column == "stack" else "bubble-answer")
         self._head = text(words.TRY_COLUMNS[column](), "muted small")
         self._text = QLabel("…")
@@ -40,7 +45,9 @@ class Answer(QFrame):
         self._stamp = text("", "muted small", selectable=True)
         self._stamp.setToolTip(words.TRY_STAMP_HELP())
         self._stamp.hide()
-        Column(self._head, self._text, None, self._stamp, spacing=theme.S, margin=theme.M, parent=self)
+        self.correct = button(words.TRY_CORRECT(), self._correct, "link", help=words.TRY_CORRECT_HELP())
+        self.correct.hide()
+        Column(self._head, self._text, None, self._stamp, Row(self.correct, None), spacing=theme.S, margin=theme.M, parent=self)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
 
     def hear(self, piece: str) -> None:
@@ -53,7 +60,34 @@ class Answer(QFrame):
         self._text.setText(event.text or "…")
         self._stamp.setText(stamp_words(event))
         self._stamp.show()
+        self.correct.setVisible(self.column == "stack")
         a11y.name(self._text, f"{self._head.text()}: {event.text}", self._stamp.text())
+
+    def _correct(self) -> None:
+        """Let the person write the answer they would like to hear, in its place."""
+        if self.editor is None:
+            self.editor = CorrectionEditor(self.said)
+            self.editor.kept.connect(self._kept)
+            self.editor.left.connect(self._close_editor)
+            self.layout().addWidget(self.editor)
+        self._text.hide()
+        self.correct.hide()
+        self.editor.box.setFocus()
+
+    def _kept(self, better: str) -> None:
+        self._close_editor()
+        self.said = better
+        self.mark([])
+        self._head.setText(f"{words.TRY_COLUMNS[self.column]()} · {words.TRY_CORRECTED()}")
+        self.corrected.emit(better)
+
+    def _close_editor(self) -> None:
+        self.editor.hide()
+        self.editor.deleteLater()
+        self.editor = None
+        self._text.show()
+        self.correct.show()
+        self.correct.setFocus()
 
     def fail(self, error: StudioError) -> None:
         self.layout().addWidget(error_card(error))
@@ -107,11 +141,13 @@ class Question(QPlainTextEdit):
 
 
 class TryPanel(Panel):
-    """Signals: `said(str)`, `failed(StudioError)`."""
+    """Signals: `said(str)`, `failed(StudioError)`, `teach_wanted(Path)` for a file of corrected answers."""
 
+    teach_wanted = Signal(object)
 
-    def __init__(self, document, talk_bridge, catalogue, undo):
+    def __init__(self, document, talk_bridge, catalogue, undo, home):
         super().__init__(words.TRY_TITLE())
+        self._home = home
         self._document, self._talk, self._catalogue, self._undo = document, talk_bridge, catalogue, undo
         self.turns: list[Turn] = []
         self._tickets: set[int] = set()
@@ -332,6 +368,7 @@ class TryPanel(Panel):
         columns = [c for c in COLUMNS if c == "stack" or (self.compare.isChecked() and len(self._document))]
         past = self.turns[:len(self.turns) - leave_out]
         turn = Turn(question, columns)
+        turn.answers["stack"].corrected.connect(lambda better, before=past, q=question: self._keep(before, q, better))
         self.turns.append(turn)
         self._conversation.addWidget(turn)
         for column in columns:
@@ -359,6 +396,23 @@ class TryPanel(Panel):
             self._state.setText(words.TRY_READY())
             self._enable()
             a11y.announce(self.scroll, turn.answers["stack"].said)
+
+    def _keep(self, before: list[Turn], question: str, better: str) -> None:
+        """Keep a corrected answer as an example of the skill that spoke."""
+        skill = next((entry.name for entry in self._document.entries if entry.enabled), Path(self._document.base).name)
+        corrections = Corrections(self._home, skill)
+        try:
+            count = corrections.keep([*_history(before, "stack"), {"role": "user", "content": question}, {"role": "assistant", "content": better}])
+        except StudioError as error:
+            self.failed.emit(error)
+            return
+        self.said.emit(words.TRY_CORRECT_KEPT(count, enough=ENOUGH))
+        if count >= ENOUGH:
+            clear(self._trouble)
+            line = Row(text(words.TRY_CORRECT_ENOUGH(n=count)),
+                       button(words.TRY_CORRECT_TEACH(), lambda: self.teach_wanted.emit(corrections.path), "primary", icon="teach"))
+            line.setStretch(0, 1)
+            self._trouble.addWidget(card(line, looks="notice-good", margin=theme.M))
 
     # --- looks ---
 

@@ -17,7 +17,7 @@ from studio.views.try_panel import TryPanel
 PANELS = {
     "start": lambda w: StartPanel(w.home, "2 cores, 24 GB memory.", None, w.catalogue, w.queue_bridge),
     **{step: lambda w, s=step: teach(w, s) for step in STEPS},
-    "try": lambda w: TryPanel(w.document, w.talk_bridge, w.catalogue, w.undo),
+    "try": lambda w: TryPanel(w.document, w.talk_bridge, w.catalogue, w.undo, w.home),
     "export": lambda w: ExportPanel(w.home, w.document, w.catalogue, w.queue_bridge),
     "queue": lambda w: QueuePanel(w.queue_bridge)}
 

@@ -1,20 +1,25 @@
 """Try: two columns from the same question and seed, strengths heard while speaking, stamps from the engine."""
 
+import json
+
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QPushButton
 
 from engine import events, specs
 from engine.errors import WrongBase
+from studio.core.corrections import ENOUGH, Corrections
 from studio.core.stack_commands import AddAdapter, SetEnabled
 from studio.views.try_panel import TryPanel
+from tests.studio.kit import words_of
 
 
 @pytest.fixture
 def talk(stocked, qtbot):
     stocked.undo.push(AddAdapter(stocked.shop, "Shop answers", base=stocked.base))
     stocked.undo.push(AddAdapter(stocked.keeper, "Lighthouse keeper", strength=0.5))
-    panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo)
+    panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo, stocked.home)
     qtbot.addWidget(panel)
     panel.show()
     panel._open()
@@ -39,7 +44,7 @@ def test_it_opens_by_itself_and_again_when_the_stack_changes(talk, stocked):
 
 
 def test_nothing_is_opened_while_nobody_looks(stocked, qtbot):
-    panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo)
+    panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo, stocked.home)
     qtbot.addWidget(panel)
     stocked.undo.push(AddAdapter(stocked.shop, "Shop answers", base=stocked.base))
     panel._open()
@@ -96,7 +101,7 @@ def test_a_slider_is_one_number_heard_while_it_speaks_and_one_step_to_undo(talk,
 def test_a_question_asked_too_early_waits_for_the_model(stocked, qtbot):
     stocked.undo.push(AddAdapter(stocked.shop, "Shop answers", base=stocked.base))
     stocked.talk.hold.add("open-chat")
-    panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo)
+    panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo, stocked.home)
     qtbot.addWidget(panel)
     panel.show()
     ask(panel, stocked)
@@ -110,7 +115,7 @@ def test_a_question_asked_too_early_waits_for_the_model(stocked, qtbot):
 def test_what_cannot_be_opened_says_why_and_gives_the_question_back(stocked, qtbot):
     stocked.undo.push(AddAdapter(stocked.shop, "Shop answers", base=stocked.base))
     stocked.talk.answers["open-chat"] = lambda _: WrongBase("This adapter was made for another model.", "", "Choose its model.")
-    panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo)
+    panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo, stocked.home)
     qtbot.addWidget(panel)
     panel.show()
     ask(panel, stocked, "Hello?")
@@ -136,3 +141,42 @@ def test_shift_enter_is_a_new_line(talk, stocked):
     QTest.keyClick(talk.question, Qt.Key.Key_Return, Qt.KeyboardModifier.ShiftModifier)
     QTest.keyClicks(talk.question, "two")
     assert stocked.talk.of(specs.Say) == [] and talk.question.toPlainText() == "one\ntwo"
+
+
+def put_right(panel, world, number, better):
+    ask(panel, world, f"What does item {number} cost?")
+    answer = panel.turns[-1].answers["stack"]
+    answer.correct.click()
+    answer.editor.box.setPlainText(better)
+    answer.editor.keep.click()
+
+
+def test_an_answer_put_right_becomes_an_example_of_the_skill(talk, stocked):
+    put_right(talk, stocked, 1, "It costs one euro.")
+    ask(talk, stocked, "And two?")
+    assert stocked.talk.of(specs.Say)[-1].messages[1]["content"] != "" and "put right" in words_of(talk)
+    kept = Corrections(stocked.home, "Shop answers")
+    row, = [json.loads(line) for line in kept.path.read_text(encoding="utf-8").splitlines()]
+    assert row["messages"] == [{"role": "user", "content": "What does item 1 cost?"}, {"role": "assistant", "content": "It costs one euro."}]
+    assert stocked.talk.of(specs.Say)[-2].messages[1]["content"] == "It costs one euro."       # the chat goes on from it
+
+
+def test_twenty_answers_put_right_offer_to_teach_them(talk, stocked, qtbot):
+    kept = Corrections(stocked.home, "Shop answers")
+    for number in range(ENOUGH - 1):
+        kept.keep([{"role": "user", "content": f"{number}"}, {"role": "assistant", "content": "yes"}])
+    put_right(talk, stocked, 99, "It costs nothing.")
+    wanted, = [b for b in talk.findChildren(QPushButton) if "Teach these" in b.text()]
+    with qtbot.waitSignal(talk.teach_wanted) as heard:
+        wanted.click()
+    assert heard.args == [kept.path] and len(kept) == ENOUGH
+
+
+def test_leaving_it_changes_nothing(talk, stocked):
+    ask(talk, stocked)
+    answer = talk.turns[0].answers["stack"]
+    said = answer.said
+    answer.correct.click()
+    answer.editor.box.setPlainText("Something else.")
+    QTest.keyClick(answer.editor.box, Qt.Key.Key_Escape)
+    assert answer.said == said and answer.editor is None and not Corrections(stocked.home, "Shop answers").path.exists()
