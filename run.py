@@ -34,6 +34,7 @@ TORCH = "2.13.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/"      # PyTorch's own wheels, by build
 ROCM = ("rocm7.2", "rocm7.1", "rocm7.0", "rocm6.4")
 HELD: "list[int]" = []                     # handle of the lock; programs that work on .venv inherit it and so keep it beyond our death
+WORKERS = 4                                # processes of the whole test suite, which want a gigabyte each; one a processor at most
 ROOM = 2_500_000_000                       # bytes that a set-up without CUDA needs at its peak
 
 # library that Qt opens → package: Debian and Ubuntu, Fedora, Arch
@@ -397,7 +398,7 @@ def main(arguments: "list[str]") -> int:
                 return 1
             set_up("test")
             os.chdir(ROOT)
-            return hand_over("-m", "pytest", *rest)
+            return hand_over("-m", "pytest", *(rest or ["-n", str(min(os.cpu_count() or 1, WORKERS)), "--dist", "loadgroup"]))
         screen = has_screen(platform.system(), os.environ)
         if screen and not ensure_libraries(x11=bool(os.environ.get("DISPLAY"))):
             return 1

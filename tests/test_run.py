@@ -273,10 +273,12 @@ def test_every_command_sets_up_what_it_needs_and_hands_over(run, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "set_up", heard.append)
     monkeypatch.setattr(run, "ensure_libraries", lambda x11: True)
+    monkeypatch.setattr(run.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(run, "hand_over", lambda *words, **environment: heard.append(words) or 0)
     monkeypatch.setattr(run, "without_screen", lambda: heard.append("terminal") or 0)
     for screen, words, wanted in ((True, [], ["", ("-P", "-m", "studio")]), (True, ["--home", "x"], ["", ("-P", "-m", "studio", "--home", "x")]),
                                   (False, [], ["", "terminal"]), (False, ["test", "-q", "-k", "x"], ["test", ("-m", "pytest", "-q", "-k", "x")]),
+                                  (False, ["test"], ["test", ("-m", "pytest", "-n", "2", "--dist", "loadgroup")]),
                                   (False, ["cli", "sample"], ["", ("-P", "-m", "engine.cli", "sample")])):
         heard.clear()
         monkeypatch.setattr(run, "has_screen", lambda system, environment, screen=screen: screen)

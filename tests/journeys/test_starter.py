@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.starter
+@pytest.mark.xdist_group("starter")
 @pytest.mark.timeout(1800)
 def test_the_sample_teaches_mixes_exports_and_verifies(starter_folder: Path, tmp_path: Path):
     home = Home(tmp_path / "home").prepare()

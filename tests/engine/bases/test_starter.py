@@ -41,6 +41,7 @@ def test_a_built_program_never_calls_itself_for_pip(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.starter
+@pytest.mark.xdist_group("starter")
 def test_the_starter_model_answers(starter_folder: Path):
     import torch
 
