@@ -10,7 +10,8 @@ from torch import Tensor
 
 from engine.checkpoint.keys import file_key
 from engine.checkpoint.shared import shared_specs
-from engine.store.atomic import replacing, write_json
+from engine.methods.base import PeftConfig
+from engine.store.atomic import replacing
 
 if TYPE_CHECKING:
     from engine.model.peft_model import PeftModel
@@ -38,9 +39,13 @@ def adapter_tensors(model: "PeftModel", name: str) -> dict[str, Tensor]:
 
 def save_adapter(model: "PeftModel", name: str, folder: Path | str) -> None:
     """Write one adapter straight into ``folder`` (made if needed). Each file replaces its predecessor atomically, weights first."""
+    write_adapter(folder, adapter_tensors(model, name), model.peft_config[name])
+
+
+def write_adapter(folder: Path | str, tensors: dict[str, Tensor], config: PeftConfig) -> None:
+    """Write the two files of an adapter whose tensors have their names in the file, as `save_adapter` does."""
     folder = Path(folder)
-    tensors = adapter_tensors(model, name)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "adapter_model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    write_json(folder / "adapter_config.json", {**model.peft_config[name].to_dict(), "inference_mode": True})
+        save_file({key: tensor.cpu() for key, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
+    config.save_pretrained(folder)

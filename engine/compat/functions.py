@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.checkpoint.save import write_adapter
+from engine.hosts.adapted import Adapted
 from engine.methods.base import PeftConfig
+from engine.mix import to_lora
 
 
 def infer_device() -> str:
@@ -138,6 +141,37 @@ def check_if_peft_model(model_name_or_path: str) -> bool:
 def register_peft_method(**_: Any) -> None:
     """Refused: methods for this engine are written against its own protocol (`engine.register_method`)."""
     raise NotImplementedError("A method written for PEFT's layer classes cannot be registered here: see engine.register_method.")
+
+
+# --- conversion to LoRA, as far as PEFT goes; `engine.to_lora` goes further ---
+
+_TO_LORA = {"LORA", "LOHA", "LOKR", "VERA", "RANDLORA", "VBLORA", "UNILORA", "TINYLORA", "FOURIERFT", "WAVEFT", "C3A", "DELORA", "GRALORA", "MISS",
+            "PSOFT"}
+
+
+def supports_lora_conversion(model: nn.Module, adapter_name: str = "default") -> bool:
+    """Whether `convert_to_lora` converts this adapter: one that adds to the weights of linear layers, and does not look at them."""
+    places = [m.tenants[adapter_name] for m in model.modules() if isinstance(m, Adapted) and adapter_name in m.tenants]
+    return bool(places) and all(p.site.kind == "linear" and p.config.peft_type in _TO_LORA and not getattr(p.config, "kasa_config", None)
+                                for p in places)
+
+
+def convert_to_lora(model: nn.Module, rank: int | float, adapter_name: str = "default", progressbar: bool = False,
+                    compile_kwargs: dict[str, Any] | None = None) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """`engine.convert_to_lora`, refused where PEFT refuses."""
+    places = [m.tenants[adapter_name] for m in model.modules() if isinstance(m, Adapted) and adapter_name in m.tenants]
+    if places and not supports_lora_conversion(model, adapter_name):
+        raise TypeError("Some module types on this model do not support LoRA conversion: engine.to_lora may do it.")
+    if places and (bias := getattr(places[0].config, "bias", "none")) != "none":
+        raise ValueError(f"The adapter's config sets bias={bias}, this is not supported right now: engine.to_lora does it.")
+    return to_lora.convert_to_lora(model, rank, adapter_name, progressbar, compile_kwargs)
+
+
+def save_as_lora(path: Any, model: nn.Module, rank: int | float, adapter_name: str = "default", progressbar: bool = False,
+                 compile_kwargs: dict[str, Any] | None = None) -> None:
+    """`convert_to_lora` into the folder ``path``."""
+    config, tensors = convert_to_lora(model, rank, adapter_name, progressbar, compile_kwargs)
+    write_adapter(path, tensors, config)
 
 
 def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token_id: int) -> Tensor:

@@ -163,9 +163,9 @@ class ModelViews:
         return model
 
     def supports_lora_conversion(self: PeftModel, adapter_name: str = "default") -> bool:
-        return all(layer.tenants[adapter_name].method.factors(
-            layer.all_tensors(adapter_name), layer.tenants[adapter_name].config, layer.tenants[adapter_name].site) is not None
-            for layer in self.adapted.values() if adapter_name in layer.tenants)
+        from engine.compat.functions import supports_lora_conversion
+
+        return supports_lora_conversion(self, adapter_name)
 
     def get_layer_status(self: PeftModel) -> Any:
         from engine.compat.status import get_layer_status

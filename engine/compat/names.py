@@ -48,7 +48,8 @@ _MIXED = ("LORA", "ADALORA", "LOHA", "LOKR", "SHIRA", "IA3", "BEFT", "ROAD", "HI
 _HERE = {name: f"engine.compat.{module}" for module, names in {
     "functions": """infer_device _get_submodules prepare_model_for_kbit_training cast_mixed_precision_params get_base_model_state_dict
         set_base_model_state_dict load_peft_weights get_peft_config register_peft_method shift_tokens_right transpose id_tensor_storage
-        fsdp_auto_wrap_policy build_peft_weight_mapping _freeze_adapter _get_batch_size check_if_peft_model""",
+        fsdp_auto_wrap_policy build_peft_weight_mapping _freeze_adapter _get_batch_size check_if_peft_model
+        convert_to_lora save_as_lora""",
     "direct": "inject_adapter_in_model get_peft_model_state_dict set_peft_model_state_dict delete_adapter set_adapter set_requires_grad "
               "cast_adapter_dtype",
     "status": "get_layer_status get_model_status TunerLayerStatus TunerModelStatus",

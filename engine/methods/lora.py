@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, by_pattern, kaiming_uniform
@@ -196,12 +197,19 @@ class Lora(Method):
         return Factors(A, torch.block_diag(*B.chunk(site.groups)) if site.groups > 1 else B, self.scale(cfg, site), p.get("lora_B.bias"))
 
     def from_factors(self, f: Factors, site: Site) -> Tensors:
-        """The inverse of `factors`, for a config whose scale is 1."""
+        """The inverse of `factors`, for a config whose scale is 1 and a site without groups."""
+        return self.from_blocks(f.A[None], f.B[None], f.bias, site)
+
+    def from_blocks(self, A: Tensor, B: Tensor, bias: Tensor | None, site: Site) -> Tensors:
+        """Tensors, at scale 1, for the rows of ΔW cut into a convolution's groups or into experts: A ``(blocks, rank, columns)``,
+        B ``(blocks, out / blocks, rank)``. The columns may be those of all groups, or of each one's own."""
         if site.kind == "embedding":
-            return {"lora_embedding_A": f.A, "lora_embedding_B": f.B}
-        channels = site.columns // math.prod(site.kernel)
-        tensors = {"lora_A.weight": f.A.reshape(-1, channels, *site.kernel), "lora_B.weight": f.B.reshape(*f.B.shape, *(1,) * len(site.kernel))}
-        return tensors if f.bias is None else {**tensors, "lora_B.bias": f.bias}
+            return {"lora_embedding_A": A[0], "lora_embedding_B": B[0]}
+        if site.groups > 1 and A.shape[2] == site.columns:
+            A = torch.stack([F.pad(block, (i * site.columns, (site.groups - 1 - i) * site.columns)) for i, block in enumerate(A)])
+        A = A.reshape(A.shape[0] * A.shape[1], -1, *site.kernel)
+        B = B.permute(1, 2, 0).flatten(1) if site.experts > 1 else B.reshape(site.out, -1, *(1,) * len(site.kernel))
+        return {"lora_A.weight": A, "lora_B.weight": B} if bias is None else {"lora_A.weight": A, "lora_B.weight": B, "lora_B.bias": bias}
 
     def delta(self, p: Tensors, cfg: LoraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         if site.experts > 1:               # in the file, A's rows go expert by expert, B's columns rank by rank

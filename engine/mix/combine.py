@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.methods.base import Factors
+from engine.mix.spectrum import dense, thin
 
 SEPARATE = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 DENSE = ("ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
@@ -55,40 +56,18 @@ def combine(parts: Sequence[Factors], weights: Sequence[float], recipe: Recipe) 
     if recipe.kind == "cat":
         A, B = torch.cat([s * f.A for s, f in zip(strengths, parts)]), torch.cat([f.B for f in parts], dim=1)
     elif recipe.kind == "svd":
-        A, B = thin_svd(torch.cat([f.A for f in parts]), torch.cat([s * f.B for s, f in zip(strengths, parts)], dim=1), recipe.rank)
+        A, B = thin(torch.cat([f.A for f in parts]), torch.cat([s * f.B for s, f in zip(strengths, parts)], dim=1)).cut(recipe.rank)
     elif recipe.kind in SEPARATE:
         A = _arithmetic([f.A for f in parts], [math.copysign(math.sqrt(abs(s)), s) for s in strengths], recipe)
         B = _arithmetic([f.B for f in parts], [math.sqrt(abs(s)) for s in strengths], recipe)
     else:
         delta = _arithmetic([f.scale * (f.B @ f.A) for f in parts], list(weights), recipe)
-        A, B = dense_svd(delta, recipe.rank)
+        A, B = dense(delta).cut(recipe.rank)
     if recipe.clamp is not None and recipe.kind.endswith("svd"):
         limit = torch.quantile(torch.cat([B.flatten(), A.flatten()]), recipe.clamp)
         A, B = A.clamp(-limit, limit), B.clamp(-limit, limit)
     biases = [s * f.bias for s, f in zip(strengths, parts) if f.bias is not None]
     return Factors(A, B, 1.0, sum(biases[1:], biases[0]) if biases else None)
-
-
-def thin_svd(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best rank-``rank`` form of B·A with A ``(R, columns)``, B ``(out, R)``; cost grows with out + columns, not their product."""
-    if A.shape[0] >= min(A.shape[1], B.shape[0]):
-        return dense_svd(B @ A, rank)
-    Qb, Rb = torch.linalg.qr(B)
-    Qa, Ra = torch.linalg.qr(A.T)
-    U, S, Vh = torch.linalg.svd(Rb @ Ra.T)
-    return _pad(Vh[:rank] @ Qa.T, Qb @ (U[:, :rank] * S[:rank]), rank)
-
-
-def dense_svd(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best rank-``rank`` form of a dense ``(out, columns)``."""
-    U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
-    return _pad(Vh[:rank], U[:, :rank] * S[:rank], rank)
-
-
-def _pad(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Zeros up to the asked rank, where the matrix has less."""
-    lack = rank - A.shape[0]
-    return (torch.cat([A, A.new_zeros(lack, A.shape[1])]), torch.cat([B, B.new_zeros(B.shape[0], lack)], dim=1)) if lack > 0 else (A, B)
 
 
 # --- arithmetic on whole tensors ---

@@ -31,11 +31,13 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
     by_name = dict(zip(adapters, weights))
     combined = {path: combine(list(found.values()), [by_name[a] for a in found], recipe) for path, found in parts.items()}
     named = {layers[path].tenants[next(iter(parts[path]))].site.path: f for path, f in combined.items()}   # attention's parts by one name
-    return _config(model, named), {path: METHOD.from_factors(f, layers[path].site) for path, f in combined.items()}
+    config = lora_config(model, {path: f.A.shape[0] for path, f in named.items()})
+    config.inference_mode, config.lora_bias = True, any(f.bias is not None for f in named.values())
+    return config, {path: METHOD.from_factors(f, layers[path].site) for path, f in combined.items()}
 
 
 def _factors(layer: Adapted, path: str, adapters: Sequence[str]) -> dict[str, Factors]:
-    """The low-rank form, in float32 or better, of each of the adapters that sits on this layer."""
+    """The low-rank form of each of the adapters that sits on this layer."""
     found: dict[str, Factors] = {}
     for name in dict.fromkeys(adapters):
         if name in layer.tenants:
@@ -44,20 +46,29 @@ def _factors(layer: Adapted, path: str, adapters: Sequence[str]) -> dict[str, Fa
                 raise ValueError(f"add_weighted_adapter does not support targeting nn.Parameter (problematic adapter '{name}')")
             if tenant.site.groups > 1:
                 raise ValueError(f"Adapters on {path}, a convolution with groups, cannot be combined: LoRA's files keep one group's outputs apart.")
-            tensors = {k: t.to(torch.promote_types(t.dtype, torch.float32)) for k, t in layer.all_tensors(name).items()}
-            factors = tenant.method.factors(tensors, tenant.config, tenant.site)
-            if BIAS in tensors:
+            if BIAS in layer.all_tensors(name):
                 raise ValueError(f"The adapter {name} has a bias of its own at {path}, which a combined LoRA has not.")
-            if factors is None:
+            if (factors := low_rank(layer, name)) is None:
                 raise ValueError(f"{tenant.method.title} has no low-rank form at {path}, so the adapter {name} cannot be combined into one LoRA.")
             found[name] = factors
     return found
 
 
-def _config(model: nn.Module, combined: Mapping[str, Factors]) -> LoraConfig:
-    ranks = {path: f.A.shape[0] for path, f in combined.items()}
+def exactly(layer: Adapted, name: str) -> Tensors:
+    """An adapter's tensors at a layer, detached, in float32 or better."""
+    return {k: t.detach().to(torch.promote_types(t.dtype, torch.float32)) if t.is_floating_point() else t
+            for k, t in layer.all_tensors(name).items()}
+
+
+def low_rank(layer: Adapted, name: str) -> Factors | None:
+    """The low-rank form, in float32 or better, of an adapter at a layer, where it has one."""
+    tenant = layer.tenants[name]
+    return tenant.method.factors(exactly(layer, name), tenant.config, tenant.site)
+
+
+def lora_config(model: nn.Module, ranks: Mapping[str, int]) -> LoraConfig:
+    """The config of a LoRA of scale 1 that sits on these modules of ``model``, with these ranks, and on no others."""
     rank = max(ranks.values())
-    return LoraConfig(
-        r=rank, lora_alpha=rank, inference_mode=True, lora_bias=any(f.bias is not None for f in combined.values()),
-        target_modules=shortest_names(combined, (path for path, _ in modules(model) if path not in combined)),
-        rank_pattern={path: r for path, r in ranks.items() if r != rank}, alpha_pattern={path: r for path, r in ranks.items() if r != rank})
+    others = {path: r for path, r in ranks.items() if r != rank}
+    return LoraConfig(r=rank, lora_alpha=rank, rank_pattern=others, alpha_pattern=dict(others),
+                      target_modules=shortest_names(ranks, (path for path, _ in modules(model) if path not in ranks)))

@@ -256,19 +256,11 @@ def as_plain_lora(model: "PeftModel", folder: Path | str, adapter_name: str = "d
     """Write an adapter as an ordinary LoRA that any program can load onto the base: nothing of its start or variant has to be repeated.
 
     An adapter that starts from the base gets twice its rank (PEFT: ``save_pretrained(path_initial_model_for_weight_conversion=…)``).
-    Raises `ValueError` if it has no low-rank form.
+    Raises `ValueError` if it has no low-rank form: `engine.to_lora` finds the nearest one.
     """
-    from engine.checkpoint.save import save_adapter
+    from engine.mix.to_lora import to_lora
 
-    plain = "plain"
-    while plain in model.peft_config:
-        plain += "_"
-    model.add_weighted_adapter([adapter_name], [1.0], plain, "cat")
-    try:
-        model.peft_config[plain].task_type = model.peft_config[adapter_name].task_type
-        save_adapter(model, plain, folder)
-    finally:
-        model.delete_adapter(plain)
+    to_lora(model, adapter_name).save(folder)
 
 
 # --- caches ---
