@@ -1,10 +1,19 @@
-"""The table of methods. A new method is one file and one `register_method` call, here or in somebody else's package."""
+"""The table of methods. A new method is one file (see README.md beside this one) and a line here, or it comes in somebody else's package.
+
+Such a package calls `register_method` when it is imported, or names its methods as entry points: then whoever has installed it can use them
+everywhere, also in the window and in its worker, and nothing has to be imported first::
+
+    [project.entry-points."adapter_studio.methods"]
+    MY_METHOD = "my_package.my_method:METHOD"
+"""
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
-from typing import TYPE_CHECKING
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from engine.errors import BadAdapter
 from engine.methods.base import Method, PeftConfig
@@ -43,6 +52,7 @@ _BUILT_IN = {                              # peft_type → the file of the metho
     "FROD": "engine.methods.frod",
     "LN_TUNING": "engine.methods.ln_tuning", "TRAINABLE_TOKENS": "engine.methods.trainable_tokens",
 }
+OUTSIDERS = "adapter_studio.methods"       # entry points: peft_type → the `Method`
 _RENAMED = {"BONE": "MISS"}               # what PEFT called a method once → what it is now
 _VARIANTS = {                              # laws that may be put round a method's, innermost first
     "MISS": ("engine.methods.miss",),
@@ -55,7 +65,8 @@ _METHODS: dict[str, Method] = {}
 def register_method(method: Method) -> Method:
     """Make a method known under its config's ``peft_type``. Raises `ValueError` if another one has that name."""
     name = method.config.peft_type
-    if not name or type(_METHODS.get(name, method)) is not type(method):
+    taken = name in _BUILT_IN and type(method).__module__ != _BUILT_IN[name]
+    if not name or taken or type(_METHODS.get(name, method)) is not type(method):
         raise ValueError(f"A method named {name!r} is registered already.")
     _METHODS[name] = method
     return method
@@ -67,10 +78,33 @@ def method(peft_type: str | None) -> Method:
     name = _RENAMED.get(name, name)
     if name not in _METHODS and name in _BUILT_IN:
         register_method(import_module(_BUILT_IN[name]).METHOD)
+    elif name not in _METHODS and name in _outsiders():
+        _METHODS[name] = _loaded(_outsiders()[name])
     if name not in _METHODS:
         raise BadAdapter(f"This adapter is of the kind “{name}”, which this version cannot use." if name else
-                         "The adapter does not say of which kind it is.", do=f"Known kinds: {', '.join(names())}.")
+                         "The adapter does not say of which kind it is.",
+                         do=f"Install the package that brings it, if there is one. Known kinds: {', '.join(names())}.")
     return _METHODS[name]
+
+
+@cache
+def _outsiders() -> dict[str, EntryPoint]:
+    """Methods of installed packages, by peft_type; a built-in name cannot be taken."""
+    return {entry.name: entry for entry in entry_points(group=OUTSIDERS) if entry.name not in _BUILT_IN}
+
+
+def _loaded(entry: EntryPoint) -> Method:
+    """An outsider's method. Raises `BadAdapter` if its package does not give what its entry point promises."""
+    package = entry.dist.name if entry.dist else entry.module
+    try:
+        found = entry.load()
+    except Exception as problem:           # whatever somebody else's package does while it is imported
+        raise BadAdapter(f"The method “{entry.name}” cannot be used.", f"The package {package}, which brings it, does not work: {problem}",
+                         f"Install a newer {package}, or remove it.") from problem
+    if getattr(getattr(found, "config", None), "peft_type", "") != entry.name:
+        raise BadAdapter(f"The method “{entry.name}” cannot be used.", f"{package} gives something else under that name: {found!r}",
+                         f"Install a newer {package}, or remove it.")
+    return found
 
 
 @cache
@@ -93,7 +127,7 @@ def law(config: PeftConfig) -> Method:
 
 
 def names() -> list[str]:
-    return sorted({*_BUILT_IN, *_METHODS})
+    return sorted({*_BUILT_IN, *_METHODS, *_outsiders()})
 
 
 def config_class(peft_type: str | None) -> type[PeftConfig]:
@@ -101,8 +135,15 @@ def config_class(peft_type: str | None) -> type[PeftConfig]:
 
 
 def describe() -> "MethodsReport":
-    """All methods with their settings as plain data: what forms, command line and docs are generated from."""
+    """All methods with their settings as plain data: what forms, command line and docs are made from; outsiders that do not work are left out."""
     from engine.specs import MethodsReport             # costs as much as half of this room
 
-    return MethodsReport(methods=[{"peft_type": name, "title": method(name).title, "help": method(name).help,
-                                   "fields": [f for f in describe_fields(method(name).config) if f["help"]]} for name in names()])
+    found = []
+    for name in names():
+        try:
+            law = method(name)
+        except BadAdapter as problem:
+            warnings.warn(str(problem), stacklevel=2)
+            continue
+        found.append({"peft_type": name, "title": law.title, "help": law.help, "fields": [f for f in describe_fields(law.config) if f["help"]]})
+    return MethodsReport(methods=found)
