@@ -1,6 +1,6 @@
 """The headless twin of the window: the same specs, the same events, the same run folders.
 
-``adapter-studio sample | train | chat | merge | export | fetch | inspect``. Exit codes: 0 done, 1 failed (with a sentence),
+``adapter-studio sample | train | review | rebuild | chat | merge | export | fetch | inspect``. Exit codes: 0 done, 1 failed (with a sentence),
 2 wrong use, 130 paused by Ctrl+C (with the command that goes on).
 """
 
@@ -238,6 +238,43 @@ def _export(arguments: argparse.Namespace, home: Home, terminal: Terminal) -> in
     return code
 
 
+def _review(arguments: argparse.Namespace, home: Home, terminal: Terminal) -> int:
+    spec = None
+    if not arguments.resume:
+        data = _spec_data(arguments, specs.ReviewSpec)
+        spec = specs.ReviewSpec.from_dict({**data, "adapter": adapter_path(_needed(data, "adapter", arguments.command), home)}).check()
+    code, result = _job(spec, arguments, home, terminal)
+    if result and not arguments.json:
+        if result["rows"]:
+            low, high = result["interval"]
+            terminal.say(f"Error on {result['rows']} unseen examples: {result['before']:.3f} before, {result['after']:.3f} after; "
+                         f"{result['gain']:.0%} less (95 %: {low:.0%} to {high:.0%}).")
+            terminal.say(f"Better in {result['wins']}, the same in {result['same']}, worse in {result['losses']}. "
+                         f"Best at strength {result['best_strength']:g}.")
+        general = result["general"]
+        terminal.say(f"Error on {general['rows']} general questions: {general['before']:.3f} before, {general['after']:.3f} after.")
+    return code
+
+
+def _rebuild(arguments: argparse.Namespace, home: Home, terminal: Terminal) -> int:
+    spec = None
+    if not arguments.resume:
+        data = _spec_data(arguments, specs.RebuildSpec)
+        adapter = adapter_path(_needed(data, "adapter", arguments.command), home)
+        out = _new_path(data["out"], home.adapters) if "out" in data else str(free_name(home.adapters, f"{Path(adapter).name} again"))
+        spec = specs.RebuildSpec(adapter=adapter, out=out).check()
+    code, result = _job(spec, arguments, home, terminal)
+    if result and not arguments.json:
+        terminal.say(f"{'The same file again' if result['identical'] else 'Not the same file'}: {result['adapter']}")
+    return code
+
+
+def _needed(data: dict, name: str, command: str) -> str:
+    if name not in data:
+        raise InvalidSpec(f"Which {name}?", do=f"For example: {PROGRAM} {command} --{name} shop")
+    return data[name]
+
+
 def _fetch(arguments: argparse.Namespace, home: Home, terminal: Terminal) -> int:
     out = home.starter if arguments.model == "starter" else home.models / Path(arguments.model).name
     spec = specs.FetchSpec(out=_new_path(arguments.out, home.models) if arguments.out else str(out), model=arguments.model)
@@ -297,6 +334,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("spec", nargs="?", help="JSON file of a training plan; flags override it")
     _job_flags(train)
     _flags(train, specs.TrainSpec)
+
+    for name, do, cls, help in (("review", _review, specs.ReviewSpec, "compare an adapter with its untaught model on unseen examples"),
+                                ("rebuild", _rebuild, specs.RebuildSpec, "teach an adapter again from its recipe: the same file, to the byte")):
+        sub = command(name, do, help)
+        sub.add_argument("spec", nargs="?", help="JSON file of such a job; flags override it")
+        _job_flags(sub)
+        _flags(sub, cls)
 
     for name, verifies, help in (("export", True, "bake adapters into their model, reload the result and prove it"),
                                  ("merge", False, "bake adapters into their model, without the proof")):

@@ -145,6 +145,21 @@ class Checked(Event):
 
 
 @dataclass(frozen=True)
+class Reviewed(Event):
+    """One held-back row before and after: mean error of a learned token in nats; answers only where they were spoken."""
+
+    kind: ClassVar[str] = "reviewed"
+    row: int                               # line in the person's file
+    question: str
+    wanted: str
+    error_before: float
+    error_after: float
+    outcome: str                           # win, same, loss
+    before: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True)
 class Finished(Event):
     """The job is done. ``result`` is plain JSON: paths and scores; its keys are documented where it is made."""
 

@@ -2,7 +2,7 @@
 
 from engine.errors import InvalidSpec
 from engine.specs.fields import Spec, describe_fields, knob, problems
-from engine.specs.jobs import JOB_KINDS, ExportSpec, FetchSpec, StackEntry, TrainSpec
+from engine.specs.jobs import JOB_KINDS, ExportSpec, FetchSpec, RebuildSpec, ReviewSpec, StackEntry, TrainSpec
 from engine.specs.talk import (ANSWER_KINDS, TALK_KINDS, DataReport, DescribeData, DescribeMethods, EstimatePlan, MethodsReport, OpenChat,
                                PlanReport, RenderedRow, RenderRow, Say, SetStrengths)
 
@@ -19,6 +19,7 @@ def from_dict(data: dict) -> Spec:
 
 __all__ = [
     "ANSWER_KINDS", "JOB_KINDS", "KINDS", "TALK_KINDS", "DataReport", "DescribeData", "DescribeMethods", "EstimatePlan",
-    "ExportSpec", "FetchSpec", "MethodsReport", "OpenChat", "PlanReport", "RenderRow", "RenderedRow", "Say",
+    "ExportSpec", "FetchSpec", "MethodsReport", "OpenChat", "PlanReport", "RebuildSpec", "RenderRow", "RenderedRow",
+    "ReviewSpec", "Say",
     "SetStrengths", "Spec", "StackEntry", "TrainSpec", "describe_fields", "from_dict", "knob", "problems",
 ]

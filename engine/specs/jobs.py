@@ -91,4 +91,30 @@ class ExportSpec(Spec):
         return found
 
 
-JOB_KINDS: dict[str, type[Spec]] = {cls.kind: cls for cls in (FetchSpec, TrainSpec, ExportSpec)}
+@dataclass
+class ReviewSpec(Spec):
+    """Compare an adapter with its untaught model on the rows that were held back, and on general questions."""
+
+    kind: ClassVar[str] = "review"
+
+    adapter: str = knob(label="Adapter", help="Folder of an adapter that was taught here; its recipe names model and examples.")
+    answers: int = knob(12, label="Answers", unit="rows", low=0, high=200, help="How many of the held-back rows are also answered, before and after.")
+    longest: int = knob(80, label="Longest answer", unit="tokens", low=1, high=4096, advanced=True, help="The answers stop here at the latest.")
+
+    @property
+    def out(self) -> str:
+        """What the job is about."""
+        return self.adapter
+
+
+@dataclass
+class RebuildSpec(Spec):
+    """Teach an adapter again from its own recipe; on the same computer the file comes out the same to the byte."""
+
+    kind: ClassVar[str] = "rebuild"
+
+    adapter: str = knob(label="Adapter", help="Folder of the adapter whose recipe is followed.")
+    out: str = knob(label="Adapter folder", help="Where the second one is put.")
+
+
+JOB_KINDS: dict[str, type[Spec]] = {cls.kind: cls for cls in (FetchSpec, TrainSpec, ReviewSpec, RebuildSpec, ExportSpec)}

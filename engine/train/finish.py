@@ -44,6 +44,11 @@ def run_token(run: RunFolder) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
+def versions() -> dict[str, str]:
+    """What the arithmetic depends on."""
+    return {"engine": engine.__version__, "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
+
+
 def place(spec: TrainSpec, run: RunFolder, model, material, result: dict, rate: float, evaluations: list) -> dict:
     """Write adapter and recipe into ``spec.out``, both or nothing. Returns the result with ``adapter`` and ``fingerprint``."""
     out = Path(spec.out)
@@ -58,7 +63,6 @@ def place(spec: TrainSpec, run: RunFolder, model, material, result: dict, rate: 
             "template": material.tokenizer.chat_template, "system": spec.system, "seed": spec.seed, "learning_rate": rate,
             "precision": precision.to_dict(), "scores": {"before": result["error_before"], "after": result["error_after"],
                                                          "curve": evaluations},
-            "versions": {"engine": engine.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
-                         "python": platform.python_version()},
+            "versions": versions(),
             "result": result, "spec": spec.to_dict()})
     return {"adapter": str(out), **result}

@@ -11,7 +11,7 @@ import torch
 
 from engine.bases.load import load_model, load_tokenizer
 from engine.data.render import Rendered, prepare_tokenizer, render_all
-from engine.data.shapes import load
+from engine.data.shapes import Row, load
 from engine.data.split import split
 from engine.errors import BadData, DamagedCheckpoint
 from engine.model.peft_model import get_peft_model
@@ -32,6 +32,7 @@ class Material:
     tokenizer: object
     learn: list[Rendered]
     test: list[Rendered]
+    tested: list[Row]                      # the rows of ``test``, as they stand in the file
     notes: list[str]
     sentence: str
     data_hash: str                         # of the rows as they stand in the file
@@ -57,7 +58,7 @@ def read_material(spec: TrainSpec) -> Material:
     settings = {k: v for k, v in spec.to_dict().items() if k not in _FREE and k not in ("base", "data")}
     identity = {"settings": hashlib.sha256(json.dumps([settings, method_settings(spec)], sort_keys=True).encode()).hexdigest(),
                 "examples": tokens, "model": base.fingerprint}
-    return Material(tokenizer, learned, tested[1], data.notes + notes + tested[2], data.sentence, data.digest, base.fingerprint, identity)
+    return Material(tokenizer, learned, tested[1], tested[0], data.notes + notes + tested[2], data.sentence, data.digest, base.fingerprint, identity)
 
 
 def best_device() -> str:

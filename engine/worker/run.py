@@ -12,7 +12,9 @@ from engine.specs import Spec
 from engine.store.record import Job, record
 from engine.store.runs import RunFolder
 
-JOBS: dict[str, str | Job] = {"train": "engine.train.train", "export": "engine.export.export", "fetch": "engine.bases.fetch"}
+JOBS: dict[str, str | Job] = {
+    "train": "engine.train.train", "review": "engine.train.review.review", "rebuild": "engine.train.rebuild.rebuild",
+    "export": "engine.export.export", "fetch": "engine.bases.fetch"}
 
 
 def run_job(spec: Spec, run: RunFolder) -> Iterator[Event]:

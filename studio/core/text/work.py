@@ -104,7 +104,8 @@ STATES = {"waiting": Phrase("Waiting"), "running": Phrase("Running"), "paused": 
           "finished": Phrase("Done"), "failed": Phrase("Failed"), "cancelled": Phrase("Stopped")}
 STATE_MARKS = {"waiting": "◷", "running": "▶", "paused": "⏸", "interrupted": "⚡",
                "finished": "✓", "failed": "✗", "cancelled": "■"}
-KINDS = {"train": Phrase("Teaching"), "export": Phrase("Export"), "fetch": Phrase("Download")}
+KINDS = {"train": Phrase("Teaching"), "export": Phrase("Export"), "fetch": Phrase("Download"), "review": Phrase("Comparing"),
+         "rebuild": Phrase("Rebuilding")}
 
 # --- queue --------------------------------------------------------------------------------------
 
