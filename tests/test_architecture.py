@@ -88,7 +88,8 @@ def test_peft_is_only_oracle_and_rival():
 def test_what_is_imported_is_declared_and_what_is_declared_is_used():
     """Names of packages on the index differ from those of their modules in a few cases; jinja2 is used through transformers."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    modules = {"pyside6-essentials": "PySide6", "scikit-learn": "sklearn"}
+    modules = {"pyside6-essentials": "PySide6", "scikit-learn": "sklearn", "python-docx": "docx", "pyyaml": "yaml",
+               "charset-normalizer": "charset_normalizer"}
 
     def names(lines: list[str]) -> set[str]:
         return {modules.get(name, name) for name in (re.match(r"[\w-]+", line)[0].lower() for line in lines)}
