@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from engine.methods.base import FORMAT_VERSION
 
@@ -18,9 +18,9 @@ def write_card(model: "PeftModel", folder: Path) -> None:
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     head, body = {}, text
-    if text.startswith("---\n") and "\n---" in text[4:]:
-        written, _, body = text[4:].partition("\n---")
-        head = yaml.safe_load(written) or {}
+    if text.startswith("---\n"):
+        card = ModelCard(text, ignore_metadata_errors=True)
+        head, body = card.data.to_dict(), card.text
     config = next(iter(model.peft_config.values()))
     base = getattr(getattr(model.get_base_model(), "config", None), "_name_or_path", None)
     tags = {*head.get("tags", ()), *(["transformers"] if hasattr(model.get_base_model(), "config") else [])}
@@ -36,4 +36,4 @@ def write_card(model: "PeftModel", folder: Path) -> None:
     if "### Framework versions" not in body:
         body += f"\n\n### Framework versions\n\n- PEFT {FORMAT_VERSION}"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"---\n{yaml.safe_dump(head, sort_keys=True)}---\n\n{body}\n", encoding="utf-8")
+    path.write_text(f"---\n{ModelCardData(**head).to_yaml()}\n---\n\n{body}\n", encoding="utf-8")

@@ -9,8 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
-
 from engine.compat.names import PeftType, TaskType, lookup
 from engine.methods.base import FORMAT_VERSION as __version__
 from engine.methods.base import PeftConfig
@@ -31,7 +29,7 @@ def _get_commit_hash(package: str) -> str | None:
 
 
 def _version() -> str:
-    if Version(__version__).dev is None if __version__[:1].isdigit() and "@" not in __version__ else True:
+    if ".dev" not in __version__ or "@" in __version__:
         return __version__
     try:
         commit = _get_commit_hash("peft")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.state import get_peft_model_state_dict as state_of
 from engine.checkpoint.state import set_peft_model_state_dict as set_state_of
-from engine.hosts.adapted import Adapted, Tenant
+from engine.hosts.adapted import Adapted, Tenant, unwrapped
 from engine.methods.base import PeftConfig, Tensors
 from engine.model.peft_model import PeftModel
 from engine.model.tuner import Tuner
@@ -103,8 +104,26 @@ def get_peft_model_state_dict(model: nn.Module, state_dict: dict[str, Tensor] | 
 
 def set_peft_model_state_dict(model: nn.Module, peft_model_state_dict: dict[str, Tensor], adapter_name: str = "default",
                               ignore_mismatched_sizes: bool = False, low_cpu_mem_usage: bool = False) -> LoadReport:
-    """Give an existing adapter these values."""
-    return set_state_of(_asked(model), peft_model_state_dict, adapter_name)
+    """Give an existing adapter these values. As in PEFT, what is not the adapter's but the base's goes into the base."""
+    asked = _asked(model)
+    report = set_state_of(asked, peft_model_state_dict, adapter_name)
+    base = {key: tensor for key in report.unexpected if (tensor := _of_base(asked.tuner, key)) is not None
+            and tensor.shape == peft_model_state_dict[key].shape}
+    with torch.no_grad():
+        for key, tensor in base.items():
+            tensor.copy_(peft_model_state_dict[key])
+    asked.stack.changed()
+    return dataclasses.replace(report, unexpected=[key for key in report.unexpected if key not in base])
+
+
+def _of_base(tuner: Any, key: str) -> Tensor | None:
+    """The base's own tensor that a key of a file names, if it names one."""
+    path, _, leaf = key.removeprefix("base_model.model.").rpartition(".")
+    try:
+        module = unwrapped(tuner.model.get_submodule(path.removesuffix(".base_layer")))
+    except AttributeError:
+        return None
+    return getattr(module, "bare", module)._parameters.get(leaf)
 
 
 def delete_adapter(model: nn.Module, adapter_name: str, prefix: str = "", layer_cls: type = Adapted) -> list[str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint.save import write_adapter
 from engine.hosts.adapted import Adapted
+from engine.hosts.replaced import Replaced
 from engine.methods.base import PeftConfig
 from engine.mix import to_lora
 
@@ -87,27 +88,23 @@ def set_base_model_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]
 
 def _base(model: nn.Module) -> list[tuple[str, str, Tensor]]:
     """(name of old, key in the state dict, tensor) of everything that belongs to the base."""
-    from engine.compat.direct import tuner_of
+    from engine.model.peft_model import PeftModel
 
-    tuner = tuner_of(model)
-    start = "base_model.model." if hasattr(model, "base_model") and model.base_model is tuner else ""
-    paths = tuner.layers.keys() if tuner is not None else ()
-    found = []
-    for key, tensor in model.state_dict().items():
-        name = key.removeprefix(start)
-        if start and not key.startswith(start):
-            continue
-        layer = next((path for path in _above(name) if path in paths), None)
-        if layer is None:
-            found.append((name, key, tensor))
-        elif name.startswith(inside := f"{layer}.{next(iter(tuner.layers[layer]._own))}."):
-            found.append((f"{layer}.{name.removeprefix(inside)}", key, tensor))
-    return found
+    start, base = ("base_model.", model.base_model) if isinstance(model, PeftModel) else ("", model)
+    if isinstance(model, PeftModel) and base is model.tuner:
+        start, base = f"{start}model.", base.model
+    state = model.state_dict()
+    return [(name, start + key, state[start + key]) for name, key in _names(base) if start + key in state]
 
 
-def _above(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:n]) for n in range(1, len(parts))]
+def _names(module: nn.Module, name: str = "", key: str = "") -> Iterator[tuple[str, str]]:
+    """(name of old, present key) of each tensor below a module; adapters and what they keep are passed over."""
+    wrapped = isinstance(module, (Adapted, Replaced))
+    for leaf in () if wrapped else (*module._parameters, *module._buffers):
+        yield name + leaf, key + leaf
+    for leaf, child in module._modules.items():
+        if child is not None and (not wrapped or leaf in module._own):
+            yield from _names(child, name if wrapped else f"{name}{leaf}.", f"{key}{leaf}.")
 
 
 def load_peft_weights(model_id: str, device: str | None = None, key_mapping: Mapping[str, str] | None = None, **hub: Any) -> dict[str, Tensor]:

@@ -91,6 +91,14 @@ def kind(name: str, peft_type: str, layer: str = "") -> type:
 
 
 @cache
+def layer_class(cls: type[Adapted], kind: str) -> type[Adapted]:
+    """``cls`` under another name for each kind of adapters, as in PEFT, so that programs can tell layers by their types."""
+    made = type(f"{cls.__name__}_{kind}", (cls,), {"__module__": __name__})
+    globals()[made.__name__] = made        # where pickles look for it
+    return made
+
+
+@cache
 def refusing(name: str) -> type:
     """A class for a name of PEFT's that this engine has nothing for: it says so when it is used."""
     def refuse(*args: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from engine.compat.configs import as_sets
+from engine.methods.base import TargetedConfig
 from engine.methods.registry import method
+from engine.model.lone import LoneTuner
 from engine.model.peft_model import PeftModel
 from engine.model.tuner import Tuner
 
@@ -79,8 +81,14 @@ class TunerViews:
         return config.to_dict() if hasattr(config, "to_dict") else config
 
     def enable_adapters(self: Tuner, enabled: bool = True) -> None:
+        """As in PEFT, nothing of an adapter trains while they are off; afterwards, what did before."""
         for layer in self.layers.values():
             layer.__dict__.pop("_off", None)
+        if not enabled:
+            self.__dict__.setdefault("_trained_before", set(self.trained))
+            self.set_requires_grad(self.trained, False)
+        else:
+            self.set_requires_grad(self.__dict__.pop("_trained_before", set()) & self.peft_config.keys())
         TunerViews.native["enable_adapters"](self, enabled)
 
     def enable_adapter_layers(self: Tuner) -> None:
@@ -91,17 +99,20 @@ class TunerViews:
 
     @contextmanager
     def disabled(self: Tuner) -> Iterator[None]:
-        """As in PEFT, nothing of an adapter trains inside the block."""
         if len({layer.disable_adapters for layer in self.layers.values()}) > 1:
             warnings.warn("The model contains some adapter layers that are enabled and others that are disabled. This is most likely "
                           "unintentional. After exiting the disable_adapter context, all adapters will be enabled.")
-        trained = set(self.trained)
         with TunerViews.native["disabled"](self):
-            self.set_requires_grad(trained, False)
-            try:
-                yield
-            finally:
-                self.set_requires_grad(trained & self.peft_config.keys())
+            yield
+
+    def _init_vblora_vector_bank(self: Tuner, config: Any, adapter_name: str) -> None:
+        with torch.no_grad():
+            self.tensors(adapter_name)["vblora_vector_bank"].uniform_(-config.init_vector_bank_bound, config.init_vector_bank_bound)
+
+    def _init_tinylora_v(self: Tuner, config: Any, adapter_name: str) -> None:
+        with torch.no_grad():
+            for vector in self.tensors(adapter_name).values():
+                vector.uniform_(-config.init_v_bound, config.init_v_bound)
 
     def delete_adapter(self: Tuner, name: str | list[str]) -> None:
         """As in PEFT, another adapter becomes active when none is left that was; several names may be given."""
@@ -126,6 +137,22 @@ class TunerViews:
 
     def unload(self: Tuner) -> nn.Module:
         return self.leave()
+
+
+class LoneViews:
+    """What adapters outside of layers have in PEFT, for `LoneTuner`."""
+
+    def enable_adapter_layers(self: LoneTuner) -> None:
+        self.enable_adapters(True)
+
+    def disable_adapter_layers(self: LoneTuner) -> None:
+        self.enable_adapters(False)
+
+    def delete_adapter(self: LoneTuner, name: str) -> None:
+        """As in PEFT, another adapter becomes active when none is left that was."""
+        LoneViews.native["delete_adapter"](self, name)
+        if not self.stack.names and self.peft_config:
+            self.set_adapter(min(self.peft_config))
 
 
 class ModelViews:
@@ -179,6 +206,8 @@ class ModelViews:
 
     def add_adapter(self: PeftModel, adapter_name: str, peft_config: Any, low_cpu_mem_usage: bool = False,
                     autocast_adapter_dtype: bool = True) -> None:
+        if type(self).__name__ == "PeftMixedModel" and not isinstance(peft_config, TargetedConfig):
+            raise ValueError(f"The provided `peft_type` '{peft_config.peft_type.value}' is not compatible with the `PeftMixedModel`.")
         if self.peft_config and peft_config.peft_type != self.peft_type and type(self).__name__ != "PeftMixedModel":
             raise ValueError(f"Cannot combine adapters with different peft types. Found {self.peft_type} and {peft_config.peft_type}.")
         ModelViews.native["add_adapter"](self, adapter_name, peft_config, low_cpu_mem_usage, autocast_adapter_dtype)

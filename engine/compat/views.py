@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from engine.compat.kinds import AuxiliaryTrainingWrapper, TrainableTokensLayer, TrainableTokensWrapper
+from engine.compat.kinds import AuxiliaryTrainingWrapper, TrainableTokensLayer, TrainableTokensWrapper, layer_class
 from engine.hosts.adapted import Adapted
-from engine.hosts.replaced import Replaced
+from engine.hosts.replaced import Replaced, SavedModule
+from engine.hosts.shelves import Fixed
+from engine.methods.beside import BIAS, SAVED
 
 
 def attach(views: type, cls: type) -> None:
@@ -26,6 +28,7 @@ def attach_all() -> None:
     from engine.compat import configs, model, names
     from engine.methods.registry import config_class
     from engine.methods.registry import names as known
+    from engine.model.lone import LoneTuner
     from engine.model.peft_model import PeftModel
     from engine.model.tuner import Tuner
 
@@ -38,6 +41,7 @@ def attach_all() -> None:
     attach(LayerViews, Adapted)
     attach(ReplacedViews, Replaced)
     attach(model.TunerViews, Tuner)
+    attach(model.LoneViews, LoneTuner)
     attach(model.ModelViews, PeftModel)
 
 
@@ -76,8 +80,15 @@ def _setting(*fields: str, default: Any = None) -> property:
     return property(lambda layer: _PerAdapter(layer, lambda t: next((getattr(t.config, f) for f in fields if hasattr(t.config, f)), default)))
 
 
+def _innermost(law: Any, name: str) -> Any:
+    """What the law, or one that it goes round, has under this name; None if none has."""
+    while not hasattr(law, name) and hasattr(law, "inner"):
+        law = law.inner
+    return getattr(law, name, None)
+
+
 def _scale(tenant: Any) -> float:
-    scale = getattr(tenant.method, "scale", None)
+    scale = _innermost(tenant.method, "scale")
     return float(scale(tenant.config, tenant.site)) if scale is not None else 1.0
 
 
@@ -126,9 +137,12 @@ class WrapperViews:
 
     @property
     def adapter_layer_names(self: Adapted) -> tuple[str, ...]:
-        return tuple(kind for kind in self._modules if kind not in self._own)
+        return tuple(kind for kind, shelf in self._modules.items() if kind not in self._own and type(shelf) is not Fixed)
 
-    other_param_names = ("r", "lora_alpha", "scaling", "lora_dropout")
+    @property
+    def other_param_names(self: Adapted) -> tuple[str, ...]:
+        fixed = tuple(kind for kind, shelf in self._modules.items() if kind not in self._own and type(shelf) is Fixed)
+        return ("r", "lora_alpha", "scaling", "lora_dropout", *fixed)
 
     @property
     def active_adapters(self: Adapted) -> list[str]:
@@ -220,13 +234,35 @@ class WrapperViews:
                 first = self.__dict__.get("_first_scaling", {}).get(name, self.scaling[name])
                 self.scaling[name] = first if scale is None else self.scaling[name] / scale
 
+    def _shelf(self: Adapted, kind: str, container: type) -> Any:
+        if kind not in self._modules:      # `__getattr__` shows shelves that are not there
+            self._modules[kind] = container()
+        return WrapperViews.native["_shelf"](self, kind, container)
+
+    def extra_repr(self: Adapted) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}" if type(self.bare).__name__ == "Conv1D" else ""
+
     def _get_name(self: Adapted) -> str:
         kinds = sorted({str(getattr(t.config.peft_type, "value", t.config.peft_type)).lower() for t in self.tenants.values()})
-        return f"{kinds[0] if kinds else 'peft'}.{type(self.bare).__name__}"
+        layer = type(self.bare).__name__
+        return f"{kinds[0] if kinds else 'peft'}.{'Linear' if layer == 'Conv1D' else layer}"
 
 
 class LayerViews:
     """What only layers with a weight have in PEFT, for `Adapted`."""
+
+    def add(self: Adapted, name: str, tenant: Any, tensors: Any) -> None:
+        """As ever, and the layer gets the class of its first kind of adapters."""
+        LayerViews.native["add"](self, name, tenant, tensors)
+        self.__class__ = _classes(self)[0]
+
+    def named_modules(self: Adapted, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
+        """Where kinds of adapters meet on a layer, PEFT has a layer round the layer: here the same one shows once more for each further kind."""
+        yield from LayerViews.native["named_modules"](self, memo, prefix, remove_duplicate)
+        for cls in _classes(self)[1:]:
+            twin = cls.__new__(cls)
+            twin.__dict__ = self.__dict__
+            yield f"{prefix}.base_layer", twin
 
     def forward(self: Adapted, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As ever, unless this layer alone is switched off: that can be done to PEFT's layers one by one."""
@@ -247,17 +283,23 @@ class LayerViews:
                                  f"NaNs detected in the merged {what}.")
         raise NotImplementedError("Layers are merged all together: use the model's merge_adapter().")
 
+    def _restore_weights(self: Adapted) -> None:
+        """Nothing to do: attention's own weights are where they always were."""
+
+    @property
+    def bias(self: Adapted) -> Tensor | None:
+        """A learned bias where there is one: in PEFT that is the base's own."""
+        for name in self.active_adapters:
+            if name in self.tenants and (own := self.tensors(name).get(BIAS)) is not None:
+                return own
+        return self.base_layer.bias
+
     def get_delta_weight(self: Adapted, adapter: str) -> Tensor:
         """ΔW of one adapter in the layer's own layout."""
         tenant = self.tenants[adapter]
         W0 = self.canonical().float() if tenant.method.needs_base or not hasattr(tenant.method, "factors") else None
         delta = tenant.method.delta(self.all_tensors(adapter), tenant.config, tenant.site, self.canonical().float() if W0 is None else W0)
         return self._host.native(delta, self.pristine_weight)
-
-    def _shelf(self: Adapted, kind: str, container: type) -> Any:
-        if kind not in self._modules:      # `__getattr__` below shows shelves that are not there
-            self._modules[kind] = container()
-        return self._modules[kind]
 
     def __getattr__(self: Adapted, name: str) -> Any:
         try:
@@ -287,13 +329,25 @@ class ReplacedViews:
     def forward(self: Replaced, *args: Any, **kwargs: Any) -> Any:
         return self.bare(*args, **kwargs) if "_off" in self.__dict__ else ReplacedViews.native["forward"](self, *args, **kwargs)
 
+    def __getattr__(self: Replaced, name: str) -> Any:
+        if name == SAVED.prefix and isinstance(self, SavedModule) and name not in self._modules:
+            return _Empty()
+        return ReplacedViews.native["__getattr__"](self, name)
+
+
+def _classes(layer: Adapted) -> list[type[Adapted]]:
+    """A class for each kind of adapters on the layer, in the order of their coming."""
+    kinds = dict.fromkeys(str(getattr(t.config.peft_type, "value", t.config.peft_type)) for t in layer.tenants.values())
+    cls = next(c for c in type(layer).__mro__ if not c.__module__.startswith("engine.compat"))
+    return [layer_class(cls, kind) for kind in kinds]
+
 
 def _absent(layer: nn.Module, name: str) -> None:
     raise AttributeError(f"{type(layer).__name__!r} object has no attribute {name!r}")
 
 
 def _rank(layer: Adapted, tenant: Any) -> Any:
-    rank = getattr(tenant.method, "rank", None)
+    rank = _innermost(tenant.method, "rank")
     return rank(tenant.config, tenant.site) if callable(rank) else getattr(tenant.config, "r", None)
 
 

@@ -227,7 +227,7 @@ def _applied(layer: "Adapted", stack: LiveStack, name: str) -> Path:
     def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
         strength, W0 = stack.strength(name), layer.canonical() if method.needs_base else None
         seen = _inputs(layer, x, y, share)
-        added = method.apply(p, config, site, seen, W0, Run(layer.training, stack.extras))
+        added = method.apply(p, config, site, seen, W0, Run(layer.training, stack.arguments(layer.training or torch.is_grad_enabled())))
         if added is None and (f := method.factors(p, config, site)) is not None:
             added = host.expand(base, host.project(base, seen, f.A.to(y.dtype)) * f.scale, f.B.to(y.dtype))
         elif added is None:

@@ -54,6 +54,36 @@ class Fixed(_Steady):
         return self._buffers.keys()
 
 
+class Various(Fixed):
+    """A shelf on which adapters of different methods keep different things under one name: LoRA's ``lora_A`` is a slot, AdaLoRA's a tensor."""
+
+    def __init__(self, shelf: Any):
+        super().__init__()
+        for name in list(shelf):
+            self[name] = shelf[name]
+
+    def __setitem__(self, name: str, thing: Tensor | nn.Module) -> None:
+        setattr(self, name, thing) if isinstance(thing, (nn.Module, nn.Parameter)) else self.register_buffer(name, thing)
+
+    def __getitem__(self, name: str) -> Any:
+        return next(held[name] for held in (self._modules, self._parameters, self._buffers) if name in held)
+
+    def __delitem__(self, name: str) -> None:
+        delattr(self, name)
+
+    def __contains__(self, name: str) -> bool:
+        return any(name in held for held in (self._modules, self._parameters, self._buffers))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def keys(self) -> KeysView[str]:
+        return {**self._modules, **self._parameters, **self._buffers}.keys()
+
+
 class Slot(_Steady):
     """Holds one adapter's tensors of one kind (``lora_A`` → ``weight``, ``bias``), so that names nest as in PEFT."""
 
@@ -117,4 +147,6 @@ class Shelves(nn.Module):
     def _shelf(self, kind: str, container: type) -> Any:
         if kind not in self._modules:
             self.add_module(kind, container())
+        elif not isinstance(self._modules[kind], (container, Various)):
+            self._modules[kind] = Various(self._modules[kind])
         return self._modules[kind]

@@ -44,6 +44,7 @@ class LiveStack:
     def __init__(self) -> None:
         self.samples: Samples | None = None
         self.extras: dict[str, Any] = {}
+        self._replayed: dict[str, Any] = {}
         self._solos: dict[str, LiveStack] = {}
         self._strengths: dict[str, float] = {}
         self._scales: dict[tuple, tuple[int, Tensor]] = {}
@@ -96,6 +97,14 @@ class LiveStack:
         self._scales.clear()
         for solo in self._solos.values():
             solo.changed()
+
+    def arguments(self, learning: bool) -> dict[str, Any]:
+        """`extras`; in a backward pass, where gradient checkpointing runs layers again, those of the last pass that was learning."""
+        if torch._C._current_graph_task_id() != -1:
+            return self._replayed
+        if learning:
+            self._replayed = self.extras
+        return self.extras
 
     def heard(self) -> list[str]:
         """Adapters that run on top of the base: in the stack, not at zero, not merged into the weights, not disabled."""

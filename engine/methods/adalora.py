@@ -78,7 +78,7 @@ class AdaLoraConfig(TargetedConfig):
             if getattr(self, name) and name not in ("megatron_core", "qalora_group_size", "runtime_config"):
                 raise ValueError(f"{self.peft_type} does not support {_SPOKEN.get(name, name)}: leave it at its default.")
         if self.r != 8:
-            warnings.warn("`r` is not used in AdaLora and will be ignored: set `init_r` and `target_r` instead.", stacklevel=3)
+            warnings.warn("Note that `r` is not used in AdaLora and will be ignored. Set `init_r` and `target_r` instead.", stacklevel=3)
         if not isinstance(self.init_r, int) or self.init_r < 0:
             raise ValueError(f"`r` should be a positive integer or 0, but the value passed is {self.init_r}")
         if self.total_step is None or self.total_step <= 0:
@@ -142,13 +142,13 @@ class AdaLora(Method):
     def factors(self, p: Tensors, cfg: AdaLoraConfig, site: Site) -> Factors | None:
         if site.groups > 1:
             return None
-        return Factors(p["lora_A"] * p["lora_E"], p["lora_B"], self.scale(cfg))
+        return Factors(p["lora_A"] * p["lora_E"], p["lora_B"], self.scale(cfg, site))
 
-    def scale(self, cfg: AdaLoraConfig) -> float:
+    def scale(self, cfg: AdaLoraConfig, site: Site) -> float:
         return (cfg.lora_alpha if cfg.lora_alpha > 0 else cfg.init_r) / (cfg.init_r + 1e-5)
 
     def delta(self, p: Tensors, cfg: AdaLoraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
-        return self.scale(cfg) * (p["lora_B"] @ (p["lora_A"] * p["lora_E"]))
+        return self.scale(cfg, site) * (p["lora_B"] @ (p["lora_A"] * p["lora_E"]))
 
     def dropout(self, cfg: AdaLoraConfig) -> float:
         return cfg.lora_dropout

@@ -112,7 +112,7 @@ class OwnBias(_Mixin):
         return super().encode(p, cfg, site) | ({self.bias_file: p[BIAS]} if BIAS in p else {})
 
     def bias_delta(self, p: Tensors, cfg: Any, site: Site, b0: Tensor | None = None, W0: Tensor | None = None) -> Tensor | None:
-        more = super().bias_delta(p, cfg, site, b0, W0)
+        more = super().bias_delta(p, cfg, site, p.get(BIAS, b0), W0)        # a law that looks at the bias sees the learned one
         if BIAS not in p:
             return more
         return own_bias(p, b0) if more is None else more + own_bias(p, b0)

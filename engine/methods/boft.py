@@ -50,8 +50,9 @@ class BOFTConfig(TargetedConfig):
 def butterfly(n: int, size: int, level: int) -> tuple[Tensor, Tensor]:
     """The permutation before the blocks of factor ``level`` and its inverse: halves of neighbouring blocks meet at twice the distance each time."""
     half, step = size // 2, 2 ** (level + 1)
-    order = torch.arange(n) if level == 0 else torch.arange(n).view(-1, step, half)[:, [*range(0, step, 2), *range(1, step, 2)]].reshape(-1)
-    return order.argsort(), order
+    with torch.inference_mode(False):      # what is kept must serve training, too
+        order = torch.arange(n) if level == 0 else torch.arange(n).view(-1, step, half)[:, [*range(0, step, 2), *range(1, step, 2)]].reshape(-1)
+        return order.argsort(), order
 
 
 class Boft(MapMethod):

@@ -50,15 +50,20 @@ class Dora(Method):
 
     def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
         g, f = self.gain(p, cfg, site, W0)
-        return (g - 1)[:, None] * W0 + g[:, None] * (f.scale * (f.B @ f.A))
+        return (g - 1)[:, None] * _widened(W0, f.A.shape[1]) + g[:, None] * (f.scale * (f.B @ f.A))
 
 
 def row_norms(W0: Tensor, f: Factors) -> Tensor:
     """‖W0 + scale·B·A‖ of each row ``(out,)``, without ever forming the sum: the cross terms are thin products."""
-    A, B, W0 = f.A.detach(), f.B.detach() * f.scale, W0.to(f.A.dtype)
+    A, B, W0 = f.A.detach(), f.B.detach() * f.scale, _widened(W0.to(f.A.dtype), f.A.shape[1])
     crossed = ((W0 @ A.T) * B).sum(1)
     own = ((B @ (A @ A.T)) * B).sum(1)
     return (W0.square().sum(1) + 2 * crossed + own).clamp_min(0).sqrt()
+
+
+def _widened(W0: Tensor, columns: int) -> Tensor:
+    """The matrix of a convolution with groups as wide as what LoRA adds to it, which mixes all channels."""
+    return W0 if W0.shape[1] == columns else torch.block_diag(*W0.chunk(columns // W0.shape[1]))
 
 
 def wanted(cfg: Any) -> bool:

@@ -88,7 +88,7 @@ class Gralora(Method):
             table["gralora_B_general.weight"] = TensorSpec((site.out, hybrid), last)
         return table
 
-    def scale(self, cfg: GraloraConfig) -> float:
+    def scale(self, cfg: GraloraConfig, site: Site) -> float:
         return cfg.alpha / (cfg.r + cfg.hybrid_r)
 
     def factors(self, p: Tensors, cfg: GraloraConfig, site: Site) -> Factors | None:
@@ -100,7 +100,7 @@ class Gralora(Method):
         B = torch.einsum("jnso,ij->ionjs", B, torch.eye(k, dtype=B.dtype, device=B.device)).reshape(site.out, -1)
         if cfg.hybrid_r:
             A, B = torch.cat([A, p["gralora_A_general.weight"]]), torch.cat([B, p["gralora_B_general.weight"]], 1)
-        return Factors(A, B, self.scale(cfg))
+        return Factors(A, B, self.scale(cfg, site))
 
     def delta(self, p: Tensors, cfg: GraloraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         k = cfg.gralora_k
@@ -108,7 +108,7 @@ class Gralora(Method):
         delta = delta.reshape(site.out, site.columns)
         if cfg.hybrid_r:
             delta = delta + p["gralora_B_general.weight"] @ p["gralora_A_general.weight"]
-        return self.scale(cfg) * delta
+        return self.scale(cfg, site) * delta
 
     def apply(self, p: Tensors, cfg: GraloraConfig, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor | None:
         if site.kind != "linear":
@@ -119,7 +119,7 @@ class Gralora(Method):
         y = torch.einsum("...jr,jro->...jo", h, p["gralora_B"]).flatten(-2)
         if cfg.hybrid_r:
             y = y + x @ p["gralora_A_general.weight"].T @ p["gralora_B_general.weight"].T
-        return self.scale(cfg) * y
+        return self.scale(cfg, site) * y
 
     def dropout(self, cfg: GraloraConfig) -> float:
         return cfg.gralora_dropout

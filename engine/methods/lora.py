@@ -150,8 +150,8 @@ class Lora(Method):
         if self.rank(cfg, site) % site.groups:
             return (f"It has {site.groups} groups and the rank is {self.rank(cfg, site)}: "
                     "support is limited to conv layers where the rank is divisible by groups.")
-        if site.groups > 1 and (cfg.use_dora or cfg.init_lora_weights not in (True, False, "gaussian")):
-            return "On a convolution with groups LoRA mixes all channels, so neither DoRA nor a start from the weight is defined."
+        if site.groups > 1 and cfg.init_lora_weights not in (True, False, "gaussian"):
+            return "On a convolution with groups LoRA mixes all channels, so no start from the weight is defined."
         if cfg.lora_bias and not site.has_bias:
             return "`lora_bias` needs a layer that has a bias."
         return ""

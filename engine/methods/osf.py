@@ -6,6 +6,7 @@ Nayak et al. 2025 (arXiv 2504.07097). Steps of U and V are kept orthogonal to th
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ class OSFConfig(TargetedConfig):
     """Settings of OSF, by PEFT's names and defaults.
 
     Raises:
-        ValueError: a preserved rank that is not positive, or ``target_svd_config`` (which has no effect in PEFT).
+        ValueError: a preserved rank that is not positive.
     """
 
     peft_type: ClassVar[str] = "OSF"
@@ -50,8 +51,8 @@ class OSFConfig(TargetedConfig):
         for value in (self.effective_rank, *(self.rank_pattern or {}).values()):
             if value is not None and value <= 0:
                 raise ValueError(f"`effective_rank` should be a positive integer value but the value passed is {value}")
-        if self.target_svd_config:
-            raise ValueError("`target_svd_config` has no effect; use `rank_pattern` to keep other numbers of directions in some layers.")
+        if self.target_svd_config:         # nor has it in PEFT, whose files may name it
+            warnings.warn("`target_svd_config` has no effect; use `rank_pattern` to keep other numbers of directions in some layers.", stacklevel=3)
 
 
 class Osf(Method):

@@ -53,7 +53,7 @@ class PromptEncoder(BasePromptEncoder):
             self.mlp_head = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
             return
         if config.encoder_num_layers != 2 or config.encoder_dropout:
-            warnings.warn("for MLP, the argument `encoder_num_layers` is ignored. Exactly 2 MLP layers are used, without dropout.", stacklevel=2)
+            warnings.warn("for MLP, the argument `encoder_num_layers` is ignored. Exactly 2 MLP layers are used.", stacklevel=2)
         self.mlp_head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
     def forward(self, indices: Tensor, task_ids: Tensor | None = None) -> Tensor:

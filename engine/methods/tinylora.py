@@ -60,8 +60,6 @@ class TinyLora(Method):
     prefix = "tinylora_"
 
     def refuses(self, cfg: TinyLoraConfig, site: Site) -> str:
-        if site.kind == "embedding" and cfg.tinylora_dropout:
-            return "`tinylora_dropout` drops inputs, and those of an embedding are words: set it to 0."
         return "TinyLoRA mixes all channels, which a grouped convolution cannot." if site.groups > 1 else ""
 
     def starts_from_base(self, cfg: TinyLoraConfig) -> bool:

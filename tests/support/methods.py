@@ -26,7 +26,7 @@ METHODS: dict[str, Row] = {
     "lora-rs": Row("LoraConfig", {"r": 4, "lora_alpha": 2, "use_rslora": True}),
     "lora-bias": Row("LoraConfig", {"r": 2, "lora_bias": True}, ("linear",)),
     "lora-gaussian": Row("LoraConfig", {"r": 2, "init_lora_weights": "gaussian"}),
-    "dora": Row("LoraConfig", {"r": 3, "lora_alpha": 5, "use_dora": True}, ("linear", "linear-no-bias", "conv1d", "conv2d", "conv3d", "embedding")),
+    "dora": Row("LoraConfig", {"r": 4, "lora_alpha": 5, "use_dora": True}, ("linear", "linear-no-bias", "conv1d", "conv2d", "conv3d", "embedding")),
     "oft": Row("OFTConfig", {"oft_block_size": 4}, ("linear", "linear-no-bias", "conv2d-1x1", "embedding"), {"init_weights": False}),
     "oft-exact": Row("OFTConfig", {"r": 5, "oft_block_size": 0, "use_cayley_neumann": False}, heard={"init_weights": False}),
     "oft-bound": Row("OFTConfig", {"oft_block_size": 3, "coft": True, "eps": 0.2, "num_cayley_neumann_terms": 4}, heard={"init_weights": False}),

@@ -136,8 +136,8 @@ def test_factors_of_the_weights_own_shape_stay_within_the_groups():
 def test_what_cannot_be_is_said():
     with pytest.raises(UnsupportedLayer, match="rank is divisible by groups"):
         one(nn.Conv1d(4, 4, 3, groups=2), LoraConfig(r=3))
-    with pytest.raises(UnsupportedLayer, match="neither DoRA"):
-        one(nn.Conv1d(4, 4, 3, groups=2), LoraConfig(r=2, use_dora=True))
+    with pytest.raises(UnsupportedLayer, match="no start from the weight"):
+        one(nn.Conv1d(4, 4, 3, groups=2), LoraConfig(r=2, init_lora_weights="pissa"))
     for above in (OFTConfig(oft_block_size=3), IA3Config(target_modules=["layer"], feedforward_modules=["layer"])):
         peft, _ = one(nn.Conv1d(4, 4, 3, groups=2), LoraConfig(r=2), above)
         with pytest.raises(UnsupportedLayer, match="cannot sit above"):

@@ -36,7 +36,7 @@ def test_the_law_is_a_decomposition_scaled_by_alpha_over_the_first_rank(kind):
     p, cfg = adapted.tensors("a0"), adapted.tenants["a0"].config
     expected = 6 / (3 + 1e-5) * p["lora_B"] @ torch.diag(p["lora_E"].flatten()) @ p["lora_A"]
     torch.testing.assert_close(METHOD.delta(p, cfg, adapted.site), expected)
-    assert METHOD.scale(AdaLoraConfig(init_r=3, total_step=9, lora_alpha=0)) == pytest.approx(1, abs=1e-5)
+    assert METHOD.scale(AdaLoraConfig(init_r=3, total_step=9, lora_alpha=0), adapted.site) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_number_of_ranks_falls_by_the_cubic_curve_and_stays():

@@ -60,7 +60,7 @@ def test_a_rank_that_is_not_positive(rank):
 
 
 def test_what_would_have_no_effect_is_refused():
-    with pytest.raises(ValueError, match="`target_svd_config` has no effect"):
+    with pytest.warns(UserWarning, match="`target_svd_config` has no effect"):
         OSFConfig(target_svd_config={"lin0.weight": 8})
     for rank in (6, 1.0, 100):
         with pytest.raises(UnsupportedLayer, match="leave one to learn"):
