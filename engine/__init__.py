@@ -62,6 +62,7 @@ _PUBLIC = {
     "engine.model.mixed": ("PeftMixedModel",),
     "engine.model.eva": ("get_eva_state_dict", "initialize_lora_eva_weights"),
     "engine.model.lora_calibrate": ("as_plain_lora", "preprocess_corda", "preprocess_loraga", "replace_lora_weights_loftq"),
+    "engine.model.kbit": ("prepare_model_for_kbit_training",),
     "engine.mix.to_lora": ("convert_to_lora", "save_as_lora", "to_lora"),
     "engine.model.targets": ("NoMatchingPeftModuleError",),
     "engine.checkpoint.state": ("get_peft_model_state_dict", "set_peft_model_state_dict"),

@@ -42,27 +42,6 @@ def _get_submodules(model: nn.Module, key: str) -> tuple[nn.Module, nn.Module, s
     return model.get_submodule(parent), model.get_submodule(key), name
 
 
-def prepare_model_for_kbit_training(model: nn.Module, use_gradient_checkpointing: bool = True,
-                                    gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, auto_clear_cache: bool = True) -> nn.Module:
-    """Freeze the model, bring its 16-bit parameters (not packed ones) to float32, and switch gradient checkpointing on if it is quantized."""
-    quantized = any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)) or getattr(model, "is_quantized", False)
-    method = getattr(model, "quantization_method", None)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-        if method not in ("gptq", "aqlm", "eetq", "hqq", "torchao") and parameter.dtype in (torch.float16, torch.bfloat16) and (
-                type(parameter).__name__ != "Params4bit"):
-            parameter.data = parameter.data.float()
-    if quantized and use_gradient_checkpointing:
-        settings = dict(gradient_checkpointing_kwargs or {})
-        if settings.get("use_reentrant", True):
-            if hasattr(model, "enable_input_require_grads"):
-                model.enable_input_require_grads()
-            else:
-                model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
-        model.gradient_checkpointing_enable(**({"gradient_checkpointing_kwargs": settings} if settings else {}))
-    return model
-
-
 def cast_mixed_precision_params(model: nn.Module, dtype: torch.dtype) -> None:
     """What is frozen to ``dtype``, what trains to float32."""
     for parameter in model.parameters():

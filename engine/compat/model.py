@@ -125,12 +125,12 @@ class TunerViews:
             if was_heard and not self.stack.names and self.peft_config:
                 self.set_adapter(min(self.peft_config))
 
-    def merge_adapter(self: Tuner, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+    def merge_adapter(self: Tuner, adapter_names: list[str] | None = None, safe_merge: bool = False, **more: Any) -> None:
         names = self.stack.names if adapter_names is None else adapter_names
         if self.stack.merged and not isinstance(names, str) and set(names) <= set(self.stack.merged):
             warnings.warn("All adapters are already merged, nothing to do.")
             return
-        TunerViews.native["merge_adapter"](self, adapter_names, safe_merge)
+        TunerViews.native["merge_adapter"](self, adapter_names, safe_merge, **more)
 
     def merge_and_unload(self: Tuner, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None) -> nn.Module:
         return self.leave(self.to_merge(adapter_names, safe_merge))

@@ -46,7 +46,7 @@ _MIXED = ("LORA", "ADALORA", "LOHA", "LOKR", "SHIRA", "IA3", "BEFT", "ROAD", "HI
 # --- everything else: name → module of ours ---
 
 _HERE = {name: f"engine.compat.{module}" for module, names in {
-    "functions": """infer_device _get_submodules prepare_model_for_kbit_training cast_mixed_precision_params get_base_model_state_dict
+    "functions": """infer_device _get_submodules cast_mixed_precision_params get_base_model_state_dict
         set_base_model_state_dict load_peft_weights get_peft_config register_peft_method shift_tokens_right transpose id_tensor_storage
         fsdp_auto_wrap_policy build_peft_weight_mapping _freeze_adapter _get_batch_size check_if_peft_model
         convert_to_lora save_as_lora""",

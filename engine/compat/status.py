@@ -10,6 +10,7 @@ from torch import nn
 
 from engine.compat.direct import tuner_of
 from engine.hosts.adapted import Adapted
+from engine.model.kbit import quantization_backend
 
 Irregular = Literal["irregular"]
 
@@ -67,7 +68,7 @@ def _layer(path: str, layer: Adapted) -> TunerLayerStatus:
         layer.tenants[name].config, layer.tenants[name].site)[k].trainable) for name, found in tensors.items() if found}
     devices = {name: sorted({t.device.type for t in found.values()}) for name, found in tensors.items()}
     return TunerLayerStatus(f"model.{path}", layer._get_name(), layer._stack.enabled, list(layer._stack.names), layer.merged_adapters, trains,
-                            sorted(layer.tenants), devices)
+                            sorted(layer.tenants), devices, quantization_backend(getattr(layer, "pristine", layer.bare)))
 
 
 def get_model_status(model: nn.Module) -> TunerModelStatus:
@@ -80,4 +81,5 @@ def get_model_status(model: nn.Module) -> TunerModelStatus:
         trained, sum(p.numel() for p in model.parameters()), len(layers), _alike(layer.enabled for layer in layers),
         _alike(layer.active_adapters for layer in layers), list(tuner.stack.merged),
         {n: _alike(layer.requires_grad[n] for layer in layers if n in layer.requires_grad) for n in names}, names,
-        {n: sorted({d for layer in layers for d in layer.devices.get(n, ())}) for n in names})
+        {n: sorted({d for layer in layers for d in layer.devices.get(n, ())}) for n in names},
+        _alike(layer.quantization_backend for layer in layers))

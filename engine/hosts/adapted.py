@@ -142,7 +142,7 @@ class Adapted(Shelves):
         return y
 
     def _bare(self, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        return self.base_layer(x, *args, **kwargs)
+        return self.runner(x, *args, **kwargs)
 
     def canonical(self) -> Tensor:
         """W0 as the matrix that methods see."""
@@ -201,7 +201,7 @@ class Adapted(Shelves):
     def compose_bias(self, b0: Tensor | None = None, names: Iterable[str] | None = None) -> Tensor | None:
         """The bias ``(out,)`` with the stack baked in, or None if there is none."""
         b0 = self.pristine_bias if b0 is None else b0
-        if b0 is not None and b0.device.type != self.pristine_weight.device.type:
+        if b0 is not None and b0.device.type != self.like.device.type:
             return self._bias_alone(b0, names)
         return self.compose_both(None, b0, names)[1]
 
@@ -278,6 +278,16 @@ class Adapted(Shelves):
     def pristine_bias(self) -> Tensor | None:
         return self._host.bias_of(self.bare) if self._kept is None else self._kept[1]
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor of W0's number format on its device, and cheap where W0 is not (see `Layout.like`)."""
+        return self._host.like(self.bare) if self._kept is None else self.pristine_weight
+
+    @property
+    def runner(self) -> Callable[..., Tensor]:
+        """What runs the layer itself."""
+        return self.base_layer
+
     # --- looking like the layer it wraps ---
 
     @property
@@ -298,9 +308,12 @@ class Adapted(Shelves):
     def _apply(self, fn: Callable, recurse: bool = True) -> "Adapted":
         super()._apply(fn, recurse)
         if self._kept is not None:
-            self._kept = tuple(None if p is None else nn.Parameter(fn(p.data), requires_grad=False) for p in self._kept)
+            self._move_kept(fn)
         self._forget_programs()            # stacked copies may lie on another device now
         return self
+
+    def _move_kept(self, fn: Callable) -> None:
+        self._kept = tuple(None if p is None else nn.Parameter(fn(p.data), requires_grad=False) for p in self._kept)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

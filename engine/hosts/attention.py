@@ -14,6 +14,8 @@ from engine.errors import UnsupportedLayer
 from engine.hosts.adapted import Adapted, unwrapped
 from engine.hosts.host import host_of
 from engine.hosts.parameter import ParameterLayout, Read
+from engine.hosts.quantized.adapted import AdaptedQuantized
+from engine.hosts.quantized.protocol import backend_of
 from engine.methods.base import Site
 
 IN, OUT = "in_proj_weight", "out_proj"
@@ -27,6 +29,8 @@ def is_only_read(layer: nn.Module) -> bool:
 
 def wrapper(layer: nn.Module, parent: nn.Module | None) -> type[Adapted]:
     """What stands round a layer: torch's encoder layer reads its linear layers' weights where it runs as one kernel, and calls them elsewhere."""
+    if backend_of(layer) is not None:
+        return AdaptedQuantized
     return Read if is_only_read(layer) or isinstance(parent, nn.TransformerEncoderLayer) else Adapted
 
 

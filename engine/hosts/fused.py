@@ -63,7 +63,7 @@ def _flat(layer: "Adapted", stack: LiveStack, layout: Layout, pair: _Pair, own_o
     ranks = sum(rank for _, rank, _ in layout)
     (name, _, scale), single = layout[0], len(layout) == 1
     # 16-bit products of a few rows cost a processor three times those of float32, if such tensors are there anyway
-    wide = pair.dtype == torch.float32 and layer.pristine_weight.device.type == "cpu"
+    wide = pair.dtype == torch.float32 and layer.like.device.type == "cpu"
 
     def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
         columns, dtype = x.shape[-1], y.dtype

@@ -18,6 +18,8 @@ from engine.methods.base import Site
 class Layout(ABC):
     """Reads and writes a weight. "Canonical" is the matrix that `Site` describes."""
 
+    packed: ClassVar[bool] = False         # the weight takes less memory than as numbers: it is never kept as such only to run it
+
     @abstractmethod
     def site(self, path: str, layer: nn.Module) -> Site:
         """Describe the layer's weight."""
@@ -25,6 +27,10 @@ class Layout(ABC):
     def weight(self, layer: nn.Module) -> Tensor:
         """The layer's weight in its own layout, as numbers (a quantized layer's is made readable)."""
         return layer.weight
+
+    def like(self, layer: nn.Module) -> Tensor:
+        """A tensor of the weight's number format on its device, maybe without values, where nothing has to be made readable for that."""
+        return self.weight(layer)
 
     def bias_of(self, layer: nn.Module) -> Tensor | None:
         """The bias that goes with it ``(out,)``."""
@@ -94,4 +100,6 @@ def _hosts() -> tuple[Host, ...]:
 
 def host_of(layer: nn.Module) -> Host | None:
     """The host for this layer, or None if no adapter can sit on it."""
-    return next((host for host in _hosts() if isinstance(layer, host.layers)), None)
+    from engine.hosts.quantized.host import quantized_host
+
+    return quantized_host(layer) or next((host for host in _hosts() if isinstance(layer, host.layers)), None)

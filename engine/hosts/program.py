@@ -32,14 +32,14 @@ def build(layer: "Adapted", stack: LiveStack, learning: bool) -> Program:
     heard = [name for name in stack.heard() if name in layer.tenants]
     if not heard:
         return layer._bare
-    if not learning and not all(_is_cheap(layer, name) for name in heard):
+    if not learning and not layer.host.packed and not all(_is_cheap(layer, name) for name in heard):
         return _composed(layer, stack, heard)
     if len(heard) == 1 and _is_dense(layer, heard[0]):
         return _learning_whole(layer, stack, heard)
     if any(isinstance(layer.tenants[name].method, MapMethod) for name in heard):
         return _nested(layer, stack, heard)
     paths, needs_origin = _paths(layer, stack, heard, learning)
-    base = layer.base_layer
+    base = layer.runner
     if needs_origin:
         def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
             y = base(x, *args, **kwargs)
@@ -72,7 +72,7 @@ def _is_cheap(layer: "Adapted", name: str) -> bool:
 def _is_dense(layer: "Adapted", name: str) -> bool:
     """Whether all that the adapter can do is to form ΔW, on a weight precise enough to take it up."""
     tenant = layer.tenants[name]
-    method, exact = tenant.method, layer.pristine_weight.dtype in (torch.float32, torch.float64)
+    method, exact = tenant.method, not layer.host.packed and layer.pristine_weight.dtype in (torch.float32, torch.float64)
     plain = type(method).apply is Method.apply and type(method).kept_outputs is Method.kept_outputs and not method.dropout(tenant.config)
     return (exact and plain and not isinstance(method, MapMethod) and not _has_gain(layer, name)
             and method.factors(layer.all_tensors(name), tenant.config, tenant.site) is None)
@@ -243,7 +243,7 @@ def _applied(layer: "Adapted", stack: LiveStack, name: str) -> Path:
 
 def _nested(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
     """Steps round one another, in the stack's order."""
-    base = layer.base_layer
+    base = layer.runner
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         def inner(x: Tensor) -> Tensor:
@@ -305,7 +305,7 @@ def _mapped(layer: "Adapted", stack: LiveStack, name: str, below: list[str]) -> 
             y, turned = inner(x), inner(seen)
             return y + strength * (out(turned.to(wide), p).to(y.dtype) - y)
 
-        wide = torch.promote_types(layer.pristine_weight.dtype, torch.float32)
+        wide = torch.promote_types(layer.like.dtype, torch.float32)
         return mapped
 
     return step

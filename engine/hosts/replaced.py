@@ -171,6 +171,11 @@ class Replaced(Shelves):
         """One of the module's own tensors, which tells device and number format."""
         return next((t for t in self.pristine().values() if t.is_floating_point()), torch.empty(0))
 
+    @property
+    def like(self) -> Tensor:
+        """As `pristine_weight`."""
+        return self.pristine_weight
+
     def pristine(self) -> Tensors:
         """The module's own tensors, whatever is merged."""
         return state_of(self.bare) if self._kept is None else self._kept

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import WrongBase
-from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec
+from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, check_places
 from engine.specs.fields import knob
 
 _KMEANS_SEED = 123456789                   # PEFT's; the clusters must come out the same
@@ -111,6 +111,9 @@ class Adamss(Method):
 
     def start(self, p: Tensors, cfg: AdamssConfig, site: Site, W0: Tensor, fresh: Set[str]) -> None:
         """W0: with the bias as its last column, where there is one."""
+        if "adamss_rows" not in fresh:     # from a file that was made on a quantized base
+            check_places(p["adamss_rows"], site.out)
+            return
         count, directions = self.clusters(cfg, site), p["adamss_newB"].shape[0]
         with torch.random.fork_rng(devices=[] if W0.device.type == "cpu" else [W0.device]):
             torch.manual_seed(cfg.random_seed)
@@ -146,6 +149,9 @@ class Adamss(Method):
         names = [(f"adamss_A.{k}", f"adamss_B.{k}") for k in range(count)]
         if not all(name in found for pair in names for name in pair):
             return p
+        if "adamss_rows" in found:         # made on a quantized base
+            p["adamss_rows"] = found.pop("adamss_rows")
+            found.pop("adamss_owner", None), found.pop("adamss_ranks", None)
         A, B = ([found.pop(name) for name in side] for side in zip(*names, strict=True))
         pad = lambda t, short: F.pad(t, short) if min(short) >= 0 else t
         p["adamss_ranks"] = torch.tensor([len(a) for a in A])

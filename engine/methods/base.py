@@ -158,6 +158,7 @@ class Site:
     index: int = field(default=0, compare=False)              # the place of this one among them
     experts: int = 1
     file: str = ""                         # module path in the adapter's file, where it is another one there
+    quantized: bool = field(default=False, compare=False)     # the weight is stored in fewer bits than its numbers have
 
     @property
     def in_file(self) -> str:

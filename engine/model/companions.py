@@ -16,6 +16,7 @@ from torch import nn
 from engine.errors import UnsupportedLayer
 from engine.hosts.adapted import Adapted, unwrapped
 from engine.hosts.host import host_of
+from engine.hosts.quantized.adapted import AdaptedQuantized
 from engine.hosts.replaced import Replaced, SavedModule, whole_site
 from engine.methods.base import PeftConfig, TargetedConfig
 from engine.methods.beside import SAVED, STILL, WHOLE_BIAS, OwnBias, mixed
@@ -101,7 +102,7 @@ def _with_biases(model: nn.Module, placed: list[Placement], config: TargetedConf
         return placed
     if kind != "all" and not kind.endswith("_only"):
         raise NotImplementedError(f"Requested bias: {kind}, is not implemented. Choose “none”, “all”, or that of the adapted layers only.")
-    placed = [replace(p, method=mixed(OwnBias, p.method)) if p.target.wrapper is Adapted and not p.twin else p for p in placed]
+    placed = [replace(p, method=mixed(OwnBias, p.method)) if p.target.wrapper in (Adapted, AdaptedQuantized) and not p.twin else p for p in placed]
     return placed + list(_other_biases(model, config, {p.target.path for p in placed}, saved)) if kind == "all" else placed
 
 

@@ -86,7 +86,7 @@ def _shared(placed: Sequence[Placement], given: Tensors, trainable: bool, autoca
     specs = shared_specs(placed)
     if not specs:
         return {}, False
-    first = _weight(placed[0].target)
+    first = _like(placed[0].target)
     made = _made(specs, given, trainable, _dtype(first, autocast), device or _here(first))
     fresh = specs.keys() - given.keys()
     starting = [group for group in by_law(placed)
@@ -107,6 +107,12 @@ def _weight(target: Target) -> Tensor:
     return layer.canonical() if isinstance(layer, Adapted) else target.host.canonical(target.host.weight(layer).detach())
 
 
+def _like(target: Target) -> Tensor:
+    """Number format and device of W0, without making it readable where it is quantized."""
+    layer = target.layer
+    return layer.like if isinstance(layer, (Adapted, Replaced)) else target.host.like(layer)
+
+
 def _exact(W0: Tensor) -> Tensor:
     return W0.to(torch.promote_types(W0.dtype, torch.float32))
 
@@ -123,7 +129,7 @@ def _here(weight: Tensor) -> torch.device:
 def _tensors(tenant: Tenant, layer: Adapted | Replaced, given: Tensors, trainable: bool, autocast: bool,
              device: torch.device | None) -> tuple[Tenant, Tensors]:
     """One adapter's tensors at one layer: given ones as they are, the rest initialised."""
-    method, weight = tenant.method, layer.pristine_weight
+    method, weight = tenant.method, layer.like
     specs = method.tensors(tenant.config, tenant.site)
     made = _made(specs, given, trainable, _dtype(weight, autocast), device or _here(weight))
     fresh = frozenset(specs.keys() - given.keys())

@@ -18,6 +18,7 @@ from engine.checkpoint.load import check_finite
 from engine.checkpoint.load import match as match_layers
 from engine.checkpoint.report import LoadReport
 from engine.errors import BadAdapter, WrongBase
+from engine.hosts.quantized.protocol import settle
 from engine.hosts.replaced import Replaced
 from engine.hosts.stack import LiveStack
 from engine.methods.base import PeftConfig, Tensors
@@ -40,6 +41,7 @@ class LoneTuner(ABC):
         self.trained: set[str] = set()
         self.layers: dict[str, Replaced] = {}
         self._thawed = [p for p in model.parameters() if p.requires_grad]
+        settle(model)
 
     # --- what each kind says ---
 

@@ -20,6 +20,7 @@ from engine.methods.adaption_prompt import AdaptionPromptConfig
 from engine.methods.base import PeftConfig, TargetedConfig, Tensors
 from engine.methods.prompt import PromptLearningConfig
 from engine.model.adaption_prompt import AdaptionPrompts
+from engine.model.kbit import tell_what_is_widened
 from engine.model.lone import LoneTuner
 from engine.model.prompt_learning import PromptParts, Prompts
 from engine.model.tuner import Tuner
@@ -238,18 +239,25 @@ class PeftModel(PromptParts, nn.Module):
 
     # --- merging ---
 
-    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False, requantize: float | None = None) -> None:
         """Bake the active adapters (or those named) into the weights for speed; see `Tuner.merge_adapter`."""
-        self.tuner.merge_adapter(adapter_names, safe_merge)
+        self.tuner.merge_adapter(adapter_names, safe_merge, **({} if requantize is None else {"requantize": requantize}))
 
     def unmerge_adapter(self) -> None:
         """Put the untouched base weights back, bit for bit."""
         self.tuner.unmerge_adapter()
 
-    def merge_and_unload(self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None) -> nn.Module:
-        """The plain model with the active adapters (or those named) baked in. This `PeftModel` is empty afterwards."""
-        model = self.tuner.leave(self.tuner.to_merge(adapter_names, safe_merge))
+    def merge_and_unload(self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None,
+                         requantize: float | None = None) -> nn.Module:
+        """The plain model with the active adapters (or those named) baked in. This `PeftModel` is empty afterwards.
+
+        Quantized layers that something is baked into are in 16 bits then, and the model's description says so, unless ``requantize``
+        allows an error (see `Tuner.merge_adapter`). To get a whole model in 16 bits, merge into the original files (`engine.merge`).
+        """
+        into_codes = {} if requantize is None else {"requantize": requantize}
+        model = self.tuner.leave(self.tuner.to_merge(adapter_names, safe_merge, **into_codes), **dict.fromkeys(into_codes, True))
         _tell_if_untied(model)
+        tell_what_is_widened(model)
         return model
 
     def unload(self) -> nn.Module:

@@ -18,6 +18,7 @@ from engine.errors import UnsupportedLayer
 from engine.hosts.adapted import Adapted, unwrapped
 from engine.hosts.attention import IN, IN_LAYOUT, OUT, is_only_read, projections, wrapper
 from engine.hosts.host import Layout, host_of
+from engine.hosts.linear import LinearHost
 from engine.hosts.parameter import AdaptedParameter, ParameterLayout, Read, cannot_be_read
 from engine.hosts.replaced import Replaced, check_whole, whole_site
 from engine.methods.base import Method, Site, TargetedConfig
@@ -256,7 +257,7 @@ def _match(path: str, module: nn.Module, config: TargetedConfig, wanted: str | l
     if isinstance(wanted, _AllLinear):
         layer = unwrapped(module)
         host = host_of(layer)
-        if host is None or layer.weight.dim() != 2 or isinstance(layer, nn.Embedding):
+        if not isinstance(host, LinearHost):
             return None, "not a linear layer"
         if layer is wanted.head or path.rpartition(".")[2] in wanted.names:
             return None, "the output head"

@@ -17,6 +17,9 @@ from engine.checkpoint.load import match
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.shared import shared_specs
 from engine.hosts.adapted import Adapted, Tenant
+from engine.hosts.quantized.adapted import AdaptedQuantized
+from engine.hosts.quantized.error import RequantizationError
+from engine.hosts.quantized.protocol import settle
 from engine.hosts.replaced import Replaced
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack, Samples
@@ -53,6 +56,7 @@ class Tuner(Shelves):
         self.plans: dict[str, Plan] = {}
         self._thawed: list[nn.Parameter] | None = None        # of the base, where it trained before the first adapter came
         self._copied: tuple[list, Callable[[], None]] | None = None     # blocks that stand several times: how, and what puts them back
+        settle(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -149,12 +153,12 @@ class Tuner(Shelves):
         self.trained.discard(name)
         self.stack.arrange({n: s for n, s in self.stack.entries if n != name})
 
-    def leave(self, merged: list[str] | None = None) -> nn.Module:
-        """Put plain layers back and forget all adapters: the untouched base, or with ``merged`` baked in."""
+    def leave(self, merged: list[str] | None = None, requantize: bool = False) -> nn.Module:
+        """Put plain layers back and forget all adapters: the untouched base, or with ``merged`` baked in (see `merge_adapter`)."""
         for path, layer in self.layers.items():
             layer.unmerge()
             if merged is not None:
-                layer.merge(merged)
+                _merge(layer, merged, requantize)
             layer.leave(self.model, path)
         for name in self.peft_config:
             self.clear(name)
@@ -231,16 +235,21 @@ class Tuner(Shelves):
 
     # --- merging ---
 
-    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False, requantize: float | None = None) -> None:
         """Bake the active adapters (or those named) into the weights for speed. W0 is kept; `unmerge_adapter` is bit-exact.
 
+        Args:
+            requantize: write into quantized layers' own format, if that is off by no more than this share of what the adapters change
+                (see `requantization_error`). By default a quantized layer is in 16 bits while something is merged into it.
+
         Raises:
-            ValueError: ``safe_merge`` and a merged weight would hold values that are not numbers; nothing is merged then.
+            ValueError: ``safe_merge`` and a merged weight would hold values that are not numbers, or the error is larger than
+                ``requantize`` allows; nothing is merged then. UnsupportedLayer: a layer's format cannot be written.
         """
-        names = self.to_merge(adapter_names, safe_merge)
+        names = self.to_merge(adapter_names, safe_merge, requantize)
         for layer in self.layers.values():
             layer.unmerge()
-            layer.merge(names)
+            _merge(layer, names, requantize is not None)
         self.stack.merged = tuple(names)
         self.stack.changed()
 
@@ -252,11 +261,24 @@ class Tuner(Shelves):
             self.stack.merged = ()
             self.stack.changed()
 
-    def to_merge(self, names: list[str] | None, safe: bool) -> list[str]:
+    def requantization_error(self, adapter_names: list[str] | None = None) -> RequantizationError:
+        """What would be lost if the active adapters (or those named) were written into quantized weights; changes nothing.
+
+        Raises `UnsupportedLayer` for a format that cannot be written.
+        """
+        names = self.known(self.stack.names if adapter_names is None else adapter_names)
+        stack = LiveStack()
+        stack.arrange({**dict.fromkeys(names, 1.0), **{n: s for n, s in self.stack.entries if n in names}})
+        return RequantizationError({path: layer.requantization_error(names, stack) for path, layer in self.layers.items()
+                                    if isinstance(layer, AdaptedQuantized) and layer.tenants.keys() & set(names)})
+
+    def to_merge(self, names: list[str] | None, safe: bool, requantize: float | None = None) -> list[str]:
         """The adapters that a merge bakes in, checked; those that are not in the stack yet enter it at strength 1."""
         if isinstance(names, str):
             raise TypeError("adapter_names should be a list of strings")
         names = self.known(self.stack.names if names is None else names)
+        if requantize is not None and not (error := self.requantization_error(names)).total <= requantize:
+            raise ValueError(f"{error.sentence()} That is more than the {requantize:.0%} that `requantize` allows.")
         if missing := {n: 1.0 for n in names if n not in self.stack.names}:
             self.stack.arrange({**dict(self.stack.entries), **missing})
         for path, layer in self.layers.items() if safe else ():
@@ -265,6 +287,13 @@ class Tuner(Shelves):
                     what = f"NaNs detected in the merged bias of {path}" if leaf == "bias" else f"see {path}.{leaf}"
                     raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: {what}.")
         return names
+
+
+def _merge(layer: Adapted | Replaced, names: list[str], requantize: bool) -> None:
+    if requantize and isinstance(layer, AdaptedQuantized):
+        layer.requantize(names)
+    else:
+        layer.merge(names)
 
 
 def _set_training(tensors: Tensors, specs: Mapping[str, TensorSpec], trains: bool) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from engine.errors import UnsupportedLayer
 from engine.hosts.adapted import Adapted
+from engine.hosts.quantized.adapted import AdaptedQuantized
 from engine.hosts.replaced import Replaced, SavedModule
 from engine.methods.beside import SAVED, Mirrored, Tied, TiedModule, mixed
 from engine.model.inject import Placement
@@ -20,7 +21,9 @@ from engine.model.targets import Target, modules, on_module, whole_target
 
 
 def weight_of(module: nn.Module) -> Any:
-    """W0, if the module has one."""
+    """W0 as an object that can be told from others, if the module has one."""
+    if isinstance(module, AdaptedQuantized):
+        return module.pristine._parameters.get("weight")
     if isinstance(module, (Adapted, Replaced)):
         return module.pristine_weight
     return module._parameters.get("weight")

@@ -1,0 +1,3 @@
+"""Formats that can be run, and not written."""
+
+BACKENDS = ()
