@@ -237,13 +237,13 @@ class Studio(QObject):
         self.panel("teach").use_file(file)
         self.window.go("teach")
 
-    def _kept(self, adapter: Path, base: Path) -> None:
+    def _kept(self, adapter: Path, base: Path, strength: float) -> None:
         """A fresh adapter was accepted in Teach: it goes into the stack, which stands on its model from now on, and is tried."""
         self.catalogue.refresh()
         self.library.select(Path(adapter))
         if not same_path(self.document.base, base):
             self.mix.choose_base(Path(base))
-        self.mix.add([Path(adapter)])
+        self.mix.add([Path(adapter)], strength)
         self.window.go("try")
 
     def _bring_in_and_add(self, folders: list[Path], place: int) -> None:

@@ -41,7 +41,7 @@ class StackModel(QAbstractListModel):
         model = self.catalogue.model(self.document.base)
         return self.catalogue.misfit(info, model) if model else text.stack_base_gone(model=self.document.base.name)
 
-    def add(self, adapters: list[Path], place: int | None = None) -> list[str]:
+    def add(self, adapters: list[Path], place: int | None = None, strength: float = 1.0) -> list[str]:
         """Put adapters into the stack as one step; returns a sentence for each that cannot join."""
         refusals = [(path, self.refusal(path)) for path in adapters]
         joining = [self.catalogue.adapter(path) for path, why in refusals if why is None]
@@ -51,7 +51,7 @@ class StackModel(QAbstractListModel):
             joining = [a for a in joining if self.catalogue.misfit(a, base) is None]
         else:
             base = None
-        commands: list[Command] = [AddAdapter(a.path, a.name, None if place is None else place + n, base=base.path if base else None)
+        commands: list[Command] = [AddAdapter(a.path, a.name, None if place is None else place + n, strength, base.path if base else None)
                                    for n, a in enumerate(joining)]
         if len(commands) == 1:
             self.undo.push(commands[0])

@@ -63,9 +63,9 @@ class MixPanel(QWidget):
         self._fill_bases()
         self._show_state()
 
-    def add(self, adapters: list[Path]) -> None:
-        """Put adapters at the end of the stack; says in the status line what cannot join, and why."""
-        refusals = self.model.add(adapters)
+    def add(self, adapters: list[Path], strength: float = 1.0) -> None:
+        """Put adapters at the end of the stack, this strong; says in the status line what cannot join, and why."""
+        refusals = self.model.add(adapters, strength=strength)
         joined = len(adapters) - len(refusals)
         if refusals:
             self.said.emit(" ".join(refusals))

@@ -28,7 +28,7 @@ STEPS = ("data", "model", "plan", "train", "review")
 class TeachPanel(Panel):
     """Signals: `said(str)`, `failed(StudioError)`, `kept(adapter Path, base Path)`, `library_changed()`, `go(str)` to another panel."""
 
-    kept = Signal(object, object)
+    kept = Signal(object, object, float)
     library_changed = Signal()
     go = Signal(str)
 
@@ -165,6 +165,8 @@ class TeachPanel(Panel):
         self.library_changed.emit()
         self._mark()
         self.review.refresh()
+        if (job.result or {}).get("held_out"):
+            self.review.start_comparison()
         if self.train.isVisible():
             self.show_step("review")
 

@@ -179,10 +179,24 @@ def scripted_train(steps: int = 40):
                 yield events.Stopped("pause" if run.asked("pause") else "cancel", resumable=True, step=step)
                 return
         Path(spec.out).mkdir(parents=True)
-        yield events.Finished({"adapter": spec.out, "steps": steps, "error_before": 3.2, "error_after": 2.68, "best_step": 20, "rows": 143,
-                               "held_out": 16,
-                               "seconds": 95.0, "fingerprint": "f" * 64})
+        result = {"steps": steps, "error_before": 3.2, "error_after": 2.68, "best_step": 20, "rows": 143, "held_out": 16, "seconds": 95.0,
+                  "fingerprint": "f" * 64}
+        (Path(spec.out) / "recipe.json").write_text(json.dumps({"spec": spec.to_dict(), "result": result}))
+        yield events.Finished({"adapter": spec.out, **result})
     return work
+
+
+def scripted_review(spec: specs.ReviewSpec, run) -> Iterator[events.Event]:
+    """A comparison of eight rows, the worst first, most of them better."""
+    yield events.Progress("Testing without the skill", 0, 32, "rows")
+    for row in range(8):
+        loss = row < 2
+        yield events.Reviewed(row, f"What does item {row} cost?", f"Item {row} costs {row} euros.", 3.0, 3.4 if loss else 1.2 + row / 10,
+                              "loss" if loss else "win", f"About {row + 1} dollars, I think.", f"Item {row} costs {row} euros.")
+    result = {"adapter": spec.adapter, "rows": 8, "before": 3.0, "after": 2.1, "wins": 6, "same": 0, "losses": 2, "gain": 0.3,
+              "interval": [0.12, 0.44], "strengths": {"0.5": 2.6, "0.75": 1.9, "1": 2.1}, "best_strength": 0.75,
+              "general": {"rows": 24, "before": 2.31, "after": 2.36, "forgotten": False}, "seconds": 9.0}
+    yield events.Finished(result)
 
 
 def scripted_export(spec: specs.ExportSpec, run) -> Iterator[events.Event]:
@@ -209,7 +223,7 @@ class World:
         self.talk = FakeTalk()
         self.talk.answers = {"describe-data": data_report, "render-row": rendered, "estimate-plan": plan_report,
                              "describe-methods": methods, "say": speak}
-        self.work: dict[str, Callable] = {"train": scripted_train(), "export": scripted_export}
+        self.work: dict[str, Callable] = {"train": scripted_train(), "review": scripted_review, "export": scripted_export}
         self.queue = JobQueue(self.home, JobStore(self.home.database), InlineRunner(lambda spec, run: self.work[spec.kind](spec, run)))
         self.queue_bridge, self.talk_bridge = QueueBridge(self.queue), TalkBridge(self.talk)
 

@@ -150,7 +150,7 @@ def test_a_training_is_followed_to_its_review_and_kept(teach, stocked, qtbot):
     assert "16 %" in shown and "3.20" in shown and "2.68" in shown and "Answer at step 0." in shown and "Answer at step 20." in shown
     with qtbot.waitSignal(teach.kept) as kept:
         teach.review.keep.click()
-    assert kept.args == [stocked.home.adapters / "Opening-hours", stocked.base]
+    assert kept.args == [stocked.home.adapters / "Opening-hours", stocked.base, 1.0]
     teach.review.more.click()
     assert teach.plan.isVisible() and teach.draft.spec().passes == 6.0 and "plan" not in teach.draft.missing()
 
