@@ -15,8 +15,10 @@ from PySide6.QtWidgets import QApplication, QWidget
 
 from engine import events
 from engine.errors import StudioError, explain
+from engine.specs import RebuildSpec
 from engine.store.atomic import write_text
-from engine.store.home import Home
+from engine.store.home import Home, free_name
+from engine.store.library import AdapterInfo
 from studio import frame_actions
 from studio.core import text as language
 from studio.core.actions import ActionRegistry
@@ -144,6 +146,7 @@ class Studio(QObject):
         window = self.window
         window.listen(self.library)
         window.listen(self.inspector)
+        self.inspector.rebuild_wanted.connect(self.rebuild)
         window.closing.connect(self.close)
         self.activity.wish.connect(window.go)
         self.mix.wish.connect(window.go)
@@ -236,6 +239,17 @@ class Studio(QObject):
         """Show a file of examples in Teach."""
         self.panel("teach").use_file(file)
         self.window.go("teach")
+
+    def rebuild(self, adapter: AdapterInfo) -> None:
+        """Teach an adapter again from its recipe, under a name beside its own."""
+        title = text.rebuild_title(name=adapter.name)
+        try:
+            self.queue.submit(RebuildSpec(adapter=str(adapter.path), out=str(free_name(self.home.adapters, title))), title)
+        except StudioError as error:
+            notify.show_error(self.window, error)
+            return
+        self.window.say(text.rebuild_queued(name=adapter.name))
+        self.window.go("queue")
 
     def _kept(self, adapter: Path, base: Path, strength: float) -> None:
         """A fresh adapter was accepted in Teach: it goes into the stack, which stands on its model from now on, and is tried."""

@@ -70,15 +70,21 @@ def _taught(recipe: dict[str, Any]) -> list[Fact]:
     before, after = scores.get("before"), scores.get("after")
     if isinstance(before, (int, float)) and isinstance(after, (int, float)):
         facts.append((text.fact_error(), text.from_to(before=f"{before:.2f}", after=f"{after:.2f}")))
+    compared, votes = recipe.get("review"), recipe.get("votes")
+    if isinstance(compared, dict) and all(isinstance(compared.get(name), int) for name in ("wins", "same", "losses")):
+        facts.append((text.fact_compared(), text.compared(**{name: compared[name] for name in ("wins", "same", "losses")})))
+    if isinstance(votes, list) and votes:
+        facts.append((text.fact_votes(), text.voted(taught=votes.count("taught"), n=len(votes))))
     if isinstance(made := recipe.get("made"), str):
         facts.append((text.fact_made(), made[:10]))
     return facts
 
 
 class InspectorPanel(QScrollArea):
-    """The dock at the right. ``add`` puts an adapter into the stack."""
+    """The dock at the right. ``add`` puts an adapter into the stack. `rebuild_wanted(AdapterInfo)`: teach it again from its recipe."""
 
     said = Signal(str)
+    rebuild_wanted = Signal(object)
 
     def __init__(self, catalogue: Catalogue, add: Callable[[list[Path]], object], parent: QWidget | None = None):
         super().__init__(parent)
@@ -129,6 +135,12 @@ class InspectorPanel(QScrollArea):
             add = theme.look(QPushButton(text.add_to_stack()), "primary")
             add.clicked.connect(lambda: self._add([thing.path]))
             column.addWidget(add)
+            if isinstance(thing.recipe.get("spec"), dict) and isinstance(thing.recipe.get("result"), dict):
+                again = QPushButton(text.rebuild())
+                again.setToolTip(text.rebuild_help())
+                a11y.name(again, text.rebuild(), text.rebuild_help())
+                again.clicked.connect(lambda: self.rebuild_wanted.emit(thing))
+                column.addWidget(again)
         if isinstance(thing, (AdapterInfo, ModelInfo)):
             show, copy = QPushButton(text.open_folder()), QPushButton(text.copy_path())
             show.clicked.connect(lambda: QDesktopServices.openUrl(QUrl.fromLocalFile(str(thing.path))))

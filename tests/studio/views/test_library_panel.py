@@ -146,6 +146,24 @@ def test_the_inspector_tells_the_facts_of_whatever_is_chosen(stocked, qtbot):
     assert "Why." in words(panel) and "Do." in words(panel)
 
 
+def test_what_was_taught_here_can_be_rebuilt(stocked, qtbot):
+    panel = InspectorPanel(stocked.catalogue, list)
+    qtbot.addWidget(panel)
+
+    def rebuild():
+        return [b for b in panel.findChildren(QPushButton) if b.text() == "Rebuild"]
+
+    panel.show_thing(stocked.catalogue.adapter(stocked.shop))
+    assert not rebuild(), "nobody knows how it was taught"
+    (stocked.shop / "recipe.json").write_text(json.dumps({"spec": {"passes": 3.0}, "result": {}, "votes": ["taught", "same"],
+                                                          "review": {"wins": 5, "same": 2, "losses": 1}}))
+    stocked.catalogue.refresh()
+    assert "5 better, 2 same, 1 worse" in words(panel) and "1 of 2" in words(panel)
+    with qtbot.waitSignal(panel.rebuild_wanted) as heard:
+        rebuild()[-1].click()
+    assert heard.args[0].path == stocked.shop
+
+
 def test_a_thing_that_is_gone_leaves_the_inspector_empty(stocked, qtbot):
     panel = InspectorPanel(stocked.catalogue, list)
     qtbot.addWidget(panel)
