@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,26 +16,32 @@ DTYPES = ("same", "float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def load_model(path: Path | str, *, dtype: str = "same", device: str = "cpu") -> "PreTrainedModel":
+def load_model(path: Path | str, *, dtype: str = "same", device: str = "cpu", bits: int = 16) -> "PreTrainedModel":
     """The causal language model in folder ``path``, in eval mode on ``device``.
 
     Args:
         dtype: ``"same"`` keeps the file's number format; else float32, bfloat16 or float16.
+        bits: 16 loads the weights as they are. 8 (LLM.int8()) and 4 (NF4, its scales quantized once more) pack those of the linear layers by
+            bitsandbytes as they are read; embeddings, norms and the output layer keep ``dtype``, in which everything is computed.
 
     Raises:
-        BadModel: no weights, damaged files, tensors missing, an unknown architecture, or one that needs its own program code.
+        BadModel: no weights, damaged files, tensors missing, an unknown architecture, or one that needs its own program code; or fewer
+            bits are asked for a model that is packed already.
     """
     import torch
     from transformers import AutoModelForCausalLM
+
+    from engine.hosts.quantized.protocol import settle
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, not {dtype!r}")
     info = check_folder(path)
     wanted = "auto" if dtype == "same" else getattr(torch, dtype)
+    packing = {} if bits == 16 else _packing(info, bits, dtype, device)
     with _quiet_transformers():
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                info.path, dtype=wanted, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+            model, report = AutoModelForCausalLM.from_pretrained(info.path, dtype=wanted, local_files_only=True, trust_remote_code=False,
+                                                                 use_safetensors=True, output_loading_info=True, **packing)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:          # transformers raises anything from KeyError to RuntimeError for a folder that does not fit together
@@ -44,7 +51,24 @@ def load_model(path: Path | str, *, dtype: str = "same", device: str = "cpu") ->
     if lost := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
         raise BadModel(f"The model {info.name} is not whole.", f"{len(lost)} of its tensors are missing or have the wrong shape.",
                        "Get the model again.", details="\n".join(lost[:50]), path=str(info.path))
-    return model.to(device).eval()
+    settle(model)                          # packed layers must not repack themselves when they are evaluated
+    return (model if packing else model.to(device)).eval()
+
+
+def _packing(info: ModelInfo, bits: int, dtype: str, device: str) -> dict:
+    """Arguments that let transformers pack the weights as it reads them. Raises `BadModel`."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if info.config.get("quantization_config"):
+        raise BadModel(f"The model {info.name} cannot be packed into {bits} bits.", "Its weights are packed already.",
+                       "Leave “Model kept in” at 16 bits, which takes it as it is.", path=str(info.path))
+    own = info.config.get("dtype") or info.config.get("torch_dtype") or "float32"
+    compute = getattr(torch, own if dtype == "same" else dtype)
+    settings = {8: {"load_in_8bit": True}, 4: {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+                                               "bnb_4bit_compute_dtype": compute}}[bits]
+    logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)        # it says at every evaluation of every layer that it rounds inputs
+    return {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": device}}
 
 
 def load_tokenizer(path: Path | str) -> "PreTrainedTokenizerBase":

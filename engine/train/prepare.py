@@ -68,7 +68,7 @@ def best_device() -> str:
 def load_student(spec: TrainSpec, precision: Precision):
     """The base in the run's number format with one fresh, trainable adapter named "default". Seeds torch with the spec's seed."""
     config = adapter_config(spec)
-    model = load_model(spec.base, dtype=precision.dtype, device=best_device())
+    model = load_model(spec.base, dtype=precision.dtype, device=best_device(), bits=spec.base_bits)
     torch.manual_seed(spec.seed)
     return get_peft_model(model, config)
 
