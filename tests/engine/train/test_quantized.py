@@ -41,19 +41,18 @@ def run(spec, folder: Path) -> list:
 
 
 def test_such_a_processor_would_stop_the_learning(repacking, base):
-    """What the loop is protected from, with the real package: evaluated once, a layer lets nothing through any more."""
+    """What the loop is protected from, with the real package: evaluated once, a layer lets nothing through any more (or, where the processor
+    lacks the kernel, the gradient of a weight in the wrong order)."""
     layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_type="nf4").to("cpu")
     x = torch.randn(3, 64, requires_grad=True)
     layer.train()(x).sum().backward()
-    assert x.grad is not None
+    right, x.grad = x.grad, None
     with torch.no_grad():
         layer.eval()(torch.randn(3, 64))
     assert layer.weight.quant_state.packing_format_for_cpu
-    x.grad = None
     if (y := layer.train()(x)).requires_grad:
-        with pytest.warns(UserWarning, match="autograd kernel was not registered"):
-            y.sum().backward()
-    assert x.grad is None
+        y.sum().backward()
+    assert x.grad is None or (x.grad - right).norm() > 0.1 * right.norm()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
