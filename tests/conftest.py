@@ -13,6 +13,7 @@ for stranger in ("HF_ENDPOINT", "HF_TOKEN", "QT_STYLE_OVERRIDE", "QT_QPA_PLATFOR
     os.environ.pop(stranger, None)
 
 import hashlib
+import sys
 import threading
 import time
 from pathlib import Path
@@ -32,6 +33,13 @@ def studio_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     monkeypatch.setenv("ADAPTER_STUDIO_HOME", str(home))
     return home
+
+
+@pytest.fixture(autouse=True)
+def same_chance() -> None:
+    """Whatever a test draws by chance, it draws the same every time; UI tests load no torch for it."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
