@@ -1,0 +1,201 @@
+"""Each method against `peft` on the same work: two linear layers (576 → 576 and 576 → 1536), one token, 128 tokens, a training step of 4 × 64.
+
+    python -m tests.bench.methods                     # all, and how much faster or slower
+    python -m tests.bench.methods --only LORA OFT     # some
+    python -m tests.bench.methods --save              # … and note it in tests/bench/results/methods.json
+    python -m tests.bench.methods --table             # writes the table of methods into README.md
+
+CPU time of one thread. The two take turns in short rounds, so that a busy machine hits both alike; what is printed is the median, over
+the rounds, of PEFT's time divided by ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import json
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results" / "methods.json"
+WORK = ("token", "128 tokens", "training step")
+BUILDS_DENSE = {"BOFT", "SHIRA", "HIRA", "FOURIERFT", "WAVEFT", "SUPERTUNING", "GLORA", "FROD", "PEANUT", "LOHA", "LOKR", "C3A"}
+# what builds a matrix of the layer's size in each forward of PEFT's, and so must be at least three times as fast on one token
+
+# by peft_type (a variant of LoRA: by its setting), the config's class and settings of a usual size for layers of this width
+CASES: dict[str, tuple[str, dict]] = {
+    "LORA": ("LoraConfig", {"r": 16}),
+    "LORA use_dora": ("LoraConfig", {"r": 16, "use_dora": True}),
+    "LORA pissa": ("LoraConfig", {"r": 16, "init_lora_weights": "pissa"}),
+    "LORA mica": ("LoraConfig", {"r": 16, "init_lora_weights": "mica"}),
+    "LORA kasa_config": ("LoraConfig", {"r": 16, "kasa_config": {"beta": 1e-4}}),
+    "LORA use_bdlora": ("LoraConfig", {"r": 16, "use_bdlora": {"target_modules_bd_a": ["first", "second"], "nblocks": 2}}),
+    "LORA velora_config": ("LoraConfig", {"r": 16, "velora_config": {"num_groups": 32}}),
+    "LORA monteclora_config": ("LoraConfig", {"r": 16, "monteclora_config": {"num_samples": 4}}),
+    "ADALORA": ("AdaLoraConfig", {"init_r": 12, "target_r": 8, "total_step": 100}),
+    "LOHA": ("LoHaConfig", {"r": 8}),
+    "LOKR": ("LoKrConfig", {"r": 8}),
+    "VERA": ("VeraConfig", {"r": 256}),
+    "PVERA": ("PveraConfig", {"r": 256}),
+    "RANDLORA": ("RandLoraConfig", {"r": 32}),
+    "VBLORA": ("VBLoRAConfig", {"r": 4, "vector_length": 192}),
+    "UNILORA": ("UniLoraConfig", {"r": 4}),
+    "TINYLORA": ("TinyLoraConfig", {"r": 2, "u": 64}),
+    "FOURIERFT": ("FourierFTConfig", {"n_frequency": 1000}),
+    "WAVEFT": ("WaveFTConfig", {"n_frequency": 2592}),
+    "C3A": ("C3AConfig", {"block_size": 192}),
+    "DELORA": ("DeloraConfig", {"r": 8}),
+    "GRALORA": ("GraloraConfig", {"r": 32}),
+    "MISS": ("MissConfig", {"r": 64}),
+    "MISS bat": ("MissConfig", {"r": 64, "init_weights": "bat"}),
+    "SHIRA": ("ShiraConfig", {"r": 32}),
+    "SUPERTUNING": ("SupertuningConfig", {}),
+    "ADAMSS": ("AdamssConfig", {"r": 50}),
+    "OSF": ("OSFConfig", {}),
+    "PEANUT": ("PeanutConfig", {"r": 32}),
+    "PSOFT": ("PsoftConfig", {"r": 32}),
+    "BEFT": ("BeftConfig", {}),
+    "OFT": ("OFTConfig", {"oft_block_size": 32}),
+    "BOFT": ("BOFTConfig", {"boft_block_size": 4}),
+    "HRA": ("HRAConfig", {"r": 8}),
+    "ROAD": ("RoadConfig", {"group_size": 64}),
+    "IA3": ("IA3Config", {"feedforward_modules": []}),
+    "HIRA": ("HiraConfig", {"r": 32}),
+    "GLORA": ("GloraConfig", {"r": 8}),
+    "DEFT": ("DeftConfig", {"r": 8}),
+    "FROD": ("FrodConfig", {"progressbar": False}),
+    "LN_TUNING": ("LNTuningConfig", {"target_modules": ["norm"]}),
+    "TRAINABLE_TOKENS": ("TrainableTokensConfig", {"token_indices": [1, 2, 3], "target_modules": ["words"]}),
+}
+
+
+def models(label: str):
+    """(ours, PEFT's) with the same adapter, an input for one token, one for 128, one for a training step."""
+    import peft
+    import torch
+    from torch import nn
+
+    import engine
+
+    class Layers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.norm = nn.Embedding(2000, 576), nn.LayerNorm(576)
+            self.first, self.second = nn.Linear(576, 576), nn.Linear(576, 1536)
+
+        def forward(self, ids):
+            return self.second(self.first(self.norm(self.words(ids))))
+
+    torch.manual_seed(0)
+    base, (name, settings) = Layers(), CASES[label]
+    made = []
+    for package in (engine, peft):
+        torch.manual_seed(1)
+        model = package.get_peft_model(copy.deepcopy(base), getattr(package, name)(**{"target_modules": ["first", "second"], **settings}))
+        with torch.no_grad():
+            for p in sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: -p.numel()):
+                p.add_(torch.randn_like(p) * 1e-3)
+        made.append(model)
+    made[0].stack.changed()
+    return *made, *(torch.randint(0, 2000, shape) for shape in ((1, 1), (1, 128), (4, 64)))
+
+
+def forward(model, ids) -> Callable[[], None]:
+    """As an adapter runs that was loaded to be used."""
+    import torch
+
+    model.eval().set_requires_grad("default", False)
+
+    def work() -> None:
+        with torch.no_grad():
+            model(ids)
+
+    return work
+
+
+def train(model, ids) -> Callable[[], None]:
+    """Forward and backward; what an optimizer does is the same for both."""
+    model.train().set_requires_grad("default", True)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def work() -> None:
+        model(ids).square().mean().backward()
+        for p in parameters:
+            p.grad = None
+
+    return work
+
+
+def ratio(ours: Callable[[], None], theirs: Callable[[], None], rounds: int, seconds: float = 0.02) -> float:
+    """Median of PEFT's time divided by ours, over rounds in which both take turns."""
+    for _ in range(3):
+        ours(), theirs()
+    counts = []
+    for work in (ours, theirs):
+        start = time.process_time()
+        work()
+        counts.append(max(1, min(200, round(seconds / max(time.process_time() - start, 1e-5)))))
+    found = []
+    for i in range(rounds):
+        times = {}
+        for who in (0, 1) if i % 2 else (1, 0):
+            work = (ours, theirs)[who]
+            start = time.process_time()
+            for _ in range(counts[who]):
+                work()
+            times[who] = (time.process_time() - start) / counts[who]
+        found.append(times[1] / times[0])
+    return statistics.median(found)
+
+
+def measure(label: str, rounds: int) -> dict[str, float]:
+    """Work → how many times as fast ours is."""
+    ours, theirs, token, many, batch = models(label)
+    return {what: round(ratio(prepare(ours, ids), prepare(theirs, ids), rounds), 2)
+            for what, prepare, ids in zip(WORK, (forward, forward, train), (token, many, batch), strict=True)}
+
+
+def machine() -> str:
+    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")] if (
+        Path("/proc/cpuinfo").exists()) else [platform.processor()]
+    return f"one thread of {names[0]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=list(CASES), help="some of them, by peft_type (and setting)")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--save", action="store_true", help="note the results")
+    parser.add_argument("--table", action="store_true", help="write the table of methods into README.md; measures nothing")
+    args = parser.parse_args()
+    if args.table:
+        from tests.bench.table import write
+
+        return write()
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    found: dict[str, dict[str, float]] = {}
+    print(f"{'peft / ours':<24}" + "".join(f"{what:>15}" for what in WORK))
+    for label in args.only:
+        found[label] = measure(label, args.rounds)
+        slow = [what for what, times in found[label].items() if times < 1] + ["token: below 3"] * (
+            label.split()[0] in BUILDS_DENSE and found[label]["token"] < 3)
+        print(f"{label:<24}" + "".join(f"{times:>13.2f} ×" for times in found[label].values()) + f"   {', '.join(slow)}", flush=True)
+    if args.save:
+        known = json.loads(RESULTS.read_text())["times"] if RESULTS.exists() else {}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({
+            "date": datetime.date.today().isoformat(), "machine": machine(), "torch": torch.__version__, "peft": metadata.version("peft"),
+            "times": {label: {**known, **found}[label] for label in CASES if label in {**known, **found}}}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
