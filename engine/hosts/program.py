@@ -66,7 +66,8 @@ def _is_cheap(layer: "Adapted", name: str) -> bool:
     tenant, p = layer.tenants[name], layer.all_tensors(name)
     if isinstance(tenant.method, MapMethod):
         return False
-    return tenant.method.light or tenant.method.factors(p, tenant.config, tenant.site) is not None or _has_gain(layer, name)
+    costless = tenant.method.light or tenant.method.only_bias
+    return costless or tenant.method.factors(p, tenant.config, tenant.site) is not None or _has_gain(layer, name)
 
 
 def _is_dense(layer: "Adapted", name: str) -> bool:
@@ -74,7 +75,7 @@ def _is_dense(layer: "Adapted", name: str) -> bool:
     tenant = layer.tenants[name]
     method, exact = tenant.method, not layer.host.packed and layer.pristine_weight.dtype in (torch.float32, torch.float64)
     plain = type(method).apply is Method.apply and type(method).kept_outputs is Method.kept_outputs and not method.dropout(tenant.config)
-    return (exact and plain and not isinstance(method, MapMethod) and not _has_gain(layer, name)
+    return (exact and plain and not method.only_bias and not isinstance(method, MapMethod) and not _has_gain(layer, name)
             and method.factors(layer.all_tensors(name), tenant.config, tenant.site) is None)
 
 
@@ -155,7 +156,9 @@ def _learning_whole(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Pro
 
 def _inputs(layer: "Adapted", x: Tensor, y: Tensor, share: float = 0.0) -> Tensor:
     """What an adapter sees: token ids as they are, anything else in the output's dtype, thinned out by dropout in training."""
-    return x if layer.site.kind == "embedding" else F.dropout(x, share, layer.training and share > 0).to(y.dtype)
+    if layer.site.kind == "embedding":
+        return x
+    return (F.dropout(x, share) if share and layer.training else x).to(y.dtype)
 
 
 def _thinned(layer: "Adapted", name: str) -> Callable[[Tensor], Tensor]:
@@ -226,15 +229,16 @@ def _applied(layer: "Adapted", stack: LiveStack, name: str) -> Path:
 
     def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
         strength, W0 = stack.strength(name), layer.canonical() if method.needs_base else None
-        seen = _inputs(layer, x, y, share)
-        added = method.apply(p, config, site, seen, W0, Run(layer.training, stack.arguments(layer.training or torch.is_grad_enabled())))
-        if added is None and (f := method.factors(p, config, site)) is not None:
-            added = host.expand(base, host.project(base, seen, f.A.to(y.dtype)) * f.scale, f.B.to(y.dtype))
-        elif added is None:
-            added = host.run(base, seen, method.delta(p, config, site, W0).to(y.dtype))
-        y = y + strength * kept(added.to(y.dtype))
+        if not method.only_bias:
+            seen = _inputs(layer, x, y, share)
+            added = method.apply(p, config, site, seen, W0, Run(layer.training, stack.arguments(layer.training or torch.is_grad_enabled())))
+            if added is None and (f := method.factors(p, config, site)) is not None:
+                added = host.expand(base, host.project(base, seen, f.A.to(y.dtype)) * f.scale, f.B.to(y.dtype))
+            elif added is None:
+                added = host.run(base, seen, method.delta(p, config, site, W0).to(y.dtype))
+            y = torch.add(y, kept(added.to(y.dtype)), alpha=strength)
         bias = method.bias_delta(p, config, site, layer.pristine_bias, W0)
-        return y if bias is None else host.bias(y, (bias * strength).to(y.dtype))
+        return y if bias is None else host.bias(y, (bias if strength == 1 else bias * strength).to(y.dtype))
 
     return path
 
@@ -296,16 +300,19 @@ def _mapped(layer: "Adapted", stack: LiveStack, name: str, below: list[str]) -> 
             if acts_in and site.kind != "linear":
                 y = inner(x)
                 return y + strength * dense(x, y, p)
-            if not acts_in:
-                y = inner(x)
-                return y + strength * (out(y.to(wide), p).to(y.dtype) - y)
-            seen = method.turn_in(p, config, site, x.to(wide)).to(x.dtype)
+            seen = method.turn_in(p, config, site, x.to(wide)).to(x.dtype) if acts_in else x
             if not acts_out:
-                return inner(x + strength * (seen - x))
-            y, turned = inner(x), inner(seen)
-            return y + strength * (out(turned.to(wide), p).to(y.dtype) - y)
+                return inner(_towards(x, seen, strength))
+            turned = inner(seen)
+            y = turned if not acts_in else inner(x) if strength != 1 else None
+            return _towards(y, out(turned.to(wide), p).to(turned.dtype), strength)
 
         wide = torch.promote_types(layer.like.dtype, torch.float32)
         return mapped
 
     return step
+
+
+def _towards(start: Tensor | None, end: Tensor, strength: float) -> Tensor:
+    """``start + strength · (end − start)``; at strength 1, at which adapters learn, ``end`` itself, and then there need be no start."""
+    return end if strength == 1 else torch.lerp(start, end, strength)

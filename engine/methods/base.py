@@ -218,6 +218,7 @@ class Method(ABC):
     needs_base: ClassVar[bool] = False     # ΔW depends on W0
     sees_bias: ClassVar[bool] = False      # what `start` gets as W0 has the bias as a further column, where the layer has one
     light: ClassVar[bool] = False          # `apply` costs far less than the layer itself: then nothing dense is ever made to run it
+    only_bias: ClassVar[bool] = False      # ΔW is always zero, `bias_delta` is all there is
     thrifty: ClassVar[bool] = False        # `apply` costs less than the two thin products of `factors`: then it does not fuse either
 
     def settle(self, cfg: Any, model_type: str | None) -> None:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Method, Run, Site, TargetedConfig, Tensors, TensorSpec
+from engine.methods.base import Method, Site, TargetedConfig, Tensors, TensorSpec
 from engine.specs.fields import knob
 
 
@@ -32,7 +32,7 @@ class Beft(Method):
     help = "A few numbers a layer. Good for a tone with very few examples; it cannot learn facts."
     config = BeftConfig
     prefix = "beft_"
-    light = True
+    only_bias = True
 
     def refuses(self, cfg: BeftConfig, site: Site) -> str:
         return "" if site.kind in ("linear", "conv") else "BEFT learns a bias, which this kind of layer does not have."
@@ -50,9 +50,6 @@ class Beft(Method):
 
     def bias_delta(self, p: Tensors, cfg: BeftConfig, site: Site, b0: Tensor | None = None, W0: Tensor | None = None) -> Tensor:
         return p["beft_bias"].flatten()
-
-    def apply(self, p: Tensors, cfg: BeftConfig, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor:
-        return x.new_zeros(())
 
 
 METHOD = Beft()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec
+from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec
 
 BIAS = "own.bias"
 
@@ -76,7 +76,7 @@ class Still(Method):
     help = "Only the layers' biases learn."
     config = TargetedConfig
     prefix = "own"
-    light = True
+    only_bias = True
 
     def refuses(self, cfg: Any, site: Site) -> str:
         return ""
@@ -86,9 +86,6 @@ class Still(Method):
 
     def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
         return next(iter(p.values())).new_zeros(1, 1).expand(site.out, site.columns)
-
-    def apply(self, p: Tensors, cfg: Any, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor:
-        return x.new_zeros(())
 
 
 _Mixin = Method if TYPE_CHECKING else object
