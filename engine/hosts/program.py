@@ -74,7 +74,7 @@ def _is_dense(layer: "Adapted", name: str) -> bool:
     """Whether all that the adapter can do is to form ΔW, on a weight precise enough to take it up."""
     tenant = layer.tenants[name]
     method, exact = tenant.method, not layer.host.packed and layer.pristine_weight.dtype in (torch.float32, torch.float64)
-    plain = type(method).apply is Method.apply and type(method).kept_outputs is Method.kept_outputs and not method.dropout(tenant.config)
+    plain = not method.applies(tenant.config, tenant.site) and type(method).kept_outputs is Method.kept_outputs and not method.dropout(tenant.config)
     return (exact and plain and not method.only_bias and not isinstance(method, MapMethod) and not _has_gain(layer, name)
             and method.factors(layer.all_tensors(name), tenant.config, tenant.site) is None)
 

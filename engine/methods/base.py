@@ -288,6 +288,10 @@ class Method(ABC):
         """
         return None
 
+    def applies(self, cfg: Any, site: Site) -> bool:
+        """Whether there is such a way; without one, a lone learner runs as one product with ``W0 + ΔW``."""
+        return type(self).apply is not Method.apply
+
     def dropout(self, cfg: Any) -> float:
         """Share of the adapter's inputs that training drops."""
         return 0.0

@@ -119,6 +119,9 @@ class Bat(Miss):
         blocks = W0.to(D.dtype).unflatten(1, (-1, cfg.r)).unflatten(0, (-1, cfg.r))              # (out / r, r, columns / r, r)
         return (torch.einsum("oicj,ojk->oick", blocks, D) + D[:, :, None]).reshape(site.out, site.columns)
 
+    def applies(self, cfg: MissConfig, site: Site) -> bool:
+        return False
+
     def apply(self, p: Tensors, cfg: MissConfig, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> None:
         return None
 

@@ -72,8 +72,8 @@ class Road(MapMethod):
     def turn_out(self, p: Tensors, cfg: RoadConfig, site: Site, y: Tensor) -> Tensor:
         straight, across = self.columns(p, cfg)
         pairs = y.unflatten(-1, (-1, 2, cfg.group_size // 2))
-        first, second = pairs.unbind(-2)
-        return (pairs * straight + torch.stack((-second, first), dim=-2) * across).flatten(-3).to(y.dtype)
+        swapped = pairs.flip(-2) * (across * across.new_tensor([[-1.0], [1.0]]))                # (−second, first)
+        return torch.addcmul(swapped, pairs, straight).flatten(-3).to(y.dtype)
 
 
 METHOD = Road()

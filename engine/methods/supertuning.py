@@ -109,9 +109,12 @@ class Supertuning(Method):
             return self.sparse(p, site)
         return self.sparse(p, site) + (cfg.lora_alpha / cfg.r) * (p["supertuning_lora_B.weight"] @ p["supertuning_lora_A.weight"])
 
+    def applies(self, cfg: SupertuningConfig, site: Site) -> bool:
+        return cfg.r is not None and site.kind == "linear"
+
     def apply(self, p: Tensors, cfg: SupertuningConfig, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor | None:
         """With a LoRA in thin products, whose inputs alone are dropped in training."""
-        if cfg.r is None or site.kind != "linear":
+        if not self.applies(cfg, site):
             return None
         A, B = (p[f"supertuning_lora_{factor}.weight"].to(x.dtype) for factor in "AB")
         low_rank = F.linear(F.linear(F.dropout(x, cfg.lora_dropout, run.training), A), B)
