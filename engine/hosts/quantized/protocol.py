@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from engine.errors import UnsupportedLayer
 
+UNITS = 1024                               # unit vectors at a time
+
 
 class Backend(ABC):
     """One way of storing a linear layer's weight in fewer bits. Stateless. Nothing here changes the layer that it is given, but `settle`.
@@ -28,9 +30,21 @@ class Backend(ABC):
 
     # --- the protocol ---
 
-    @abstractmethod
+    @torch.no_grad()
     def weight(self, layer: nn.Module) -> Tensor:
-        """The weight as numbers ``(out, in)``: a new tensor, as exact as what is stored. Raises `UnsupportedLayer` if it cannot be read."""
+        """The weight as numbers ``(out, in)``: a new float32 tensor, as exact as what is stored.
+
+        Where a package has no way to read it, the layer tells: what it makes of the unit vectors is its weight.
+        """
+        (out, columns), dtype, device = self.size(layer), self.dtype(layer), self.device(layer)
+        bias, W = getattr(layer, "bias", None), torch.empty(out, columns, device=device)
+        for start in range(0, columns, UNITS):
+            part = slice(start, min(start + UNITS, columns))
+            units = torch.zeros(part.stop - start, columns, dtype=dtype, device=device)
+            units[:, part].fill_diagonal_(1)
+            seen = layer(units).float()
+            W[:, part] = (seen if bias is None else seen - bias.float()).T
+        return W
 
     def run(self, layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's own output, through its own kernel; differentiable with respect to ``x`` in any mode."""
@@ -42,6 +56,10 @@ class Backend(ABC):
                                "Merge without `requantize`: the merged layer is then kept in 16 bits.")
 
     # --- what is cheap to know ---
+
+    def knows(self, kind: type) -> bool:
+        """Whether layers of this class are its."""
+        return _inherits(kind, self.layers)
 
     def size(self, layer: nn.Module) -> tuple[int, int]:
         """(out, in) of the weight."""
@@ -73,7 +91,7 @@ def _backends() -> tuple[Backend, ...]:
 
 @cache
 def _of_layer(kind: type) -> Backend | None:
-    return next((backend for backend in _backends() if _inherits(kind, backend.layers)), None)
+    return next((backend for backend in _backends() if backend.knows(kind)), None)
 
 
 @cache
