@@ -30,6 +30,9 @@ class Loftq(Variant):
     help = "For a model that will be quantized later: learns to make up for what the smaller numbers lose."
 
     def refuses(self, cfg: Any, site: Site) -> str:
+        if site.quantized:
+            return ("LoftQ starts from what the quantization loses, and this weight is packed already: start as usual, "
+                    "then call `replace_lora_weights_loftq`, which reads the original files.")
         if (rank := self.inner.rank(cfg, site)) > min(site.out, site.columns):
             return f"LoftQ takes {rank} directions from the layer's own weight, which has {min(site.out, site.columns)}: choose a smaller `r`."
         return self.inner.refuses(cfg, site)

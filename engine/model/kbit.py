@@ -51,13 +51,15 @@ def _checkpoint_gradients(model: nn.Module, settings: dict[str, Any]) -> None:
             model.enable_input_require_grads()
         else:
             model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
-    if "gradient_checkpointing_kwargs" in inspect.signature(model.gradient_checkpointing_enable).parameters:
+    if hasattr(model, "activation_checkpointing_enable"):     # the newer name; the older one warns
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    elif "gradient_checkpointing_kwargs" in inspect.signature(model.gradient_checkpointing_enable).parameters:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
-        return
-    if settings:
-        warnings.warn("gradient_checkpointing_kwargs is not supported in this version of transformers. The passed kwargs will be ignored.",
-                      FutureWarning, stacklevel=3)
-    model.gradient_checkpointing_enable()
+    else:
+        model.gradient_checkpointing_enable()
+        if settings:
+            warnings.warn("gradient_checkpointing_kwargs is not supported in this version of transformers. The passed kwargs will be ignored.",
+                          FutureWarning, stacklevel=3)
 
 
 def tell_what_is_widened(model: nn.Module) -> None:

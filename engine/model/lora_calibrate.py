@@ -75,7 +75,7 @@ def preprocess_corda(model: nn.Module, lora_config: LoraConfig, run_model: Calla
 def _weight(target: Target) -> Tensor:
     """Canonical, float32."""
     layer = target.layer
-    return (layer.canonical() if isinstance(layer, Adapted) else target.host.canonical(layer.weight.detach())).float()
+    return (layer.canonical() if isinstance(layer, Adapted) else target.host.canonical(target.host.weight(layer).detach())).float()
 
 
 def _covariances(model: nn.Module, config: LoraConfig, run_model: Callable[[], None] | None) -> dict[str, Tensor]:
@@ -140,6 +140,9 @@ def preprocess_loraga(model: nn.Module, lora_config: LoraConfig, train_step: Cal
     if not targets:
         raise ValueError("No supported layers found for LoRA-GA initialization: it works on linear layers.")
     gradients = _read_cache(cache_file)
+    if gradients is None and (packed := next((t.path for t in targets if t.site.quantized), None)):
+        raise ValueError(f"LoRA-GA needs the gradient of each weight, and that of {packed} is quantized: run `preprocess_loraga` on the model in "
+                         "16 bits with a `cache_file`, and give that here.")
     if gradients is None:
         gradients = _gradients(model, targets, train_step)
         _write_cache(cache_file, gradients)
