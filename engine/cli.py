@@ -276,8 +276,11 @@ def _needed(data: dict, name: str, command: str) -> str:
 
 
 def _fetch(arguments: argparse.Namespace, home: Home, terminal: Terminal) -> int:
-    out = home.starter if arguments.model == "starter" else home.models / Path(arguments.model).name
-    spec = specs.FetchSpec(out=_new_path(arguments.out, home.models) if arguments.out else str(out), model=arguments.model)
+    local = Path(arguments.model).expanduser()
+    model = str(local.resolve()) if local.exists() else arguments.model
+    name = local.name.removesuffix(".gguf")
+    out = home.starter if model == "starter" else home.models / name
+    spec = specs.FetchSpec(out=_new_path(arguments.out, home.models) if arguments.out else str(out), model=model)
     code, result = _job(spec, arguments, home, terminal)
     if result and not arguments.json:
         terminal.say(f"Here: {result['path']}")
@@ -360,7 +363,7 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--seed", type=int, default=0)
 
     fetch = command("fetch", _fetch, "bring a model into the library")
-    fetch.add_argument("model", nargs="?", default="starter", help="“starter” (default) or a name on the Hugging Face Hub")
+    fetch.add_argument("model", nargs="?", default="starter", help="“starter” (default), a name on the Hub, a model folder or a GGUF file")
     fetch.add_argument("--out", help="folder, or name in the library")
     _job_flags(fetch)
 

@@ -1,4 +1,4 @@
-"""The job that brings a base model into the library: the starter model, or one of the Hugging Face Hub."""
+"""The job that brings a base model into the library: the starter model, one of the Hugging Face Hub, or one from this computer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.bases.download import HEARTBEAT
 from engine.bases.gguf_import import convert
 from engine.bases.load import check_folder
 from engine.errors import BadModel, Cancelled, StudioError, Unreachable
-from engine.events import Event, Finished, Note, Stopped
+from engine.events import Event, Finished, Note, Progress, Stopped
 from engine.specs import FetchSpec
 from engine.store.atomic import replacing_folder
 from engine.store.home import Home, safe_name
@@ -45,13 +45,24 @@ def fetch(spec: FetchSpec, run: RunFolder) -> Iterator[Event]:
                 yield Note(f"{out.name} is already in the library.")
             else:
                 _sweep(out)
-                bringing = _starter if spec.model == "starter" else partial(_from_hub, spec.model)
-                yield from _heeding(bringing(out, downloads, stopped), stopped)
+                yield from _heeding(_way(spec.model)(out, downloads, stopped), stopped)
         (out.parent / f".{out.name}.lock").unlink(missing_ok=True)
     except Cancelled:
         yield Stopped(asked or "cancel", resumable=True)
         return
     yield Finished(result={"path": str(out)})
+
+
+def _way(model: str) -> Callable[..., Iterator[Event]]:
+    """How this model comes: a path must be absolute, so that no folder can pass for a name on the Hub."""
+    path = Path(model)
+    if model == "starter":
+        return _starter
+    if not path.is_absolute():
+        return partial(_from_hub, model)
+    if path.suffix.lower() == ".gguf":
+        return partial(_from_gguf, path)
+    return partial(_from_folder, path)
 
 
 def _starter(out: Path, downloads: Path, stopped: Callable[[], bool]) -> Iterator[Event]:
@@ -74,6 +85,30 @@ def _starter(out: Path, downloads: Path, stopped: Callable[[], bool]) -> Iterato
 
 def _from_hub(model: str, out: Path, downloads: Path, stopped: Callable[[], bool]) -> Iterator[Event]:
     yield from _place(hub.look_up(model, stopped=stopped), out, downloads, stopped)
+
+
+def _from_gguf(file: Path, out: Path, downloads: Path, stopped: Callable[[], bool]) -> Iterator[Event]:
+    """Unpack it. What its numbers lost when it was packed stays lost."""
+    if not file.is_file():
+        raise BadModel(f"The file {file.name} is not there.", do="Check its name.", path=str(file))
+    yield Note(f"{file.name} is unpacked so that it can be taught. What its numbers lost when it was packed stays lost: the original is better.",
+               "warning")
+    with replacing_folder(out) as folder:
+        yield from _impatient(convert(file, folder), stopped)
+        check_folder(folder)
+
+
+def _from_folder(source: Path, out: Path, downloads: Path, stopped: Callable[[], bool]) -> Iterator[Event]:
+    """Take its files into the library, without a second copy where the file system can. The folder itself stays as it is."""
+    check_folder(source)
+    files = [file for file in sorted(source.iterdir()) if file.is_file() and hub.belongs(file.name)]
+    total, done = sum(file.stat().st_size for file in files), 0
+    with replacing_folder(out) as folder:
+        for file in files:
+            yield Progress("Taking the model into the library", done, total, "bytes")
+            _link(file, folder / file.name)
+            done += file.stat().st_size
+        check_folder(folder)
 
 
 def _place(remote: hub.Remote, out: Path, downloads: Path, stopped: Callable[[], bool]) -> Iterator[Event]:

@@ -73,7 +73,7 @@ def look_up(model: str, *, seconds: float = 10.0, stopped: Callable[[], bool] = 
                            "Check the spelling; if it is a gated model, ask for access on its page and log in.", details=error.details) from error
         raise
     try:
-        files = [_remote_file(entry) for entry in info["siblings"] if _wanted(entry["rfilename"])]
+        files = [_remote_file(entry) for entry in info["siblings"] if belongs(entry["rfilename"])]
         remote = Remote(model, str(info["sha"]), tuple(_without_doubles(files)))
     except (KeyError, TypeError, ValueError) as error:
         raise Unreachable("The Hugging Face Hub gave an answer that cannot be read.", do="Try again later.", details=repr(error)) from error
@@ -93,7 +93,8 @@ def bring(remote: Remote, store: Path, stopped: Callable[[], bool]) -> Iterator[
         done += file.size
 
 
-def _wanted(name: str) -> bool:
+def belongs(name: str) -> bool:
+    """Whether a file of this name is a part of a model that is worth having: weights in safetensors, small descriptions, no programs."""
     return name in WANTED or bool(WEIGHTS.fullmatch(name))
 
 

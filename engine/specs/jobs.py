@@ -22,12 +22,13 @@ class StackEntry(Spec):
 
 @dataclass
 class FetchSpec(Spec):
-    """Bring a base model into the library: the starter model, or a model of the Hugging Face Hub."""
+    """Bring a base model into the library: the starter model, one of the Hugging Face Hub, or one from this computer."""
 
     kind: ClassVar[str] = "fetch"
 
     out: str = knob(label="Folder", help="Where the model folder is made.")
-    model: str = knob("starter", label="Model", help="“starter”, or a name on the Hugging Face Hub such as org/name.")
+    model: str = knob("starter", label="Model", help="“starter”, a name on the Hugging Face Hub such as org/name, or the full path of a model folder "
+                                                     "or a GGUF file.")
 
 
 @dataclass

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import psutil
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFileDialog, QLineEdit, QVBoxLayout, QWidget
 
 from engine.store.library import ModelInfo
-from studio.core import plan
+from studio.core import bring, plan
 from studio.core.text import teach as words
 from studio.core.text import work
 from studio.models.teach_draft import TeachDraft
+from studio.views import a11y
 from studio.views.parts import CardButton, Column, OneOf, Row, button, card, clear, page, picture, text
 
 ORDER = ("well", "tight", "big", "no")
@@ -20,10 +21,11 @@ LOOKS = {"well": "pill-good", "tight": "pill-warn", "big": "pill-bad", "no": "pi
 
 
 class ModelPage(QWidget):
-    """``free`` tells the bytes of memory that can be used now. Signals: `said(str)`, `fetch_wanted()`."""
+    """``free`` tells the bytes of memory that can be used now. Signals: `said(str)`, `fetch_wanted()`, `wanted(FetchSpec, title)`."""
 
     said = Signal(str)
     fetch_wanted = Signal()
+    wanted = Signal(object, str)
 
     def __init__(self, draft: TeachDraft, catalogue, free: Callable[[], float] = lambda: psutil.virtual_memory().available):
         super().__init__()
@@ -34,11 +36,40 @@ class ModelPage(QWidget):
         self._none = card(Row(picture("model", "muted"), text(words.MODEL_NONE()),
                               button(work.START_FETCH(), self.fetch_wanted.emit, "primary")))
         self._none.layout().itemAt(0).layout().setStretch(1, 1)
-        Column(page(Column(text(words.MODEL_HEAD(), "title"), text(words.MODEL_INTRO(), "muted")), self._none, self._cards, None),
+        Column(page(Column(text(words.MODEL_HEAD(), "title"), text(words.MODEL_INTRO(), "muted")), self._none, self._cards, self._bring_card(), None),
                parent=self)
         catalogue.subscribe(self.refresh)
         draft.changed.connect(lambda part: part == "base" and self._show_choice())
         self.refresh()
+
+    def _bring_card(self) -> QWidget:
+        self.name = QLineEdit()
+        self.name.setPlaceholderText(words.MODEL_BRING_HINT())
+        a11y.name(self.name, words.MODEL_BRING(), words.MODEL_BRING_HINT())
+        self.name.returnPressed.connect(self._bring)
+        self.name.textEdited.connect(lambda _: self._fault.hide())
+        self.bring = button(words.MODEL_BRING_DO(), self._bring, icon="import")
+        browse = button(words.MODEL_BRING_BROWSE(), self._browse)
+        self._fault = text("", "bad small")
+        self._fault.hide()
+        line = Row(self.name, browse, self.bring)
+        line.setStretch(0, 1)
+        return card(text(words.MODEL_BRING(), "strong"), text(words.MODEL_BRING_HELP(), "muted small"), line, self._fault)
+
+    def _browse(self) -> None:
+        if folder := QFileDialog.getExistingDirectory(self, words.MODEL_BRING()):
+            self.name.setText(folder)
+            self._bring()
+
+    def _bring(self) -> None:
+        """Ask for the model that is named; a wrong name is told where it was typed."""
+        wish = bring.understand(self.name.text(), self._draft.home.models)
+        self._fault.setText(wish.fault)
+        self._fault.setVisible(bool(wish.fault))
+        if wish.spec is not None:
+            self.wanted.emit(wish.spec, words.MODEL_BRING_TITLE(name=wish.name))
+            self.said.emit(words.MODEL_BRING_COMING(name=wish.name))
+            self.name.clear()
 
     def refresh(self) -> None:
         """Build the cards anew from the catalogue."""

@@ -8,6 +8,7 @@ from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QPushButton, QSizePolicy, QStackedWidget, QWidget
 
 from engine.errors import StudioError, explain
+from engine.specs import FetchSpec
 from engine.store.resources import resource
 from studio.core import plan
 from studio.core.actions import Action
@@ -34,7 +35,7 @@ class TeachPanel(Panel):
 
     def __init__(self, home, catalogue, queue_bridge, talk_bridge, settings):
         super().__init__(words.TITLE())
-        self._catalogue = catalogue
+        self._catalogue, self._queue = catalogue, queue_bridge
         self.draft = TeachDraft(home, settings)
         self._samples, damaged = _samples()
         self.data = DataPage(self.draft, talk_bridge, settings, self._samples)
@@ -78,6 +79,7 @@ class TeachPanel(Panel):
         self.draft.changed.connect(lambda _: self._mark())
         self._catalogue.subscribe(self._mark)
         self.model.fetch_wanted.connect(lambda: self.go.emit("start"))
+        self.model.wanted.connect(self._bring_model)
         self.plan.started.connect(self._started)
         self.train.ended.connect(self._ended)
         self.review.kept.connect(self.kept)
@@ -156,6 +158,12 @@ class TeachPanel(Panel):
             a11y.name(self.next, self.next.text())
             theme.look(self.next, "primary" if here not in missing else "")
         self._foot.setVisible(after < 3)
+
+    def _bring_model(self, spec: FetchSpec, title: str) -> None:
+        try:
+            self._queue.queue.submit(spec, title)
+        except StudioError as error:
+            self.failed.emit(error)
 
     def _started(self, job: Job) -> None:
         self.draft.look_at(job.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from engine.events import Finished, Note, Stopped
 from engine.specs import FetchSpec
 from engine.store.home import Home
 from engine.store.runs import RunFolder
+from tests.engine.bases.test_gguf_import import write_gguf
 
 MODEL = "org/tiny"
 
@@ -206,3 +208,37 @@ def test_slow_work_that_fails_fails_here():
 
     with pytest.raises(BadModel, match="No."):
         list(_impatient(slowly(), lambda: False))
+
+
+def test_a_folder_of_this_computer_comes_in_without_its_programs(base_folder: Path, tmp_path: Path, out: Path):
+    source = tmp_path / "mine"
+    shutil.copytree(base_folder, source)
+    for name in ("modeling_mine.py", "pytorch_model.bin"):
+        (source / name).write_text("print('never')")
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    events = list(fetch(*job(out, str(source))))
+    assert events[-1] == Finished(result={"path": str(out)}) and load_model(out).config.model_type == "llama"
+    assert {path.name for path in out.iterdir()} == {path.name for path in base_folder.iterdir()}
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
+def test_a_folder_that_is_no_model_changes_nothing(tmp_path: Path, out: Path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(BadModel):
+        list(fetch(*job(out, str(tmp_path / "photos"))))
+    assert not out.exists()
+
+
+def test_a_gguf_file_is_unpacked_and_what_it_lost_is_told(tmp_path: Path, out: Path):
+    write_gguf(tmp_path / "m.gguf")
+    events = list(fetch(*job(out, str(tmp_path / "m.gguf"))))
+    assert any(isinstance(e, Note) and "stays lost" in e.text for e in events) and load_model(out).config.model_type == "llama"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"GGUF" + bytes(40)])
+def test_a_gguf_file_that_is_none_changes_nothing(tmp_path: Path, out: Path, content):
+    if content is not None:
+        (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(BadModel):
+        list(fetch(*job(out, str(tmp_path / "m.gguf"))))
+    assert not out.exists()

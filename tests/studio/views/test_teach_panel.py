@@ -155,6 +155,18 @@ def test_a_training_is_followed_to_its_review_and_kept(teach, stocked, qtbot):
     assert teach.plan.isVisible() and teach.draft.spec().passes == 6.0 and "plan" not in teach.draft.missing()
 
 
+def test_another_model_is_brought_by_its_name(teach, stocked):
+    teach.show_step("model")
+    teach.model.name.setText("hello")
+    teach.model.bring.click()
+    assert "neither a name on the Hub" in words_of(teach.model) and not stocked.queue.jobs()
+    teach.model.name.setText("org/Other-1B")
+    teach.model.bring.click()
+    job, = stocked.queue.jobs()
+    assert job.spec == specs.FetchSpec(out=str(stocked.home.models / "Other-1B"), model="org/Other-1B") and "Other-1B" in job.title
+    assert "neither" not in words_of(teach.model)
+
+
 def test_answers_can_be_heard_through_time(teach, stocked):
     choose_all(teach, stocked)
     teach.plan.start.click()
