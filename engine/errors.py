@@ -84,6 +84,12 @@ class UnsupportedLayer(StudioError, ValueError):
     code = "unsupported-layer"
 
 
+class CannotMerge(StudioError, ValueError, NotImplementedError):
+    """What an adapter does depends on the input (or it sits in no layer), so that no weight can say it. Nothing was changed."""
+
+    code = "cannot-merge"
+
+
 class DamagedCheckpoint(StudioError):
     """A checkpoint is incomplete or its content does not match its own checksums."""
 

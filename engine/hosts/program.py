@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.hosts.fused import fused
+from engine.hosts.gated import gated
 from engine.hosts.stack import LiveStack
-from engine.methods.base import Factors, MapMethod, Method, Run, Tensors
+from engine.methods.base import Factors, MapMethod, Method, Routed, Router, Run, Tensors
 from engine.methods.beside import BIAS, own_bias
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def build(layer: "Adapted", stack: LiveStack, learning: bool) -> Program:
     heard = [name for name in stack.heard() if name in layer.tenants]
     if not heard:
         return layer._bare
-    if not learning and not layer.host.packed and not all(_is_cheap(layer, name) for name in heard):
+    if not learning and not layer.host.packed and not any(_is_routed(layer, name) for name in heard) and not all(
+            _is_cheap(layer, name) for name in heard):
         return _composed(layer, stack, heard)
     if len(heard) == 1 and _is_dense(layer, heard[0]):
         return _learning_whole(layer, stack, heard)
@@ -70,6 +72,10 @@ def _is_cheap(layer: "Adapted", name: str) -> bool:
     return costless or tenant.method.factors(p, tenant.config, tenant.site) is not None or _has_gain(layer, name)
 
 
+def _is_routed(layer: "Adapted", name: str) -> bool:
+    return isinstance(layer.tenants[name].method, Routed)
+
+
 def _is_dense(layer: "Adapted", name: str) -> bool:
     """Whether all that the adapter can do is to form ΔW, on a weight precise enough to take it up."""
     tenant = layer.tenants[name]
@@ -104,6 +110,8 @@ def _paths(layer: "Adapted", stack: LiveStack, heard: list[str], learning: bool)
             group = []
         if low_rank and not (applies and (layer.training or tenant.method.thrifty)):
             paths += [_low_rank(layer, stack, name), *_own_bias(layer, stack, name)]
+        elif isinstance(tenant.method, Router):
+            paths += [gated(layer, stack, name), *_own_bias(layer, stack, name)]
         elif _has_gain(layer, name):
             paths += [_gained(layer, stack, name, still), *_own_bias(layer, stack, name)]
         else:
@@ -276,8 +284,8 @@ def _mapped(layer: "Adapted", stack: LiveStack, name: str, below: list[str]) -> 
     acts_in, acts_out, turns_bias = method.acts_in(config, site), method.acts_out(config, site), method.turns_bias(config, site)
 
     def matrices() -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of what lies below."""
-        return layer.on_present(below, stack)
+        """Weight and bias of what lies below. What depends on the input has neither; it sits on linear layers, where only the bias is asked for."""
+        return layer.on_present([name for name in below if not _is_routed(layer, name)], stack)
 
     def out(y: Tensor, p: Tensors) -> Tensor:
         b = None if turns_bias or layer.pristine_bias is None else matrices()[1].to(y.dtype)

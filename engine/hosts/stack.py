@@ -6,7 +6,8 @@ strength by `tick`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -89,6 +90,20 @@ class LiveStack:
             self._solos[name] = LiveStack()
             self._solos[name].arrange([name])
         return self._solos[name]
+
+    @contextmanager
+    def telling(self, **extras: Any) -> Iterator[None]:
+        """Inside the block adapters find these arguments of the call, each with a row a sample, in `Run.extras`."""
+        told = {self: extras} if self.samples is None else {
+            self.solo(name): {key: value[rows] for key, value in extras.items()} for name, rows in self.samples.rows.items()}
+        before = {stack: stack.extras for stack in told}
+        try:
+            for stack, values in told.items():
+                stack.extras = {**stack.extras, **values}
+            yield
+        finally:
+            for stack, values in before.items():
+                stack.extras = values
 
     def changed(self) -> None:
         """Tell all layers that more than a strength is different."""

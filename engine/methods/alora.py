@@ -14,25 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.methods.base import PeftConfig, Run, Site, Tensors, Variant
+from engine.methods.base import PeftConfig, Routed, Run, Site, Tensors, Variant
 
 
-class Activated(Variant):
-    """A law round LoRA that depends on the position, so that no one weight can say it: it runs, and never merges."""
+class Activated(Routed, Variant):
+    """A law round LoRA that depends on the position."""
 
     title = "aLoRA"
     help = "A skill that sleeps until its call sign stands in the text. Cannot be baked into the model."
-    light = True
+    why_unmerged = "It changes only the tokens after its invocation, which a weight cannot."
 
     def refuses(self, cfg: Any, site: Site) -> str:
         return "aLoRA sits on linear layers only." if site.kind != "linear" else self.inner.refuses(cfg, site)
-
-    def factors(self, p: Tensors, cfg: Any, site: Site) -> None:
-        return None
-
-    def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
-        raise NotImplementedError("aLoRA does not support merging: it changes only the tokens after its invocation, which a weight cannot. "
-                                  "Keep it beside the model.")
 
     def apply(self, p: Tensors, cfg: Any, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor:
         f = self.inner.factors(p, cfg, site)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from engine.errors import BadAdapter
+from engine.errors import BadAdapter, CannotMerge
 from engine.specs.fields import knob
 from engine.store.atomic import write_json
 from engine.store.library import read_json
@@ -220,6 +220,7 @@ class Method(ABC):
     light: ClassVar[bool] = False          # `apply` costs far less than the layer itself: then nothing dense is ever made to run it
     only_bias: ClassVar[bool] = False      # ΔW is always zero, `bias_delta` is all there is
     thrifty: ClassVar[bool] = False        # `apply` costs less than the two thin products of `factors`: then it does not fuse either
+    hears: ClassVar[tuple[str, ...]] = ()  # arguments of the model's call that are meant for it: it finds them in `Run.extras`
 
     def settle(self, cfg: Any, model_type: str | None) -> None:
         """Fill in settings of ``cfg`` that were left open and that this method chooses by the model's family (``config.model_type``).
@@ -239,6 +240,10 @@ class Method(ABC):
 
     def shared(self, cfg: Any, sites: Sequence[Site]) -> dict[str, TensorSpec]:
         """Tensors that all sites of the adapter have in common; in the file they are ``base_model.<name>``."""
+        return {}
+
+    def borrowed(self, cfg: Any, site: Site) -> dict[str, Site]:
+        """Tensors that this site has from an earlier one of its peers, by name → that peer; they come in ``p`` beside its own."""
         return {}
 
     def starts_from_base(self, cfg: Any) -> bool:
@@ -299,6 +304,33 @@ class Method(ABC):
     def kept_outputs(self, cfg: Any, site: Site) -> Tensor | None:
         """What one training step multiplies the outputs of ΔW by, ``(out,)``: rows, or all of it, dropped at random. None: nothing is."""
         return None
+
+
+class Routed(Method):
+    """What it does depends on more than the layer's input vector by vector, so that no weight can say it: it runs by `apply`, and never merges."""
+
+    light = True
+    why_unmerged: ClassVar[str]            # the reason, in a sentence
+
+    def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors | None:
+        return None
+
+    def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
+        raise CannotMerge(f"{self.title} does not support merging.", self.why_unmerged, "Keep it beside the model.")
+
+
+class Router(Routed):
+    """Mixes other low-rank adapters of the same layer, its experts, anew for each input vector. They need not be in the stack."""
+
+    @abstractmethod
+    def route(self, p: Tensors, cfg: Any, site: Site, beside: Mapping[str, Factors]) -> tuple[dict[str, Factors], "Gate"]:
+        """(the experts among the adapters ``beside`` it, as they are to run; how strong each is heard). Asked again when a tensor has changed."""
+
+    def apply(self, p: Tensors, cfg: Any, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> None:
+        return None
+
+
+Gate = Callable[[Tensor, Run], Tensor]     # the layer's input ``(…, columns)`` (an embedding: token ids) → strengths ``(…, experts)``
 
 
 class Variant(Method):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, by_pattern, kaiming_uniform
 from engine.methods.lora_settings import (
-    BdLoraConfig, CordaConfig, EvaConfig, KasaConfig, LoftQConfig, LoraGAConfig, LoraRuntimeConfig, MontecloraConfig, VeloraConfig, settings)
+    ArrowConfig, BdLoraConfig, CordaConfig, EvaConfig, KasaConfig, LoftQConfig, LoraGAConfig, LoraRuntimeConfig, MontecloraConfig, VeloraConfig, settings)
 from engine.specs.fields import knob
 
 
@@ -119,14 +119,14 @@ class LoraConfig(TargetedConfig):
             raise ValueError("`lora_bias=True` is not supported for DoRA, please set use_dora to False.")
 
 
-_NOT_YET = ("arrow_config", "megatron_config")
+_NOT_YET = ("megatron_config",)
 _STARTS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "corda", "lora_ga", "loftq")
 _SETTINGS = {"loftq_config": LoftQConfig, "eva_config": EvaConfig, "corda_config": CordaConfig, "lora_ga_config": LoraGAConfig,
              "use_bdlora": BdLoraConfig, "velora_config": VeloraConfig, "monteclora_config": MontecloraConfig, "kasa_config": KasaConfig,
-             "runtime_config": LoraRuntimeConfig}
+             "arrow_config": ArrowConfig, "runtime_config": LoraRuntimeConfig}
 _STARTS_WITH_SETTINGS = {"loftq_config": "loftq", "eva_config": "eva", "corda_config": "corda", "lora_ga_config": "lora_ga"}
 _RESHAPED = ("use_bdlora", "use_qalora")                      # variants that give A or B another shape
-_RERUN = ("alora_invocation_tokens", "velora_config", "monteclora_config", "kasa_config")     # variants that run otherwise than plain LoRA
+_RERUN = ("alora_invocation_tokens", "velora_config", "monteclora_config", "kasa_config", "arrow_config")      # variants that run otherwise than plain LoRA
 
 
 class Lora(Method):

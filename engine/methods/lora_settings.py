@@ -104,6 +104,22 @@ class LoraGAConfig:
 
 
 @dataclass
+class ArrowConfig:
+    """Arrow (Ostapenko et al. 2024, arXiv 2405.11157): to how many experts an input goes, how sharply they are weighed, and whether general
+    knowledge is taken out of them first (GenKnowSub). `engine.model.arrow.create_arrow_model` writes the names."""
+
+    top_k: int = 3
+    router_temperature: float = 1.0
+    use_gks: bool = False
+    task_adapter_names: list[str] | None = None
+    gks_adapter_names: list[str] | None = None
+    rng_seed: int | None = None            # kept for the file format: directions are computed, not searched for
+
+    def __post_init__(self) -> None:
+        _positive(self, "top_k", "router_temperature")
+
+
+@dataclass
 class BdLoraConfig:
     """BD-LoRA: A is block-diagonal where a layer's path holds one of ``target_modules_bd_a``, B where it holds one of ``…_bd_b``."""
 

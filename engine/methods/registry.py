@@ -50,6 +50,7 @@ _BUILT_IN = {                              # peft_type → the file of the metho
     "PSOFT": "engine.methods.psoft",
     "PEANUT": "engine.methods.peanut",
     "FROD": "engine.methods.frod",
+    "POLY": "engine.methods.poly", "LILY": "engine.methods.lily", "XLORA": "engine.methods.xlora", "SHADOW": "engine.methods.shadow",
     "LN_TUNING": "engine.methods.ln_tuning", "TRAINABLE_TOKENS": "engine.methods.trainable_tokens",
 }
 OUTSIDERS = "adapter_studio.methods"       # entry points: peft_type → the `Method`
@@ -57,7 +58,7 @@ _RENAMED = {"BONE": "MISS"}               # what PEFT called a method once → w
 _VARIANTS = {                              # laws that may be put round a method's, innermost first
     "MISS": ("engine.methods.miss",),
     "LORA": tuple(f"engine.methods.{name}" for name in ("lora_start", "lora_orthogonal", "mica", "loftq", "bdlora", "qalora", "velora",
-                                                        "monteclora", "alora", "kasa", "dora")),
+                                                        "monteclora", "alora", "arrow", "kasa", "dora")),
 }
 _METHODS: dict[str, Method] = {}
 

@@ -65,7 +65,9 @@ def inject(tuner: "Tuner", name: str, placed: Sequence[Placement], *, trainable:
         target = place.target
         known = isinstance(target.layer, (Adapted, Replaced))
         layer = target.layer if known else target.wrapper(target.layer, target.host, target.site, tuner.stack)
-        tenant = Tenant(place.method, place.config, place.site, {**shared, **made[place.twin]} if place.twin else shared, adrift=adrift)
+        borrowed = {name: made[owner.path][name] for name, owner in place.method.borrowed(place.config, place.site).items()}
+        lent = {**made[place.twin], **borrowed} if place.twin else borrowed
+        tenant = Tenant(place.method, place.config, place.site, {**shared, **lent} if lent else shared, adrift=adrift)
         if target.in_vain is not None and not known:
             _made(place.method.tensors(place.config, target.in_vain), {}, False, torch.float32, device or torch.device("cpu"))
         ready.append((target.path, layer, known, *_tensors(tenant, layer, given.get(target.path, {}), trainable, autocast, device)))

@@ -17,8 +17,12 @@ from engine.checkpoint.keys import split
 from engine.checkpoint.load import check_finite
 from engine.checkpoint.load import match as match_layers
 from engine.checkpoint.report import LoadReport
+<<<<<<< HEAD
 from engine.errors import BadAdapter, WrongBase
 from engine.hosts.quantized.protocol import settle
+=======
+from engine.errors import BadAdapter, CannotMerge, WrongBase
+>>>>>>> ea3fd8a (Poly, Lily, X-LoRA and Arrow: what depends on the input runs beside the model, and a merge says so before anything is changed)
 from engine.hosts.replaced import Replaced
 from engine.hosts.stack import LiveStack
 from engine.methods.base import PeftConfig, Tensors
@@ -65,6 +69,10 @@ class LoneTuner(ABC):
     @abstractmethod
     def forget(self, name: str) -> None:
         """Drop the tensors of one adapter."""
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's ``generate``."""
+        return self.model.generate(*args, **kwargs)
 
     # --- looking ---
 
@@ -190,8 +198,8 @@ class LoneTuner(ABC):
         """Nothing is ever merged."""
 
     def to_merge(self, names: list[str] | None = None, safe: bool = False) -> list[str]:
-        """Raises `ValueError`: there is no weight that a prompt could go into."""
-        raise ValueError("An adapter of this kind cannot be merged: it is not in the weights.")
+        """Raises `CannotMerge`: there is no weight that it could go into."""
+        raise CannotMerge("An adapter of this kind cannot be merged.", "It is not in the weights.", "Keep it beside the model.")
 
     merge_adapter = to_merge
 

@@ -16,7 +16,6 @@ from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import save_adapter
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.stack import LiveStack
-from engine.methods.adaption_prompt import AdaptionPromptConfig
 from engine.methods.base import PeftConfig, TargetedConfig, Tensors
 from engine.methods.prompt import PromptLearningConfig
 from engine.model.adaption_prompt import AdaptionPrompts
@@ -24,6 +23,9 @@ from engine.model.kbit import tell_what_is_widened
 from engine.model.lone import LoneTuner
 from engine.model.prompt_learning import PromptParts, Prompts
 from engine.model.tuner import Tuner
+from engine.model.xlora import XLoraTuner
+
+_TUNERS = {"ADAPTION_PROMPT": AdaptionPrompts, "XLORA": XLoraTuner}       # for all other methods: `Tuner`
 
 
 class PeftModel(PromptParts, nn.Module):
@@ -49,7 +51,7 @@ class PeftModel(PromptParts, nn.Module):
                  low_cpu_mem_usage: bool = False, *, file: dict[str, Tensor] | None = None, unknown_settings: list[str] | None = None):
         super().__init__()
         self.prompts = Prompts(model) if isinstance(peft_config, PromptLearningConfig) else None
-        self.base_model = model if self.prompts else (AdaptionPrompts if isinstance(peft_config, AdaptionPromptConfig) else Tuner)(model)
+        self.base_model = model if self.prompts else _TUNERS.get(peft_config.peft_type, Tuner)(model)
         if self.prompts:
             if type(self).with_prompt is PromptParts.with_prompt:
                 raise ValueError("A prompt needs to know its task: set `task_type` (CAUSAL_LM, SEQ_CLS …) and use `get_peft_model`.")
@@ -160,10 +162,10 @@ class PeftModel(PromptParts, nn.Module):
         if self.prompts and self.prompts.active and adapter_names is None:
             return self.generate_with_prompt(*args, **kwargs)
         if adapter_names is None:
-            return self.get_base_model().generate(*args, **self.plain(kwargs))
+            return self.tuner.generate(*args, **self.plain(kwargs))
         beams = kwargs.get("num_beams") or getattr(kwargs.get("generation_config"), "num_beams", None) or 1
         with self.tuner.sampled([name for name in adapter_names for _ in range(beams)]):
-            return self.get_base_model().generate(*args, **kwargs)
+            return self.tuner.generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         return self.get_base_model().prepare_inputs_for_generation(*args, **kwargs)
@@ -212,11 +214,14 @@ class PeftModel(PromptParts, nn.Module):
         """A base with one saved adapter, active. ``model`` is changed only if the adapter fits. Arguments and errors as of `load_adapter`.
 
         Args:
-            config: instead of the one in the folder.
+            config: instead of the one in the folder. adapters: (X-LoRA) where its experts are now, name → folder, in their order.
         """
         from engine.model.tasks import task_class
 
+        experts = hub.pop("adapters", None)
         config, file, unknown = _read(model_id, is_trainable, key_mapping or getattr(model, "_checkpoint_conversion_mapping", None), hub, config)
+        if experts is not None:
+            config.adapters = experts
         chosen = cls if cls is not PeftModel else task_class(config.task_type)
         self = chosen(model, config, adapter_name, autocast_adapter_dtype, file=file, unknown_settings=unknown)
         return self if is_trainable else self.eval()

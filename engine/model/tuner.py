@@ -23,7 +23,8 @@ from engine.hosts.quantized.protocol import settle
 from engine.hosts.replaced import Replaced
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack, Samples
-from engine.methods.base import PeftConfig, TargetedConfig, Tensors, TensorSpec
+from engine.errors import CannotMerge
+from engine.methods.base import Method, PeftConfig, Routed, TargetedConfig, Tensors, TensorSpec
 from engine.methods.registry import law
 from engine.model.companions import with_companions, with_heads
 from engine.model.inject import Given, check_name, inject, placements
@@ -54,12 +55,22 @@ class Tuner(Shelves):
         self.stack = LiveStack()
         self.trained: set[str] = set()
         self.plans: dict[str, Plan] = {}
+        self.asked: frozenset[str] = frozenset()              # arguments of a call that are meant for adapters
         self._thawed: list[nn.Parameter] | None = None        # of the base, where it trained before the first adapter came
         self._copied: tuple[list, Callable[[], None]] | None = None     # blocks that stand several times: how, and what puts them back
         settle(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
+        """The model's forward; arguments that are meant for adapters (``task_ids``) are told to them."""
+        if self.asked.isdisjoint(kwargs):
+            return self.model(*args, **kwargs)
+        with self.stack.telling(**{name: kwargs.pop(name) for name in self.asked & kwargs.keys()}):
+            return self.model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's ``generate``, in the same way."""
+        with self.stack.telling(**{name: kwargs.pop(name) for name in self.asked & kwargs.keys()}):
+            return self.model.generate(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -103,7 +114,10 @@ class Tuner(Shelves):
         with ExitStack() as failing:
             self._replicate(config, failing)
             method, config = law(config), with_heads(config, heads)
-            planned, report = plan(self.model, method, config), LoadReport()
+            planned, report = self.plan(method, config), LoadReport()
+            if isinstance(config, TargetedConfig):
+                failing.callback(setattr, config, "target_modules", config.target_modules)
+                config.target_modules = planned.resolved
             placed = with_companions(self.model, placements(planned.targets, method, config), config)
             if file is not None:
                 given, report = match(file, {p.target.path: p for p in placed}, shared_specs(placed), unknown_settings)
@@ -111,12 +125,21 @@ class Tuner(Shelves):
                 config.base_model_name_or_path = getattr(self.model, "name_or_path", None) or None
             inject(self, name, placed, trainable=trainable, given=given, autocast=autocast, device=device)
             failing.pop_all()
-        config.target_modules = planned.resolved
         self.peft_config[name], self.plans[name] = config, planned
+        self._ask()
         self.trained |= {name} if trainable else set()
         if self._thawed is None:
             self._freeze_base()
         return report
+
+    def _ask(self) -> None:
+        self.asked = frozenset(argument for config in self.peft_config.values() for argument in law(config).hears)
+
+    def plan(self, method: Method, config: PeftConfig) -> Plan:
+        """Where an adapter will sit; see `engine.model.targets.plan`."""
+        if not isinstance(config, TargetedConfig):
+            raise ValueError(f"Cannot combine adapters with different peft types: {config.peft_type} needs a model of its own.")
+        return plan(self.model, method, config)
 
     def _replicate(self, config: PeftConfig, failing: ExitStack) -> None:
         """Let blocks stand several times if the config asks for it; taken back if ``failing`` closes. Raises `ValueError` for a second way."""
@@ -150,6 +173,7 @@ class Tuner(Shelves):
                 layer.remove(name)
         self.clear(name)
         del self.peft_config[name], self.plans[name]
+        self._ask()
         self.trained.discard(name)
         self.stack.arrange({n: s for n, s in self.stack.entries if n != name})
 
@@ -261,6 +285,7 @@ class Tuner(Shelves):
             self.stack.merged = ()
             self.stack.changed()
 
+<<<<<<< HEAD
     def requantization_error(self, adapter_names: list[str] | None = None) -> RequantizationError:
         """What would be lost if the active adapters (or those named) were written into quantized weights; changes nothing.
 
@@ -279,6 +304,20 @@ class Tuner(Shelves):
         names = self.known(self.stack.names if names is None else names)
         if requantize is not None and not (error := self.requantization_error(names)).total <= requantize:
             raise ValueError(f"{error.sentence()} That is more than the {requantize:.0%} that `requantize` allows.")
+=======
+    def to_merge(self, names: list[str] | None, safe: bool) -> list[str]:
+        """The adapters that a merge bakes in, checked; those that are not in the stack yet enter it at strength 1.
+
+        Raises:
+            CannotMerge: what one of them does is more than a weight can say.
+        """
+        if isinstance(names, str):
+            raise TypeError("adapter_names should be a list of strings")
+        names = self.known(self.stack.names if names is None else names)
+        for name in names:
+            if routed := next((t.method for t in self.tenants(name).values() if isinstance(t.method, Routed)), None):
+                raise CannotMerge(f"{routed.title} does not support merging ({name}).", routed.why_unmerged, "Keep it beside the model.")
+>>>>>>> ea3fd8a (Poly, Lily, X-LoRA and Arrow: what depends on the input runs beside the model, and a merge says so before anything is changed)
         if missing := {n: 1.0 for n in names if n not in self.stack.names}:
             self.stack.arrange({**dict(self.stack.entries), **missing})
         for path, layer in self.layers.items() if safe else ():
