@@ -39,7 +39,10 @@ def gated(layer: "Adapted", stack: LiveStack, name: str) -> "Path":
         if not experts:
             return y
         dtype, ids = y.dtype, layer.site.kind == "embedding"
-        strengths = gate(x, Run(layer.training, stack.extras)).to(dtype)
+        strengths = gate(x, Run(layer.training, stack.extras))
+        if strengths is None:
+            return y
+        strengths = strengths.to(dtype)
         shares = [layer.tenants[n].method.dropout(layer.tenants[n].config) if layer.training and not ids else 0.0 for n in experts]
         A, B = [f.A.to(dtype) for f in experts.values()], [(f.scale * f.B).to(dtype) for f in experts.values()]
         seen = x if ids else x.to(dtype)

@@ -330,7 +330,8 @@ class Router(Routed):
         return None
 
 
-Gate = Callable[[Tensor, Run], Tensor]     # the layer's input ``(…, columns)`` (an embedding: token ids) → strengths ``(…, experts)``
+# the layer's input ``(…, columns)`` (an embedding: token ids) → strengths ``(…, experts)``, or None: none is heard in this pass
+Gate = Callable[[Tensor, Run], Tensor | None]
 
 
 class Variant(Method):

@@ -104,7 +104,9 @@ class XLora(Router):
         experts = {name: f for name, f in beside.items() if name.isdigit()}
         numbers = [int(name) for name in experts]
 
-        def gate(x: Tensor, run: Run) -> Tensor:
+        def gate(x: Tensor, run: Run) -> Tensor | None:
+            if SCALINGS not in run.extras:
+                return None
             strengths = run.extras[SCALINGS][:, :, site.index]
             if cfg.top_k_lora is not None:
                 best = strengths.topk(min(cfg.top_k_lora, strengths.shape[-1]), -1).indices

@@ -22,10 +22,11 @@ from engine.model.adaption_prompt import AdaptionPrompts
 from engine.model.kbit import tell_what_is_widened
 from engine.model.lone import LoneTuner
 from engine.model.prompt_learning import PromptParts, Prompts
+from engine.model.shadow import Shadows
 from engine.model.tuner import Tuner
 from engine.model.xlora import XLoraTuner
 
-_TUNERS = {"ADAPTION_PROMPT": AdaptionPrompts, "XLORA": XLoraTuner}       # for all other methods: `Tuner`
+_TUNERS = {"ADAPTION_PROMPT": AdaptionPrompts, "XLORA": XLoraTuner, "SHADOW": Shadows}       # for all other methods: `Tuner`
 
 
 class PeftModel(PromptParts, nn.Module):

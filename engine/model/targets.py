@@ -125,6 +125,12 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
     return result
 
 
+def named_modules(model: nn.Module, config: TargetedConfig) -> list[str]:
+    """Paths of the modules that the config names, whatever they are."""
+    wanted = _wanted(model, config)
+    return [path for path, module in modules(model) if _match(path, module, config, wanted)[0] is not None]
+
+
 def input_embedding(model: nn.Module) -> str:
     """Path of the layer that turns words into vectors; where the model does not say, ``embed_tokens``."""
     try:

@@ -164,3 +164,65 @@ def test_arrow_routes_as_peft_does(general, tmp_path):
         torch.testing.assert_close(ours(input_ids=ids()).logits, theirs(input_ids=ids()).logits, atol=1e-5, rtol=1e-4)
     assert ours.peft_config["arrow_router"].to_dict()["arrow_config"] == theirs.peft_config["arrow_router"].to_dict()["arrow_config"] \
         or ours.peft_config["arrow_router"].arrow_config.task_adapter_names == ["task_0", "task_1", "task_2"]
+
+
+# --- a shadow beside the model ---
+
+SHADOWS = {
+    "Llama": ("ForCausalLM", {}), "GPT2": ("LMHeadModel", {"shadow_num_hidden_layers": 2, "share_embeddings": False}),
+    "Mistral": ("ForCausalLM", {"shadow_hidden_size": 16, "shadow_num_attention_heads": 4, "update_hidden_size": 5,
+                                "target_modules": ["layers.1", "layers.2"]}),
+    "OPT": ("ForCausalLM", {"r": 3, "auxiliary_loss_weight": 0.5}),
+}
+
+
+def shadowed(package, base: str, **settings):
+    head, own = SHADOWS[base]
+    model = family(base, head)
+    torch.manual_seed(6)
+    return package.get_peft_model(model, package.ShadowConfig(task_type="CAUSAL_LM", **{**own, **settings}))
+
+
+@pytest.mark.parametrize("base", SHADOWS)
+def test_a_shadow_is_peft_s(base, tmp_path):
+    ours, theirs = (shadowed(package, base, init_weights=False, shadow_dropout=0.0) for package in (engine, peft))
+    a, b = learned(ours), learned(theirs)
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=0)
+    outputs = [model.eval()(input_ids=ids(), labels=ids()) for model in (ours, theirs)]
+    for what in ("logits", "loss", "shadow_loss"):
+        torch.testing.assert_close(getattr(outputs[0], what), getattr(outputs[1], what), atol=1e-5, rtol=1e-4)
+    for output in outputs:
+        output.loss.backward()
+    taught = [name for name in a if b[name].grad is not None]      # nothing looks at the state after the last block
+    assert taught == [name for name in a if a[name].grad is not None] and len(taught) > len(a) / 2
+    for name in taught:
+        torch.testing.assert_close(a[name].grad, b[name].grad, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        for name in taught:
+            a[name].sub_(a[name].grad), b[name].copy_(a[name])
+    expected = theirs(input_ids=ids()).logits
+    ours.save_pretrained(tmp_path / "ours"), theirs.save_pretrained(tmp_path / "theirs")
+    loaded = [package.PeftModel.from_pretrained(family(base, SHADOWS[base][0]), tmp_path / where)
+              for package, where in ((engine, "theirs"), (peft, "ours"), (engine, "ours"))]
+    for model in (ours, *loaded):
+        torch.testing.assert_close(model(input_ids=ids()).logits, expected, atol=1e-5, rtol=1e-4)
+    for settings in ({"do_sample": False}, {"num_beams": 2, "do_sample": False}):
+        said = [model.generate(input_ids=ids(2, 5), max_new_tokens=6, **settings) for model in (ours, theirs)]
+        assert torch.equal(*said)
+    alone = [model.unload_shadow() for model in (ours, theirs)]
+    torch.testing.assert_close(alone[0](input_ids=ids()).logits, alone[1](input_ids=ids()).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_a_classifier_with_a_shadow_is_peft_s():
+    built = []
+    for package in (engine, peft):
+        model = family("Llama", "ForSequenceClassification", num_labels=3)
+        torch.manual_seed(6)
+        built.append(package.get_peft_model(model, package.ShadowConfig(task_type="SEQ_CLS", init_weights=False, shadow_dropout=0.0)).eval())
+    labels = torch.tensor([2, 0])
+    outputs = [model(input_ids=ids(), labels=labels) for model in built]
+    for what in ("logits", "loss", "shadow_loss"):
+        torch.testing.assert_close(getattr(outputs[0], what), getattr(outputs[1], what), atol=1e-5, rtol=1e-4)
+    assert {n.replace("original_module.", "") for n in learned(built[0])} == {n for n in learned(built[1])}
