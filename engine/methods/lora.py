@@ -17,7 +17,8 @@ from torch import Tensor
 
 from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, by_pattern, kaiming_uniform
 from engine.methods.lora_settings import (
-    ArrowConfig, BdLoraConfig, CordaConfig, EvaConfig, KasaConfig, LoftQConfig, LoraGAConfig, LoraRuntimeConfig, MontecloraConfig, VeloraConfig, settings)
+    ArrowConfig, BdLoraConfig, CordaConfig, EvaConfig, KasaConfig, LoftQConfig, LoraGAConfig, LoraRuntimeConfig, MontecloraConfig,
+    VeloraConfig, settings)
 from engine.specs.fields import knob
 
 
@@ -126,7 +127,7 @@ _SETTINGS = {"loftq_config": LoftQConfig, "eva_config": EvaConfig, "corda_config
              "arrow_config": ArrowConfig, "runtime_config": LoraRuntimeConfig}
 _STARTS_WITH_SETTINGS = {"loftq_config": "loftq", "eva_config": "eva", "corda_config": "corda", "lora_ga_config": "lora_ga"}
 _RESHAPED = ("use_bdlora", "use_qalora")                      # variants that give A or B another shape
-_RERUN = ("alora_invocation_tokens", "velora_config", "monteclora_config", "kasa_config", "arrow_config")      # variants that run otherwise than plain LoRA
+_RERUN = ("alora_invocation_tokens", "velora_config", "monteclora_config", "kasa_config", "arrow_config")     # that run otherwise than LoRA
 
 
 class Lora(Method):

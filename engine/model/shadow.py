@@ -101,8 +101,7 @@ class Shadows(LoneTuner, nn.Module):
         known = {path for path, module in self.model.named_modules() if any(module is block for block in blocks)}
         if config.target_modules is None:
             return [path for path, module in self.model.named_modules() if path in known]
-        wrapped = [path for path, module in self.model.named_modules() if isinstance(module, ShadowBlock)]
-        named = [path for path in named_modules(self.model, config) if not any(path.startswith(f"{w}.") for w in wrapped)]
+        named = named_modules(self.model, config)
         if strange := [path for path in named if path not in known]:
             raise UnsupportedLayer(f"{METHOD.title} cannot sit on {strange[0]}.", "It sits on whole blocks of the model, not on layers within them.",
                                    "Leave `target_modules` open, or name blocks.")
