@@ -39,7 +39,7 @@ def gated(layer: "Adapted", stack: LiveStack, name: str) -> "Path":
         if not experts:
             return y
         dtype, ids = y.dtype, layer.site.kind == "embedding"
-        strengths = gate(x, Run(layer.training, stack.extras))
+        strengths = gate(x, Run(layer.training, stack.arguments(layer.training or torch.is_grad_enabled())))
         if strengths is None:
             return y
         strengths = strengths.to(dtype)

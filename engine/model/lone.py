@@ -17,12 +17,8 @@ from engine.checkpoint.keys import split
 from engine.checkpoint.load import check_finite
 from engine.checkpoint.load import match as match_layers
 from engine.checkpoint.report import LoadReport
-<<<<<<< HEAD
-from engine.errors import BadAdapter, WrongBase
-from engine.hosts.quantized.protocol import settle
-=======
 from engine.errors import BadAdapter, CannotMerge, WrongBase
->>>>>>> ea3fd8a (Poly, Lily, X-LoRA and Arrow: what depends on the input runs beside the model, and a merge says so before anything is changed)
+from engine.hosts.quantized.protocol import settle
 from engine.hosts.replaced import Replaced
 from engine.hosts.stack import LiveStack
 from engine.methods.base import PeftConfig, Tensors

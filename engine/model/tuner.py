@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from engine.checkpoint.load import match
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.shared import shared_specs
+from engine.errors import CannotMerge
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.quantized.adapted import AdaptedQuantized
 from engine.hosts.quantized.error import RequantizationError
@@ -23,7 +24,6 @@ from engine.hosts.quantized.protocol import settle
 from engine.hosts.replaced import Replaced
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack, Samples
-from engine.errors import CannotMerge
 from engine.methods.base import Method, PeftConfig, Routed, TargetedConfig, Tensors, TensorSpec
 from engine.methods.registry import law
 from engine.model.companions import with_companions, with_heads
@@ -285,7 +285,6 @@ class Tuner(Shelves):
             self.stack.merged = ()
             self.stack.changed()
 
-<<<<<<< HEAD
     def requantization_error(self, adapter_names: list[str] | None = None) -> RequantizationError:
         """What would be lost if the active adapters (or those named) were written into quantized weights; changes nothing.
 
@@ -298,14 +297,6 @@ class Tuner(Shelves):
                                     if isinstance(layer, AdaptedQuantized) and layer.tenants.keys() & set(names)})
 
     def to_merge(self, names: list[str] | None, safe: bool, requantize: float | None = None) -> list[str]:
-        """The adapters that a merge bakes in, checked; those that are not in the stack yet enter it at strength 1."""
-        if isinstance(names, str):
-            raise TypeError("adapter_names should be a list of strings")
-        names = self.known(self.stack.names if names is None else names)
-        if requantize is not None and not (error := self.requantization_error(names)).total <= requantize:
-            raise ValueError(f"{error.sentence()} That is more than the {requantize:.0%} that `requantize` allows.")
-=======
-    def to_merge(self, names: list[str] | None, safe: bool) -> list[str]:
         """The adapters that a merge bakes in, checked; those that are not in the stack yet enter it at strength 1.
 
         Raises:
@@ -317,7 +308,8 @@ class Tuner(Shelves):
         for name in names:
             if routed := next((t.method for t in self.tenants(name).values() if isinstance(t.method, Routed)), None):
                 raise CannotMerge(f"{routed.title} does not support merging ({name}).", routed.why_unmerged, "Keep it beside the model.")
->>>>>>> ea3fd8a (Poly, Lily, X-LoRA and Arrow: what depends on the input runs beside the model, and a merge says so before anything is changed)
+        if requantize is not None and not (error := self.requantization_error(names)).total <= requantize:
+            raise ValueError(f"{error.sentence()} That is more than the {requantize:.0%} that `requantize` allows.")
         if missing := {n: 1.0 for n in names if n not in self.stack.names}:
             self.stack.arrange({**dict(self.stack.entries), **missing})
         for path, layer in self.layers.items() if safe else ():
