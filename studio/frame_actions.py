@@ -160,7 +160,7 @@ def may_fetch_starter(studio: "Studio") -> bool | str:
     """Not twice: it is here already, or on its way."""
     if studio.catalogue.model(studio.home.models / STARTER_FOLDER) is not None:
         return text.starter_here()
-    if any(job.spec.kind == FetchSpec.kind and job.active for job in studio.queue.jobs()):
+    if any(isinstance(job.spec, FetchSpec) and job.spec.is_starter and job.active for job in studio.queue.jobs()):
         return text.starter_coming()
     return True
 

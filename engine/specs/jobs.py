@@ -30,6 +30,12 @@ class FetchSpec(Spec):
     model: str = knob("starter", label="Model", help="“starter”, a name on the Hugging Face Hub such as org/name, or the full path of a model folder "
                                                      "or a GGUF file.")
 
+    @property
+    def is_starter(self) -> bool:
+        """Whether it is the model that the studio begins with."""
+        return self.model == "starter"
+
+
 
 @dataclass
 class TrainSpec(Spec):

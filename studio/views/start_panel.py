@@ -36,7 +36,7 @@ class StartPanel(Panel):
         queue_bridge.changed.connect(self._job_changed)
         queue_bridge.removed.connect(self._show_recent)
         queue_bridge.event.connect(self._heard)
-        self._fetching = next((job for job in reversed(self._jobs()) if isinstance(job.spec, FetchSpec)
+        self._fetching = next((job for job in reversed(self._jobs()) if _brings_starter(job)
                                and job.state is not State.FINISHED), None)
         self.refresh()
 
@@ -149,7 +149,7 @@ class StartPanel(Panel):
 
     def _job_changed(self, job: Job) -> None:
         self._show_recent()
-        if not isinstance(job.spec, FetchSpec):
+        if not _brings_starter(job):
             return
         self._fetching = job
         if job.state is State.FINISHED:
@@ -165,6 +165,10 @@ class StartPanel(Panel):
             self._fetch_bar.setValue(round(1000 * event.done / event.total))
         amount = f"{words.size(event.done)} / {words.size(event.total)}" if event.unit == "bytes" and event.total else ""
         self._fetch_said.setText(" · ".join(part for part in (event.stage, amount, words.left(event.seconds_left)) if part))
+
+
+def _brings_starter(job: Job) -> bool:
+    return isinstance(job.spec, FetchSpec) and job.spec.is_starter
 
 
 def _tone(state: State) -> str:
