@@ -6,12 +6,15 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 from engine.compat.configs import as_sets
+from engine.methods.adalora import RankSchedule
+from engine.methods.adamss import SubspaceSchedule
 from engine.methods.base import TargetedConfig
 from engine.methods.registry import method
 from engine.model.lone import LoneTuner
@@ -19,6 +22,9 @@ from engine.model.peft_model import PeftModel
 from engine.model.tuner import Tuner
 
 _PICKLE = "adapter_model.bin"
+
+
+_SCHEDULES = {"ADALORA": RankSchedule, "ADAMSS": SubspaceSchedule}
 
 
 class _Layers(dict):
@@ -74,6 +80,12 @@ class TunerViews:
     def admit(self: Tuner, name: str, config: Any, **kwargs: Any) -> Any:
         done = TunerViews.native["admit"](self, name, config, **kwargs)
         as_sets(config)
+        own = {id(t): (layer, key.partition(".")[0]) for layer in self.layers.values() if name in layer.tenants
+               for key, t in layer.tensors(name).items()}
+        for layer in self.layers.values():                    # one whose weight is another's shows the other's tensors as its own
+            for tensor in layer.tenants[name].shared.values() if name in layer.tenants else ():
+                if (owner := own.get(id(tensor))) is not None and owner[0] is not layer:
+                    layer.__dict__.setdefault("_owners", {})[owner[1]] = owner[0]
         return done
 
     def get_model_config(self: Tuner, model: nn.Module) -> dict[str, Any]:
@@ -105,6 +117,44 @@ class TunerViews:
         with TunerViews.native["disabled"](self):
             yield
 
+    def __getattr__(self: Tuner, name: str) -> Any:
+        """FRoD's frames come by category first, and then by adapter."""
+        if name in ("frod_V", "frod_s_indices"):
+            found: dict[str, dict[str, Any]] = {}
+            for adapter in self.peft_config:
+                for key, tensor in self.tensors(adapter).items():
+                    if key.startswith(f"{name}."):
+                        found.setdefault(key.partition(".")[2], {})[adapter] = tensor
+            if found:
+                return found
+        return TunerViews.native["__getattr__"](self, name)
+
+    def get_nb_savable_parameters(self: Tuner, adapter: str = "default") -> tuple[int, int]:
+        """(numbers of a VB-LoRA in its file, in units of four bytes; what else trains)."""
+        from engine.checkpoint.save import adapter_tensors
+
+        ours = {id(p) for layer in self.layers.values() for p in layer.tensors(adapter).values()} | {id(p) for p in self.tensors(adapter).values()}
+        direct = SimpleNamespace(peft_config=self.peft_config, lone=None, adapted=self.layers, shared_tensors=self.tensors)
+        stored = adapter_tensors(direct, adapter).values()
+        return (sum(t.numel() * t.element_size() for t in stored) // 4,
+                sum(p.numel() for p in self.model.parameters() if p.requires_grad and id(p) not in ours))
+
+    def _get_module_names_tied_with_embedding(self: Tuner) -> list[str]:
+        from engine.compat.families import _get_module_names_tied_with_embedding
+
+        return _get_module_names_tied_with_embedding(self.model)
+
+    def update_and_allocate(self: Tuner, global_step: int) -> None:
+        """To be called by programs in every step, after the optimizer's: AdaLoRA and AdaMSS take away what matters least."""
+        for name in self.stack.names:
+            config, tenants = self.peft_config[name], self.tenants(name)
+            schedule = _SCHEDULES.get(str(config.peft_type.value))
+            if schedule is not None:
+                known = self.__dict__.setdefault("_schedules", {})
+                if name not in known:
+                    known[name] = schedule(config, {path: self.layers[path].tensors(name) for path in tenants})
+                known[name].update_and_allocate(global_step)
+
     def _init_vblora_vector_bank(self: Tuner, config: Any, adapter_name: str) -> None:
         with torch.no_grad():
             self.tensors(adapter_name)["vblora_vector_bank"].uniform_(-config.init_vector_bank_bound, config.init_vector_bank_bound)
@@ -126,10 +176,13 @@ class TunerViews:
                 self.set_adapter(min(self.peft_config))
 
     def merge_adapter(self: Tuner, adapter_names: list[str] | None = None, safe_merge: bool = False, **more: Any) -> None:
+        """As in PEFT, what is merged already stays merged."""
         names = self.stack.names if adapter_names is None else adapter_names
-        if self.stack.merged and not isinstance(names, str) and set(names) <= set(self.stack.merged):
-            warnings.warn("All adapters are already merged, nothing to do.")
-            return
+        if self.stack.merged and not isinstance(names, str):
+            if set(names) <= set(self.stack.merged):
+                warnings.warn("All adapters are already merged, nothing to do.")
+                return
+            adapter_names = [*self.stack.merged, *(n for n in names if n not in self.stack.merged)]
         TunerViews.native["merge_adapter"](self, adapter_names, safe_merge, **more)
 
     def merge_and_unload(self: Tuner, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None) -> nn.Module:
@@ -141,6 +194,10 @@ class TunerViews:
 
 class LoneViews:
     """What adapters outside of layers have in PEFT, for `LoneTuner`."""
+
+    @property
+    def _active_adapter(self: LoneTuner) -> str | list[str]:
+        return self.stack.names[0] if len(self.stack.names) == 1 else self.stack.names
 
     def enable_adapter_layers(self: LoneTuner) -> None:
         self.enable_adapters(True)

@@ -53,6 +53,7 @@ _HERE = {name: f"engine.compat.{module}" for module, names in {
     "direct": "inject_adapter_in_model get_peft_model_state_dict set_peft_model_state_dict delete_adapter set_adapter set_requires_grad "
               "cast_adapter_dtype",
     "status": "get_layer_status get_model_status TunerLayerStatus TunerModelStatus",
+    "families": "_get_module_names_tied_with_embedding _get_no_split_modules",
     "kinds": """BaseTuner BaseTunerLayer ModulesToSaveWrapper AuxiliaryTrainingWrapper TrainableTokensWrapper TrainableTokensLayer BufferDict
         PeftError PeftWarning""",
 }.items() for name in names.split()}

@@ -13,6 +13,7 @@ from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced, SavedModule
 from engine.hosts.shelves import Fixed
 from engine.methods.beside import BIAS, SAVED
+from engine.methods.frod import category
 
 
 def attach(views: type, cls: type) -> None:
@@ -55,6 +56,11 @@ class _PerAdapter(MutableMapping):
         if name not in self._layer.tenants:
             raise KeyError(name)
         return self._read(self._layer.tenants[name])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self:
+            raise AttributeError(name)
+        return self[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         if self._write is None:
@@ -106,6 +112,11 @@ def _rescale(tenant: Any, value: float) -> Any:
     if getattr(config, "alpha_pattern", None):
         config.alpha_pattern = {k: v * factor for k, v in config.alpha_pattern.items()}
     return dataclasses.replace(tenant, config=config)
+
+
+# what layers of a method have in PEFT, whether or not there is something on it
+_SHELVES = {"LORA": ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_variant"),
+            "DEFT": ("deft_P", "deft_R")}
 
 
 class _Empty(nn.ModuleDict):
@@ -305,8 +316,13 @@ class LayerViews:
         try:
             return LayerViews.native["__getattr__"](self, name)
         except AttributeError:
-            if name in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_variant"):
-                return _Empty() if any(t.config.peft_type == "LORA" for t in self.tenants.values()) else _absent(self, name)
+            if name in (owners := self.__dict__.get("_owners", {})):
+                return getattr(owners[name], name)
+            keys = (name, f"{name}.{category(self.site.path)}")
+            if shared := {adapter: t.shared[key] for adapter, t in self.tenants.items() for key in keys if key in t.shared}:
+                return shared
+            if any(name in _SHELVES.get(t.config.peft_type, ()) for t in self.tenants.values()):
+                return _Empty()
             raise
 
     @property
@@ -315,6 +331,13 @@ class LayerViews:
         if not isinstance(self, TrainableTokensWrapper):
             raise AttributeError("token_adapter")
         return self
+
+    @property
+    def token_indices(self: Adapted) -> _PerAdapter:
+        """Which rows are trained."""
+        if not isinstance(self, TrainableTokensLayer):
+            raise AttributeError("token_indices")
+        return _PerAdapter(self, lambda tenant: list(tenant.config.token_indices))
 
     @property
     def trainable_tokens_original(self: Adapted) -> _PerAdapter:
@@ -340,10 +363,6 @@ def _classes(layer: Adapted) -> list[type[Adapted]]:
     kinds = dict.fromkeys(str(getattr(t.config.peft_type, "value", t.config.peft_type)) for t in layer.tenants.values())
     cls = next(c for c in type(layer).__mro__ if not c.__module__.startswith("engine.compat"))
     return [layer_class(cls, kind) for kind in kinds]
-
-
-def _absent(layer: nn.Module, name: str) -> None:
-    raise AttributeError(f"{type(layer).__name__!r} object has no attribute {name!r}")
 
 
 def _rank(layer: Adapted, tenant: Any) -> Any:

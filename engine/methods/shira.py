@@ -5,7 +5,9 @@ Bhardwaj et al. 2024 (arXiv 2406.13175). PEFT class ``ShiraConfig``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import torch
@@ -17,9 +19,15 @@ from engine.specs.fields import knob
 
 @dataclass
 class ShiraConfig(TargetedConfig):
-    """Settings of SHiRA, by PEFT's names and defaults."""
+    """Settings of SHiRA, by PEFT's names and defaults.
+
+    Attributes:
+        mask_fn: set on a config whose ``mask_type`` is not “random”: ``mask_fn(layer, r)``, of which ``layer.weight`` ``(out, in)`` may be
+            looked at, gives a mask of its shape with ``r · (out + in)`` places that are not zero. It is never stored: a file holds the places.
+    """
 
     peft_type: ClassVar[str] = "SHIRA"
+    mask_fn: ClassVar[Callable[..., Tensor] | None] = None
 
     r: int = knob(32, label="Capacity", term="r", low=1, high=1024,
                   help="Each layer learns as many numbers as a LoRA of this capacity.")
@@ -35,8 +43,6 @@ class ShiraConfig(TargetedConfig):
         super().__post_init__()
         if self.r <= 0:
             raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
-        if self.mask_type != "random" and not self.inference_mode:            # a file brings its places along
-            raise ValueError(f"`mask_type` {self.mask_type!r} is not recognized: only 'random' is offered.")
 
 
 class Shira(Method):
@@ -62,6 +68,19 @@ class Shira(Method):
 
         return {"shira_weight": TensorSpec((number,), torch.nn.init.zeros_ if cfg.init_weights else torch.nn.init.normal_),
                 "shira_indices": TensorSpec((2, number), choose, trainable=False, dtype=torch.int32)}
+
+    def starts_from_base(self, cfg: ShiraConfig) -> bool:
+        return cfg.mask_type != "random"
+
+    def start(self, p: Tensors, cfg: ShiraConfig, site: Site, W0: Tensor, fresh: Set[str]) -> None:
+        if "shira_indices" not in fresh:
+            return
+        if cfg.mask_fn is None:
+            raise ValueError(f"`mask_type` {cfg.mask_type!r} is not known: choose “random”, or set `config.mask_fn` to a function of yours.")
+        places = cfg.mask_fn(SimpleNamespace(weight=W0), cfg.r).reshape(W0.shape).nonzero()
+        if len(places) != p["shira_indices"].shape[1]:
+            raise ValueError(f"`mask_fn` marks {len(places)} places of {site.path}; it has to mark {p['shira_indices'].shape[1]}.")
+        p["shira_indices"].copy_(places.T)
 
     def decode(self, found: Tensors, cfg: ShiraConfig, site: Site) -> Tensors:
         tensors = super().decode(found, cfg, site)

@@ -48,7 +48,8 @@ def with_companions(model: nn.Module, placed: list[Placement], config: TargetedC
     if getattr(config, "ensure_weight_tying", False):
         placed, saved = tied_adapters(model, placed), tied_modules(model, saved)
         if not shared_weights(model):
-            warnings.warn("You have requested `ensure_weight_tying`, but no tied modules were found in the model.", stacklevel=4)
+            warnings.warn("ensure_weight_tying=True but the model does not have tied weights." if getattr(config, "trainable_token_indices", None)
+                          else "You have requested `ensure_weight_tying`, but no tied modules were found in the model.", stacklevel=4)
     closed = {p.target.path for p in saved}
     if placed and isinstance(placed[0].method, TrainableTokens):
         placed = tied_words(model, placed, closed, ensure=False)
@@ -79,7 +80,7 @@ def _words(model: nn.Module, config: TargetedConfig, targets: set[str], saved: s
     for name, indices in by_name.items():
         layers = [target for path, module in modules(model) if path.endswith(name) for target in on_module(path, module)]
         if not layers:
-            raise ValueError(f"Target modules {name} not found in the base model. Please check `trainable_token_indices`.")
+            raise ValueError(f"Target modules {{{name!r}}} not found in the base model. Please check `trainable_token_indices`.")
         settings = TrainableTokensConfig(token_indices=list(indices), inference_mode=config.inference_mode)
         for target in layers:
             if target.path in saved:

@@ -56,13 +56,26 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     f"{PIT}/tiny-random-t5": ("T5ForConditionalGeneration", dict(
         d_model=32, d_kv=8, d_ff=37, num_layers=5, num_heads=4, vocab_size=1103, decoder_start_token_id=0)),
 }
+# repository of a LoRA → (its task, the class that loads its base, the base)
+ADAPTERS: dict[str, tuple[str, str, str]] = {
+    f"{PIT}/tiny-opt-lora-revision": ("CAUSAL_LM", "AutoModelForCausalLM", f"{PIT}/tiny-random-OPTForCausalLM"),
+    f"{PIT}/tiny-OPTForCausalLM-lora": ("CAUSAL_LM", "AutoModelForCausalLM", f"{PIT}/tiny-random-OPTForCausalLM"),
+    f"{PIT}/tiny_T5ForSeq2SeqLM-lora": ("SEQ_2_SEQ_LM", "AutoModelForSeq2SeqLM", f"{PIT}/tiny-random-t5"),
+    f"{PIT}/tiny_OPTForSequenceClassification-lora": ("SEQ_CLS", "AutoModelForSequenceClassification", f"{PIT}/tiny-random-OPTForCausalLM"),
+    f"{PIT}/tiny_GPT2ForTokenClassification-lora": ("TOKEN_CLS", "AutoModelForTokenClassification", f"{PIT}/tiny-random-GPT2LMHeadModel"),
+    f"{PIT}/tiny_OPTForQuestionAnswering-lora": ("QUESTION_ANS", "AutoModelForQuestionAnswering", f"{PIT}/tiny-random-OPTForCausalLM"),
+    f"{PIT}/tiny_OPTForFeatureExtraction-lora": ("FEATURE_EXTRACTION", "AutoModel", f"{PIT}/tiny-random-OPTForCausalLM"),
+}
 
 
 def build(home: Path) -> None:
     """Make every stand-in that is not there yet under ``home`` (a value for ``HF_HOME``)."""
     for repo, (model, settings) in MODELS.items():
         _once(home, repo, lambda folder, model=model, settings=settings: _model(folder, model, settings))
-    _once(home, f"{PIT}/tiny-opt-lora-revision", _lora, revision="test")
+    for repo, (task, loader, base) in ADAPTERS.items():
+        place = home / "hub" / f"models--{base.replace('/', '--')}" / "snapshots" / COMMIT
+        _once(home, repo, lambda folder, task=task, loader=loader, base=base, place=place: _lora(folder, task, loader, base, place),
+              revision="test" if repo.endswith("-revision") else "main")
 
 
 def _once(home: Path, repo: str, make: Callable[[Path], None], revision: str = "main") -> None:
@@ -99,11 +112,11 @@ def _tokenizer(size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
 
 
-def _lora(folder: Path) -> None:
-    """A saved LoRA of the OPT stand-in, by PEFT itself."""
+def _lora(folder: Path, task: str, loader: str, base: str, place: Path) -> None:
+    """A saved LoRA of the stand-in that lies at ``place``, by PEFT itself."""
     import peft
     import transformers
 
-    base = transformers.OPTForCausalLM(transformers.OPTConfig(**_OPT))
-    config = peft.LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=f"{PIT}/tiny-random-OPTForCausalLM")
-    peft.get_peft_model(base, config).save_pretrained(folder)
+    model = peft.get_peft_model(getattr(transformers, loader).from_pretrained(place), peft.LoraConfig(task_type=task))
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(folder)

@@ -55,10 +55,34 @@ def test_a_file_may_come_from_another_choice_of_places(tmp_path):
     torch.testing.assert_close(PeftModel.from_pretrained(peft.unload(), tmp_path)(x), expected)
 
 
+def largest(layer, r):
+    """The r · (out + in) largest entries."""
+    number = r * sum(layer.weight.shape)
+    return layer.weight.abs() >= layer.weight.abs().flatten().topk(number).values[-1]
+
+
+def test_the_places_may_be_chosen_by_a_function_that_sees_the_weight(tmp_path):
+    model = nn.Sequential(nn.Linear(10, 8))
+    config = ShiraConfig(r=2, mask_type="custom", target_modules=["0"], init_weights=False)
+    config.mask_fn = largest
+    peft = get_peft_model(model, config)
+    rows, columns = peft.adapted["0"].tensors("default")["shira_indices"].long()
+    W, marked = model[0].weight, torch.zeros(8, 10, dtype=torch.bool)
+    marked[rows, columns] = True
+    assert W[marked].abs().min() > W[~marked].abs().max()
+    peft.save_pretrained(tmp_path)
+    x = torch.ones(1, 10)
+    expected = peft.eval()(x)
+    torch.testing.assert_close(PeftModel.from_pretrained(peft.unload(), tmp_path)(x), expected)
+    config.mask_fn = lambda layer, r: layer.weight > 100
+    with pytest.raises(ValueError, match="marks 0 places"):
+        get_peft_model(nn.Sequential(nn.Linear(10, 8)), config)
+
+
 def test_impossible_settings():
     with pytest.raises(ValueError, match="`r` should be a positive integer"):
         ShiraConfig(r=0)
-    with pytest.raises(ValueError, match="is not recognized"):
-        ShiraConfig(mask_type="largest")
+    with pytest.raises(ValueError, match="is not known"):
+        get_peft_model(nn.Sequential(nn.Linear(10, 8)), ShiraConfig(r=2, mask_type="largest", target_modules=["0"]))
     with pytest.raises(ValueError, match="results in more shira params than the total number of params in the base layer"):
         get_peft_model(nn.Sequential(nn.Linear(10, 8)), ShiraConfig(r=5, target_modules=["0"]))

@@ -1,0 +1,195 @@
+"""Where we differ from PEFT on purpose, by arithmetic that needs neither of the two. What PEFT says is written down beside it.
+
+`tests.parity.differences` names these tests as its reasons.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import engine
+from tests.support.tiny import make_model
+
+BOTH = {"ours": engine, "peft's": peft}
+
+
+class Two(nn.Module):
+    """Two layers, one after the other."""
+
+    def __init__(self, first: nn.Module, second: nn.Module | None = None):
+        super().__init__()
+        self.first, self.second = first, second or nn.Identity()
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def built(package, base: nn.Module, *configs, mixed: bool = False):
+    """A model with the adapters a0, a1 … of random effect, in eval mode, equal for both packages."""
+    torch.manual_seed(1)
+    model = package.get_peft_model(copy.deepcopy(base), configs[0](package), "a0", mixed=mixed)
+    for number, config in enumerate(configs[1:], 1):
+        model.add_adapter(f"a{number}", config(package))
+    return model.eval()
+
+
+def heard(model, *names: str) -> None:
+    """Make these active (in PEFT the model underneath takes several)."""
+    (model.base_model if hasattr(model.base_model, "set_adapter") else model).set_adapter(list(names))
+
+
+def gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+def line(width: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    return Two(nn.Linear(width, width))
+
+
+def test_two_deltas_add():
+    """C3A: ``y = W0·x + ΔW₀·x + ΔW₁·x``. In PEFT the second one gets what the first one gave."""
+    config = lambda package: package.C3AConfig(block_size=4, init_weights=False, target_modules=["first"])  # noqa: E731
+    x, found = torch.randn(5, 8), {}
+    for who, package in BOTH.items():
+        model = built(package, line(), config, config)
+        outputs = []
+        for names in (["a0"], ["a1"], ["a0", "a1"]):
+            heard(model, *names)
+            outputs.append(model(x).detach())
+        base = line()(x)
+        found[who] = gap(outputs[2] - base, outputs[0] - base + outputs[1] - base)
+    assert found["ours"] < 1e-5 < 0.1 < found["peft's"]
+
+
+def test_an_identity_is_one_on_convolutions():
+    """OFT starts as the identity. In PEFT, overlapping patches of a kernel are added up."""
+    torch.manual_seed(0)
+    base, x, found = Two(nn.Conv2d(4, 4, 3)), torch.randn(1, 4, 6, 6), {}
+    for who, package in BOTH.items():
+        model = built(package, base, lambda package: package.OFTConfig(oft_block_size=4, target_modules=["first"]))
+        found[who] = gap(model(x), base(x))
+    assert found["ours"] < 1e-6 < 0.1 < found["peft's"]
+
+
+def test_merged_is_what_ran():
+    """Two turns of a weight, in the order that ran. PEFT merges them in the other one."""
+    config = lambda package: package.OFTConfig(oft_block_size=4, init_weights=False, target_modules=["first"])  # noqa: E731
+    x, found = torch.randn(5, 8), {}
+    for who, package in BOTH.items():
+        model = built(package, line(), config, config)
+        heard(model, "a0", "a1")
+        ran = model(x).detach()
+        found[who] = gap(model.merge_and_unload()(x), ran)
+    assert found["ours"] < 1e-5 < 1e-3 < found["peft's"]
+
+
+def test_combining_leaves_the_base_alone():
+    """PiSSA keeps a start beside its factors: combining it changes nothing in the model. In PEFT the base has lost its main directions since."""
+    torch.manual_seed(0)
+    base, x = Two(nn.Linear(8, 8)), torch.randn(5, 8)
+    config = lambda package: package.LoraConfig(r=2, init_lora_weights="pissa", target_modules=["first"])  # noqa: E731
+    found = {}
+    for who, package in BOTH.items():
+        model = built(package, base, config)
+        model.add_weighted_adapter(["a0"], [1.0], "sum", combination_type="cat")
+        found[who] = gap(model.unload()(x), base(x))
+    assert found["ours"] == 0 < 0.01 < found["peft's"]
+
+
+def test_words_keep_the_bias():
+    """Rows that are not touched give what they gave. PEFT's trainable rows of a linear layer forget its bias."""
+    base, x, found = line(), torch.randn(5, 8), {}
+    for who, package in BOTH.items():
+        model = built(package, base, lambda package: package.TrainableTokensConfig(token_indices=[1], target_modules=["first"]))
+        found[who] = gap(model(x), base(x))
+    assert found["ours"] < 1e-6 < 0.01 < found["peft's"]
+
+
+def test_replicated_layers_merge_once_each():
+    """Two places share W0 and have ΔW₀ and ΔW₁: merged, each has its own sum. PEFT adds both to the one weight."""
+    base, ids, found = make_model(tied=False), torch.arange(6)[None], {}
+    for who, package in BOTH.items():
+        model = built(package, base, lambda package: package.LoraConfig(
+            r=2, init_lora_weights=False, target_modules=["q_proj"], layer_replication=[[0, 1], [0, 2]]))
+        ran = model(ids).logits.detach()
+        model.merge_adapter()
+        found[who] = gap(model(ids).logits.detach(), ran)
+    assert found["ours"] < 1e-4 < 1e-3 < found["peft's"]
+
+
+def test_switching_off_for_a_moment_trains_nothing_afterwards():
+    """What was frozen stays frozen. PEFT lets the active adapter train after the block."""
+    found = {}
+    for who, package in BOTH.items():
+        model = built(package, line(), lambda package: package.LoraConfig(r=2, target_modules=["first"]))
+        model.set_requires_grad("a0", False)
+        with model.disable_adapter():
+            pass
+        found[who] = any(p.requires_grad for p in model.parameters())
+    assert found == {"ours": False, "peft's": True}
+
+
+def test_what_layers_share_is_stored_once(tmp_path):
+    """RandLoRA's fixed bases belong to all layers. PEFT writes them once more for each layer."""
+    torch.manual_seed(0)
+    base, sizes = Two(nn.Linear(8, 8), nn.Linear(8, 8)), {}
+    for who, package in BOTH.items():
+        model = built(package, base, lambda package: package.RandLoraConfig(r=2, init_weights=False, target_modules=["first", "second"]))
+        model.save_pretrained(tmp_path / who)
+        tensors = load_file(tmp_path / who / "a0" / "adapter_model.safetensors")
+        sizes[who] = sum("randlora_A" in key or "randlora_B" in key for key in tensors)
+    assert sizes["ours"] == 2 < sizes["peft's"]
+
+
+# --- refusals of PEFT's that are not needed ---
+
+def test_copies_of_a_module_add_as_deltas_do():
+    """``W = W0 + Σ strength · (W' − W0)``, biases alike. PEFT refuses a second one (`modules_to_save`, learned biases)."""
+    model = built(engine, line(), *[lambda package: package.LoraConfig(r=2, target_modules=["first"], bias="all")] * 2)
+    layer, x = model.adapted["first"], torch.randn(5, 8)
+    with torch.no_grad():
+        for number, name in enumerate(("a0", "a1"), 1):
+            layer.tensors(name)["own.bias"].add_(number)
+    model.set_adapter({"a0": 1.0, "a1": 0.5})
+    torch.testing.assert_close(model(x), line()(x) + 1.0 + 0.5 * 2)
+    model = built(engine, Two(nn.Linear(8, 8), nn.Linear(8, 8)), *[
+        lambda package: package.LoraConfig(r=2, target_modules=["first"], modules_to_save=["second"])] * 2)
+    head = model.adapted["second"]
+    with torch.no_grad():
+        for number, name in enumerate(("a0", "a1"), 1):
+            head.tensors(name)["modules_to_save.bias"].add_(number)
+    model.set_adapter(["a0"])
+    alone = model(x).detach()
+    model.set_adapter({"a0": 1.0, "a1": -0.5})
+    torch.testing.assert_close(model(x), alone - 0.5 * 2)
+
+
+@pytest.mark.parametrize("kind", ["VeraConfig", "PveraConfig", "RandLoraConfig", "FrodConfig"])
+def test_projections_of_other_seeds_stand_beside_one_another(kind):
+    """Every adapter has its own. PEFT refuses a second adapter with another seed."""
+    config = lambda seed: lambda package: getattr(package, kind)(  # noqa: E731
+        target_modules=["first"], init_weights=False, projection_prng_key=seed)
+    model, x = built(engine, line(), config(0), config(1)), torch.randn(5, 8)
+    base, alone = line()(x), []
+    for name in ("a0", "a1"):
+        model.set_adapter(name)
+        alone.append(model(x) - base)
+    model.set_adapter(["a0", "a1"])
+    torch.testing.assert_close(model(x), base + sum(alone), atol=1e-5, rtol=1e-5)
+    assert gap(*alone) > 1e-3
+
+
+def test_a_prompt_can_be_taken_away():
+    """The base comes back, to the bit. PEFT has no `unload` for prompts."""
+    base, ids = make_model(), torch.arange(6)[None]
+    expected = base(ids).logits
+    model = built(engine, base, lambda package: package.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    assert gap(model(ids).logits[:, -6:], expected) > 1e-4
+    assert torch.equal(model.unload()(ids).logits, expected)
