@@ -36,7 +36,6 @@ class FetchSpec(Spec):
         return self.model == "starter"
 
 
-
 @dataclass
 class TrainSpec(Spec):
     """Teach one adapter on one base from one data file."""

@@ -14,12 +14,16 @@ RISING = 0.02                              # above the best by this share: reall
 
 @dataclass(frozen=True)
 class Verdict:
-    """``kind`` is one of waiting, learning, improving, flat, by_heart, worse, no_better, broken; ``tone`` good, plain, warn or bad."""
+    """``kind`` is one of waiting, learning, improving, flat, by_heart, worse, no_better, broken; ``tone`` good, plain, warn or bad.
+
+    ``step`` is where on the curve the sentence can be seen, if at one step.
+    """
 
     kind: str
     tone: str
     sentence: str
     advice: str = ""
+    step: float | None = None
 
 
 def judge(learned: Sequence[float], unseen: Sequence[float], unseen_steps: Sequence[int] = ()) -> Verdict:
@@ -28,7 +32,7 @@ def judge(learned: Sequence[float], unseen: Sequence[float], unseen_steps: Seque
     Args:
         learned: error on the examples being learned, one a step (nats a token), oldest first.
         unseen: error on held-out examples, the first being the untouched base.
-        unseen_steps: the steps of ``unseen``; only used to name the best one.
+        unseen_steps: the steps of ``unseen``, to name the best one.
     """
     if any(not math.isfinite(value) for value in [*learned[-3:], *unseen[-1:]]):
         return Verdict("broken", "bad", words.VERDICT_BROKEN(), words.ADVICE_BROKEN())
@@ -42,11 +46,11 @@ def judge(learned: Sequence[float], unseen: Sequence[float], unseen_steps: Seque
         return Verdict("no_better", "warn", words.VERDICT_NO_BETTER(), words.ADVICE_NO_BETTER())
     if last > best * (1 + RISING):
         if _falls(learned):
-            return Verdict("by_heart", "warn", words.VERDICT_BY_HEART(best=words.step_or_earlier(at)), words.ADVICE_BY_HEART())
-        return Verdict("worse", "warn", words.VERDICT_WORSE(best=words.step_or_earlier(at)), words.ADVICE_WORSE())
+            return Verdict("by_heart", "warn", words.VERDICT_BY_HEART(best=words.step_or_earlier(at)), words.ADVICE_BY_HEART(), at)
+        return Verdict("worse", "warn", words.VERDICT_WORSE(best=words.step_or_earlier(at)), words.ADVICE_WORSE(), at)
     if last < before * (1 - NOTICEABLE) or len(unseen) == 2:
-        return Verdict("improving", "good", words.VERDICT_IMPROVING(share=words.percent((base - last) / base)))
-    return Verdict("flat", "plain", words.VERDICT_FLAT(share=words.percent((base - best) / base)), words.ADVICE_FLAT())
+        return Verdict("improving", "good", words.VERDICT_IMPROVING(share=words.percent((base - last) / base)), step=at)
+    return Verdict("flat", "plain", words.VERDICT_FLAT(share=words.percent((base - best) / base)), words.ADVICE_FLAT(), at)
 
 
 def _without_unseen(learned: Sequence[float]) -> Verdict:

@@ -35,6 +35,11 @@ class SeriesTable(QAbstractTableModel):
             row[EVENT] = f"{row[EVENT]}; {value}"
         self.dataChanged.emit(self.index(place, column), self.index(place, column))
 
+    def row_of(self, step: float) -> int | None:
+        """The row of this step, if there is one."""
+        place = bisect.bisect_left(self._steps, step)
+        return place if place < len(self._steps) and self._steps[place] == step else None
+
     def rewind(self, step: float) -> None:
         """Forget everything at or beyond ``step``: a resumed run tells it anew."""
         place = bisect.bisect_left(self._steps, step)

@@ -71,6 +71,7 @@ class CurveView(QWidget):
     def clear(self) -> None:
         """Begin with an empty picture."""
         self._raw, self._smooth, self._unseen, self._marks, self._end = Series(), Smooth(), Series(), {}, 1.0
+        self._pointed: float | None = None
         self.table.clear()
         self._soon()
 
@@ -128,6 +129,15 @@ class CurveView(QWidget):
         unseen = f"{self._unseen.y[-1]:.2f}" if len(self._unseen) else "–"
         return words.TRAIN_POINTS(step=f"{self._raw.x[-1]:.0f}", learned=f"{self._smooth.series.y[-1]:.2f}", unseen=unseen)
 
+    def point_out(self, step: float | None) -> None:
+        """Show where something is: a line through this step, and its row in the table. None takes it away."""
+        self._pointed = step
+        row = None if step is None else self.table.row_of(step)
+        if self._tabular and row is not None:
+            self._table.selectRow(row)
+            self._table.scrollTo(self.table.index(row, 0))
+        self._soon()
+
     def toggle_table(self) -> None:
         self._tabular = not self._tabular
         self._table.setModel(self.table if self._tabular else None)    # a table that nobody sees need not follow
@@ -184,6 +194,9 @@ class CurveView(QWidget):
             late = best[0] > first + 0.7 * (max(last, self._end) - first)
             self._label_best.setAnchor((1.06, -0.15) if late else (-0.06, -0.15))
             self._label_best.setPos(best[0], float(height(best[1])))
+        self._line_pointed.setVisible(self._pointed is not None)
+        if self._pointed is not None:
+            self._line_pointed.setPos(self._pointed)
         self._label_best.setVisible(best is not None and len(self._unseen) > 1)
         self._scale(first, last, height(np.concatenate((calm[1], y))), above=-np.inf if kind == "log" else 0.0)
         self._draw_marks()
@@ -231,7 +244,8 @@ class CurveView(QWidget):
         self._ticks = pg.ScatterPlotItem(symbol="t1", size=9, hoverable=True, tip=lambda x, y,
                                          data: f"{words.TRAIN_STEP()} {x:.0f}: {data}")
         self._label_best = pg.TextItem()
-        for item in (self._dot_best, self._ticks, self._label_best):
+        self._line_pointed = pg.InfiniteLine(angle=90)
+        for item in (self._line_pointed, self._dot_best, self._ticks, self._label_best):
             self._plot.addItem(item, ignoreBounds=True)
         self._place.layout().addWidget(self._plot)
         self._restyle()
@@ -251,6 +265,7 @@ class CurveView(QWidget):
         self._line_unseen.setSymbolPen(t.curve_unseen)
         self._dot_best.setPen(pg.mkPen(t.curve_unseen, width=2))
         self._dot_best.setBrush(pg.mkBrush(t.card))
+        self._line_pointed.setPen(pg.mkPen(t.text, width=1, style=Qt.PenStyle.DashLine))
         self._ticks.setBrush(pg.mkBrush(t.muted))
         self._ticks.setPen(pg.mkPen(None))
         self._label_best.setColor(t.text)

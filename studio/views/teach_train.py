@@ -53,7 +53,8 @@ class TrainPage(QWidget):
         self.picker.activated.connect(lambda _: self._draft.look_at(self.picker.currentData()))
         self._head = text("", "title")
         self.verdict, self._advice = text("", "heading", selectable=True), text("", "muted")
-        self._verdict_card = card(self.verdict, self._advice, spacing=theme.XS)
+        self.evidence = button("", self._point_out, "link")
+        self._verdict_card = card(self.verdict, self._advice, Row(self.evidence, None), spacing=theme.XS)
         self.curve = CurveView()
         self.curve.setFixedHeight(330)
         self.bar = QProgressBar()
@@ -235,7 +236,21 @@ class TrainPage(QWidget):
         theme.look(self._verdict_card, TONES[tone])
         self._verdict_card.setVisible(job.state is not State.FAILED)
         a11y.name(self._verdict_card, sentence, advice)
+        self._show_evidence(verdict.step if job.state in (State.RUNNING, State.FINISHED) else None)
         self._say_numbers(job, step)
+
+    def _show_evidence(self, step: float | None) -> None:
+        self._evidence = step
+        self.evidence.setVisible(step is not None)
+        if step is not None:
+            self.evidence.setText(words.TRAIN_EVIDENCE(step=f"{step:.0f}"))
+            a11y.name(self.evidence, self.evidence.text())
+
+    def _point_out(self) -> None:
+        """Show on the curve what the verdict speaks of."""
+        self.curve.point_out(self._evidence)
+
+    _evidence: float | None = None
 
     def _say_numbers(self, job: Job, saved: int | None) -> None:
         last = self._last

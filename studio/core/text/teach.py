@@ -197,6 +197,7 @@ ADVICE_BY_HEART = Phrase("Nothing is lost: the best state is kept. More, and mor
 ADVICE_WORSE = Phrase("Nothing is lost: the best state is kept. A lower learning speed may help.")
 ADVICE_NO_BETTER = Phrase("Look at the examples: do the held-back ones ask for something the others teach?")
 ADVICE_BROKEN = Phrase("Start again with a lower learning speed.")
+TRAIN_EVIDENCE = Phrase("Show step {step} on the curve")
 AT_STEP = Phrase("at step {step}")
 EARLIER = Phrase("earlier")
 

@@ -93,3 +93,19 @@ def test_an_error_of_nothing_is_a_gap_in_the_logarithm(curve):
     curve.show()
     curve.draw_now()
     assert math.isnan(curve._line_raw.yData[0]) and curve._line_raw.yData[1] == 0
+
+
+def test_a_step_can_be_pointed_out_in_picture_and_table(curve):
+    feed(curve)
+    curve.show()
+    curve.point_out(20)
+    curve.draw_now()
+    assert curve._line_pointed.isVisible() and curve._line_pointed.value() == 20
+    curve.toggle_table()
+    curve.draw_now()
+    curve.point_out(30)
+    assert column(curve, 0)[curve._table.selectionModel().selectedRows()[0].row()] == "30"
+    curve.toggle_table()
+    curve.point_out(None)
+    curve.draw_now()
+    assert not curve._line_pointed.isVisible()

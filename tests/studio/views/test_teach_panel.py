@@ -146,6 +146,9 @@ def test_a_training_is_followed_to_its_review_and_kept(teach, stocked, qtbot):
     assert teach.train.curve.points == 40 and teach.train.curve.best()[0] == 20 and teach.review.isVisible()
     assert teach.train.job.state is State.FINISHED and "by heart" in teach.train.verdict.text()
     assert sorted(teach.train.answers) == [0, 10, 20, 30, 40]
+    assert "step 20" in teach.train.evidence.text()
+    teach.train.evidence.click()
+    assert teach.train.curve._pointed == 20
     shown = words_of(teach.review)
     assert "16 %" in shown and "3.20" in shown and "2.68" in shown and "Answer at step 0." in shown and "Answer at step 20." in shown
     with qtbot.waitSignal(teach.kept) as kept:
