@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -220,6 +220,7 @@ class Method(ABC):
     light: ClassVar[bool] = False          # `apply` costs far less than the layer itself: then nothing dense is ever made to run it
     only_bias: ClassVar[bool] = False      # ΔW is always zero, `bias_delta` is all there is
     thrifty: ClassVar[bool] = False        # `apply` costs less than the two thin products of `factors`: then it does not fuse either
+    adds_to_loss: ClassVar[bool] = False   # `extra_loss` belongs to the loss that the model's own forward gives out, too, as in PEFT
     hears: ClassVar[tuple[str, ...]] = ()  # arguments of the model's call that are meant for it: it finds them in `Run.extras`
 
     def settle(self, cfg: Any, model_type: str | None) -> None:
@@ -301,9 +302,32 @@ class Method(ABC):
         """Share of the adapter's inputs that training drops."""
         return 0.0
 
+    # --- what training asks for; see `engine.model.training` ---
+
+    def extra_loss(self, cfg: Any, layers: Mapping[str, Tensors]) -> Tensor | None:
+        """What training adds to the error on the examples, once a step: a scalar of an adapter's tensors (module path → its tensors there)."""
+        return None
+
+    def schedule(self, cfg: Any, layers: Mapping[str, Tensors]) -> "Schedule | None":
+        """What follows the training from step to step and changes these live tensors, or which of them learn."""
+        return None
+
     def kept_outputs(self, cfg: Any, site: Site) -> Tensor | None:
         """What one training step multiplies the outputs of ΔW by, ``(out,)``: rows, or all of it, dropped at random. None: nothing is."""
         return None
+
+
+class Schedule(Protocol):
+    """Called in every step, after the optimizer's and before the gradients are cleared; its state is plain named tensors."""
+
+    def update_and_allocate(self, global_step: int) -> None:
+        """Steps count from 1."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a run needs to go on."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
 
 
 class Routed(Method):

@@ -6,7 +6,7 @@ base stays as it is and the cut is a part of the adapter, so that it can be swit
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -53,6 +53,9 @@ class Kasa(Variant):
         f = self.inner.factors(p, cfg, site)
         return Factors(torch.cat([f.A, p[CUT_V].to(f.A.dtype)]),
                        torch.cat([f.scale * f.B * p[DIAGONAL].to(f.B.dtype), -p[CUT_U].to(f.B.dtype)], dim=1), 1.0)
+
+    def extra_loss(self, cfg: Any, layers: Mapping[str, Tensors]) -> Tensor:
+        return sum(regularization(p, cfg.kasa_config.beta, cfg.kasa_config.gamma) for p in layers.values())
 
 
 def regularization(p: Tensors, beta: float, gamma: float) -> Tensor:

@@ -7,6 +7,7 @@ that is added to the task's loss.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,9 @@ class Monteclora(Variant):
         f = self.inner.factors(p, cfg, site)
         A = f.A + noise(p, Draw.new(p, site.columns), cfg.monteclora_config) if run.training else f.A
         return f.scale * F.linear(F.linear(x, A.to(x.dtype)), f.B.to(x.dtype))
+
+    def extra_loss(self, cfg: Any, layers: Mapping[str, Tensors]) -> Tensor:
+        return torch.stack([variational_loss(p, cfg.monteclora_config) for p in layers.values()]).mean()
 
 
 @dataclass(frozen=True)

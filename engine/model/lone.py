@@ -70,6 +70,25 @@ class LoneTuner(ABC):
         """The base's ``generate``."""
         return self.model.generate(*args, **kwargs)
 
+    # --- what training asks for; see `engine.model.training` ---
+
+    def extra_loss(self) -> None:
+        """Nothing."""
+
+    def extra_error(self, where: Tensor, targets: Tensor) -> Tensor | None:
+        """Nothing, unless an adapter has an error of its own."""
+        return None
+
+    def on_step(self, step: int) -> None:
+        """Nothing follows the training."""
+
+    def schedule_state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def restore_schedules(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing."""
+
     # --- looking ---
 
     def known(self, names: str | Iterable[str]) -> list[str]:

@@ -16,8 +16,9 @@ from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import save_adapter
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.stack import LiveStack
-from engine.methods.base import PeftConfig, TargetedConfig, Tensors
+from engine.methods.base import PeftConfig, Routed, TargetedConfig, Tensors
 from engine.methods.prompt import PromptLearningConfig
+from engine.methods.registry import law
 from engine.model.adaption_prompt import AdaptionPrompts
 from engine.model.kbit import tell_what_is_widened
 from engine.model.lone import LoneTuner
@@ -176,6 +177,25 @@ class PeftModel(PromptParts, nn.Module):
         done = super().load_state_dict(*args, **kwargs)
         self.stack.changed()
         return done
+
+    # --- what training asks for; see `engine.model.training` ---
+
+    def extra_loss(self) -> Tensor | None:
+        """What the adapters that train add to the loss, once a step: a scalar of their own tensors, or None."""
+        return self.tuner.extra_loss()
+
+    def extra_error(self, where: Tensor, targets: Tensor) -> Tensor | None:
+        """What an adapter adds to the error of the last pass, summed over the tokens (``where``: places in the flattened batch)."""
+        return self.tuner.extra_error(where, targets)
+
+    def on_step(self, step: int) -> None:
+        """To be called in every step (from 1), after the optimizer's and before the gradients are cleared."""
+        self.tuner.on_step(step)
+
+    @property
+    def needs_whole_passes(self) -> bool:
+        """Whether adapters must see each call of the model from its beginning: what depends on more than a layer's input vector by vector."""
+        return self.lone is not None or any(isinstance(law(config), Routed) for config in self.peft_config.values())
 
     # --- adapters ---
 

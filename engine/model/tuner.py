@@ -24,17 +24,18 @@ from engine.hosts.quantized.protocol import settle
 from engine.hosts.replaced import Replaced
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack, Samples
-from engine.methods.base import Method, PeftConfig, Routed, TargetedConfig, Tensors, TensorSpec
+from engine.methods.base import Method, PeftConfig, Routed, Schedule, TargetedConfig, Tensors, TensorSpec
 from engine.methods.registry import law
 from engine.model.companions import with_companions, with_heads
 from engine.model.inject import Given, check_name, inject, placements
 from engine.model.replication import replicate_layers
 from engine.model.targets import Plan, plan
+from engine.model.training import TrainingHooks
 
 BASE = Samples.BASE
 
 
-class Tuner(Shelves):
+class Tuner(TrainingHooks, Shelves):
     """Holds the user's model as ``model`` (PEFT class ``BaseTuner``: parameter names read ``base_model.model.…``).
 
     Args:
@@ -55,17 +56,20 @@ class Tuner(Shelves):
         self.stack = LiveStack()
         self.trained: set[str] = set()
         self.plans: dict[str, Plan] = {}
+        self.schedules: dict[str, Schedule] = {}             # of adapters that train
         self.asked: frozenset[str] = frozenset()              # arguments of a call that are meant for adapters
+        self._adds_to_loss = False
         self._thawed: list[nn.Parameter] | None = None        # of the base, where it trained before the first adapter came
         self._copied: tuple[list, Callable[[], None]] | None = None     # blocks that stand several times: how, and what puts them back
         settle(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward; arguments that are meant for adapters (``task_ids``) are told to them."""
-        if self.asked.isdisjoint(kwargs):
-            return self.model(*args, **kwargs)
         with self.stack.telling(**{name: kwargs.pop(name) for name in self.asked & kwargs.keys()}):
-            return self.model(*args, **kwargs)
+            output = self.model(*args, **kwargs)
+        if self._adds_to_loss and getattr(output, "loss", None) is not None and (more := self.extra_loss(only_own=True)) is not None:
+            output.loss = output.loss + more
+        return output
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's ``generate``, in the same way."""
@@ -133,7 +137,8 @@ class Tuner(Shelves):
         return report
 
     def _ask(self) -> None:
-        self.asked = frozenset(argument for config in self.peft_config.values() for argument in law(config).hears)
+        laws = [law(config) for config in self.peft_config.values()]
+        self.asked, self._adds_to_loss = frozenset(argument for each in laws for argument in each.hears), any(each.adds_to_loss for each in laws)
 
     def plan(self, method: Method, config: PeftConfig) -> Plan:
         """Where an adapter will sit; see `engine.model.targets.plan`."""
@@ -174,6 +179,7 @@ class Tuner(Shelves):
         self.clear(name)
         del self.peft_config[name], self.plans[name]
         self._ask()
+        self.schedules.pop(name, None)
         self.trained.discard(name)
         self.stack.arrange({n: s for n, s in self.stack.entries if n != name})
 
@@ -186,7 +192,7 @@ class Tuner(Shelves):
             layer.leave(self.model, path)
         for name in self.peft_config:
             self.clear(name)
-        self.layers.clear(), self.peft_config.clear(), self.plans.clear(), self.trained.clear()
+        self.layers.clear(), self.peft_config.clear(), self.plans.clear(), self.trained.clear(), self.schedules.clear()
         self.stack.arrange({})
         self.stack.merged = ()
         if merged is None:

@@ -30,6 +30,7 @@ from engine.train.presets import method_settings
 BUDGET = 1024                              # padded tokens in one micro-batch; halved when memory runs out
 EVALUATIONS, EVALUATION_SHARE = 10, 0.2    # through the run, besides the one of the untouched base; fewer if they would cost more than this
 PATIENCE = 3                               # evaluations in a row without a better one, after which an early stop ends the run
+SCHEDULE = "schedule/"                     # before the names of a schedule's tensors (AdaLoRA's, AdaMSS's) in a checkpoint
 SAMPLE_TOKENS, SAMPLE_SHARE = 60, 0.15     # length of a sample answer; share of the time that samples in between may cost
 
 
@@ -146,7 +147,8 @@ class Training:
                 torch.set_rng_state(before)
                 yield self._smaller(problem, max(len(row.ids) for row in rows), len(rows))
         factor = speed_at(self.step, len(self.schedule), self.spec.warmup)
-        if not math.isfinite(error) or not math.isfinite(self.optimizer.step(factor)):
+        if not math.isfinite(error) or not math.isfinite(self.optimizer.step(
+                factor, lambda: self.model.on_step(self.step + 1))):
             raise Diverged(f"The training ran away at step {self.step + 1}.", "The error is no longer a number.",
                            "Start again with half the learning speed; the last good checkpoint is kept.", step=self.step + 1,
                            learning_rate=self.optimizer.rate)
@@ -165,6 +167,8 @@ class Training:
         for batch in self._batches(rows):
             self._listen()
             total += self.objective.backward(batch, learned)
+        if (more := self.model.extra_loss()) is not None:     # of the adapter's tensors alone
+            more.backward()
         return total / learned
 
     def _batches(self, rows: list) -> Iterator[Batch]:
@@ -253,6 +257,7 @@ class Training:
         now = time.monotonic()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         optimizer = {name: tensor.detach().cpu() for name, tensor in self.optimizer.state().items()}
+        optimizer |= {SCHEDULE + name: tensor.detach().cpu() for name, tensor in self.model.tuner.schedule_state().items()}
         return checkpoints.Checkpoint(self.step, self._weights(), optimizer, self.best, {
             "budget": self.budget, "errors": self.errors, "evaluations": self.evaluations, "seconds": self.seconds}, self.material.identity)
 
@@ -270,7 +275,8 @@ class Training:
         if state is None:
             return
         self._put(state.adapter)
-        self.optimizer.restore(state.optimizer)
+        self.optimizer.restore({name: t for name, t in state.optimizer.items() if not name.startswith(SCHEDULE)})
+        self.model.tuner.restore_schedules({n.removeprefix(SCHEDULE): t for n, t in state.optimizer.items() if n.startswith(SCHEDULE)})
         self.step, self.best, self.budget = state.step, state.best, state.progress["budget"]
         self.errors, self.evaluations, self.seconds = state.progress["errors"], state.progress["evaluations"], state.progress["seconds"]
         self._saved_step = self.step

@@ -45,7 +45,7 @@ class Objective:
 
     @torch.no_grad()
     def _head_stands_alone(self) -> bool:
-        if self.head is None or self.backbone is None or any(getattr(self.config, name, None) not in (None, 1, 1.0) for name in _RESCALED):
+        if getattr(self.model, "needs_whole_passes", False) or self.head is None or self.backbone is None or any(getattr(self.config, name, None) not in (None, 1, 1.0) for name in _RESCALED):
             return False
         ids = torch.arange(8, device=self.device).reshape(1, 8) % self.config.vocab_size
         whole = self.model(input_ids=ids, use_cache=False).logits.float()
@@ -73,7 +73,8 @@ class Objective:
         if not self.lean:
             logits = self.model(input_ids=batch.ids.to(self.device), use_cache=False).logits.flatten(0, 1)[where]
             error = F.cross_entropy(logits.float(), targets, reduction="sum")
-            (error / learned).backward()
+            more = self.model.extra_error(where, targets) if hasattr(self.model, "extra_error") else None
+            ((error if more is None else error + more) / learned).backward()
             return float(error.detach())
         chosen = self._hidden(batch)
         leaf = chosen.detach().requires_grad_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +47,17 @@ class Optimizer:
         fused = all(p.device.type in ("cpu", "cuda") for p in parameters.values())
         self._adam = torch.optim.AdamW(list(parameters.values()), lr=rate, betas=BETAS, eps=EPS, weight_decay=weight_decay, fused=fused)
 
-    def step(self, factor: float) -> float:
-        """One correction at ``factor`` times the learning speed. Returns the gradients' norm; if it is no number, nothing is changed."""
+    def step(self, factor: float, after: Callable[[], object] = lambda: None) -> float:
+        """One correction at ``factor`` times the learning speed, and what comes after it while the gradients are there.
+
+        Returns the gradients' norm; if it is no number, nothing is changed.
+        """
         norm = float(nn.utils.clip_grad_norm_(list(self.parameters.values()), MAX_NORM))
         if math.isfinite(norm):
             for group in self._adam.param_groups:
                 group["lr"] = self.rate * factor
             self._adam.step()
+            after()
         self.forget()
         return norm
 
