@@ -13,8 +13,6 @@ import torch
 from torch import nn
 
 from engine.compat.configs import as_sets
-from engine.methods.adalora import RankSchedule
-from engine.methods.adamss import SubspaceSchedule
 from engine.methods.base import TargetedConfig
 from engine.methods.registry import method
 from engine.model.lone import LoneTuner
@@ -22,9 +20,6 @@ from engine.model.peft_model import PeftModel
 from engine.model.tuner import Tuner
 
 _PICKLE = "adapter_model.bin"
-
-
-_SCHEDULES = {"ADALORA": RankSchedule, "ADAMSS": SubspaceSchedule}
 
 
 class _Layers(dict):
@@ -143,17 +138,6 @@ class TunerViews:
         from engine.compat.families import _get_module_names_tied_with_embedding
 
         return _get_module_names_tied_with_embedding(self.model)
-
-    def update_and_allocate(self: Tuner, global_step: int) -> None:
-        """To be called by programs in every step, after the optimizer's: AdaLoRA and AdaMSS take away what matters least."""
-        for name in self.stack.names:
-            config, tenants = self.peft_config[name], self.tenants(name)
-            schedule = _SCHEDULES.get(str(config.peft_type.value))
-            if schedule is not None:
-                known = self.__dict__.setdefault("_schedules", {})
-                if name not in known:
-                    known[name] = schedule(config, {path: self.layers[path].tensors(name) for path in tenants})
-                known[name].update_and_allocate(global_step)
 
     def _init_vblora_vector_bank(self: Tuner, config: Any, adapter_name: str) -> None:
         with torch.no_grad():
