@@ -45,7 +45,9 @@ class Objective:
 
     @torch.no_grad()
     def _head_stands_alone(self) -> bool:
-        if getattr(self.model, "needs_whole_passes", False) or self.head is None or self.backbone is None or any(getattr(self.config, name, None) not in (None, 1, 1.0) for name in _RESCALED):
+        if getattr(self.model, "needs_whole_passes", False) or self.head is None or self.backbone is None:
+            return False
+        if any(getattr(self.config, name, None) not in (None, 1, 1.0) for name in _RESCALED):
             return False
         ids = torch.arange(8, device=self.device).reshape(1, 8) % self.config.vocab_size
         whole = self.model(input_ids=ids, use_cache=False).logits.float()
