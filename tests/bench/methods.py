@@ -25,7 +25,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 WORK = ("token", "128 tokens", "training step")
-BUILDS_DENSE = {"BOFT", "SHIRA", "HIRA", "FOURIERFT", "WAVEFT", "SUPERTUNING", "GLORA", "FROD", "PEANUT", "LOHA", "LOKR", "C3A"}
+BUILDS_DENSE = {"BOFT", "SHIRA", "HIRA", "FOURIERFT", "WAVEFT", "SUPERTUNING", "GLORA", "FROD", "PEANUT", "LOHA", "LOKR"}
 # what builds a matrix of the layer's size in each forward of PEFT's, and so must be at least three times as fast on one token
 
 # by peft_type (a variant of LoRA: by its setting), the config's class and settings of a usual size for layers of this width
