@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import engine
@@ -31,7 +30,8 @@ HEAD = ["method", "kind", "sits on", "merges", "mixes", "lines", "PEFT's time / 
 LAYERS = {"linear": nn.Linear(12, 12), "conv": nn.Conv2d(4, 8, 3), "grouped": nn.Conv2d(4, 8, 3, groups=2), "embedding": nn.Embedding(12, 8)}
 STARTS = {"lora_start": "PiSSA, OLoRA, CorDA, LoRA-GA", "lora_orthogonal": "LoRA, orthogonal start"}      # variants that bear LoRA's name
 MORE: dict[str, tuple[str, dict]] = {      # what has no row of its own among the laws' methods
-    "alora": ("LoraConfig", {"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"}), "loftq": ("LoraConfig", {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}),
+    "alora": ("LoraConfig", {"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"}),
+    "loftq": ("LoraConfig", {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}),
     "qalora": ("LoraConfig", {"use_qalora": True, "qalora_group_size": 4}), "tokens": ("TrainableTokensConfig", {"token_indices": [1]}),
     "norms": ("LNTuningConfig", {}), "poly": ("PolyConfig", {}), "lily": ("LilyConfig", {}), "arrow": ("LoraConfig", {"arrow_config": {}})}
 
