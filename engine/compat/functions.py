@@ -38,8 +38,10 @@ def availability(package: str) -> Callable[[], bool]:
 
 def _get_submodules(model: nn.Module, key: str) -> tuple[nn.Module, nn.Module, str]:
     """(parent, the module itself, its name in the parent)."""
-    parent, _, name = key.rpartition(".")
-    return model.get_submodule(parent), model.get_submodule(key), name
+    parent, module, name = model, model, key.rpartition(".")[2]
+    for part in key.split(".") if key else ():                # views show other things under the names of some modules
+        parent, module = module, module._modules.get(part) or getattr(module, part)
+    return parent, module, name
 
 
 def cast_mixed_precision_params(model: nn.Module, dtype: torch.dtype) -> None:

@@ -35,6 +35,14 @@ class _Layers(dict):
         raise KeyError(key)
 
 
+def _as_given(configs: dict[str, Any], name: str, config: Any) -> None:
+    """As in PEFT, the very object that the program has becomes the adapter's config, with what its task has added."""
+    if configs[name] is not config:
+        config.__dict__.update(configs[name].__dict__)
+        configs[name] = config
+    as_sets(config)
+
+
 class TunerViews:
     """What ``BaseTuner`` has in PEFT, for `Tuner`; see `engine.compat.views.attach`."""
 
@@ -74,7 +82,7 @@ class TunerViews:
 
     def admit(self: Tuner, name: str, config: Any, **kwargs: Any) -> Any:
         done = TunerViews.native["admit"](self, name, config, **kwargs)
-        as_sets(config)
+        _as_given(self.peft_config, name, config)
         own = {id(t): (layer, key.partition(".")[0]) for layer in self.layers.values() if name in layer.tenants
                for key, t in layer.tensors(name).items()}
         for layer in self.layers.values():                    # one whose weight is another's shows the other's tensors as its own
@@ -178,6 +186,11 @@ class TunerViews:
 
 class LoneViews:
     """What adapters outside of layers have in PEFT, for `LoneTuner`."""
+
+    def admit(self: LoneTuner, name: str, config: Any, **kwargs: Any) -> Any:
+        done = LoneViews.native["admit"](self, name, config, **kwargs)
+        _as_given(self.peft_config, name, config)
+        return done
 
     @property
     def _active_adapter(self: LoneTuner) -> str | list[str]:

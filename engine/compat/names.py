@@ -56,7 +56,9 @@ _HERE = {name: f"engine.compat.{module}" for module, names in {
     "families": "_get_module_names_tied_with_embedding _get_no_split_modules",
     "kinds": """BaseTuner BaseTunerLayer ModulesToSaveWrapper AuxiliaryTrainingWrapper TrainableTokensWrapper TrainableTokensLayer BufferDict
         PeftError PeftWarning""",
-}.items() for name in names.split()}
+}.items() for name in names.split()} | {
+    name: "engine.train.lora_optim" for name in (
+        "create_loraplus_optimizer", "create_lorafa_optimizer", "create_riemannian_optimizer", "LoraFAOptimizer")}
 _CONSTANTS = {"CONFIG_NAME": "adapter_config.json", "WEIGHTS_NAME": "adapter_model.bin", "SAFETENSORS_WEIGHTS_NAME": "adapter_model.safetensors",
               "INCLUDE_LINEAR_LAYERS_SHORTHAND": "all-linear", "TOKENIZER_CONFIG_NAME": "tokenizer_config.json",
               "DUMMY_TARGET_MODULES": "dummy-target-modules", "DUMMY_MODEL_CONFIG": {"model_type": "custom"},
@@ -76,7 +78,7 @@ inject_adapter_in_model load_peft_weights prepare_model_for_kbit_training prepro
 replace_lora_weights_loftq save_as_lora set_base_model_state_dict set_peft_model_state_dict shift_tokens_right""".split()
 _INSIDE = """CordaConfig preprocess_corda MontecloraSampler hotswap_adapter prepare_model_for_compiled_hotswap rescale_adapter_scale
 disable_input_dtype_casting update_forward_signature update_generate_signature update_signature DoraCaching KappaTuneSelector
-MontecloraTrainerMixin create_loraplus_optimizer create_lorafa_optimizer create_riemannian_optimizer""".split()
+MontecloraTrainerMixin """.split()
 
 
 def public() -> list[str]:

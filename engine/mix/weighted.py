@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from engine.hosts.adapted import Adapted
-from engine.methods.base import Factors, Tensors
+from engine.methods.base import Factors, PeftConfig, Tensors
 from engine.methods.beside import BIAS
 from engine.methods.lora import METHOD, LoraConfig
 from engine.mix.combine import SEPARATE, Recipe, combine
 from engine.model.targets import modules, shortest_names
 
+SCALES = "ia3_l"
+
 
 @torch.no_grad()
 def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: Sequence[str], weights: Sequence[float], kind: str,
-                     rank: int | None, clamp: float | None, density: float | None, signs: str) -> tuple[LoraConfig, dict[str, Tensors]]:
-    """(config, module path → tensors) of a LoRA that is the combination. Raises `ValueError`; see `PeftModel.add_weighted_adapter`."""
+                     rank: int | None, clamp: float | None, density: float | None, signs: str) -> tuple[PeftConfig, dict[str, Tensors]]:
+    """(config, module path → tensors) of a LoRA, or an IA³ of several, that is the combination. See `PeftModel.add_weighted_adapter`.
+
+    Raises `ValueError`.
+    """
     if not adapters or len(adapters) != len(weights):
         raise ValueError(f"There must be as many weights as adapters: {len(adapters)} adapters, {len(weights)} weights.")
-    parts = {path: _factors(layer, path, adapters) for path, layer in layers.items() if any(a in layer.tenants for a in adapters)}
-    if unknown := [a for a in adapters if not any(a in found for found in parts.values())]:
+    if unknown := [a for a in adapters if not any(a in layer.tenants for layer in layers.values())]:
         raise ValueError(f"Adapter {unknown[0]} does not exist")
+    if all(layer.tenants[a].config.peft_type == "IA3" for layer in layers.values() for a in adapters if a in layer.tenants):
+        return _scalings(model, layers, dict(zip(adapters, weights)))
+    parts = {path: _factors(layer, path, adapters) for path, layer in layers.items() if any(a in layer.tenants for a in adapters)}
     ranks = {f.A.shape[0] for found in parts.values() for f in found.values()}
     if kind in SEPARATE and any(len({f.A.shape[0] for f in found.values()}) > 1 for found in parts.values()):
         raise ValueError(f"All adapters must have the same r value when using combination_type {kind}.")
@@ -34,6 +42,17 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
     config = lora_config(model, {path: f.A.shape[0] for path, f in named.items()})
     config.inference_mode, config.lora_bias = True, any(f.bias is not None for f in named.values())
     return config, {path: METHOD.from_factors(f, layers[path].site) for path, f in combined.items()}
+
+
+def _scalings(model: nn.Module, layers: Mapping[str, Adapted], weights: Mapping[str, float]) -> tuple[PeftConfig, dict[str, Tensors]]:
+    """One IA³ that does what they do together, ``1 + Σ weight · (l − 1)``. (PEFT's Σ weight · l is the same where the weights add up to 1.)"""
+    found: dict[str, Tensors] = {}
+    for path, layer in layers.items():
+        if here := [(weights[a], exactly(layer, a)[SCALES]) for a in weights if a in layer.tenants]:
+            found[path] = {SCALES: 1 + sum(weight * (scales - 1) for weight, scales in here)}
+    config = copy.copy(next(layer.tenants[a].config for layer in layers.values() for a in weights if a in layer.tenants))
+    config.inference_mode, config.target_modules = True, shortest_names(found, (path for path, _ in modules(model) if path not in found))
+    return config, found
 
 
 def _factors(layer: Adapted, path: str, adapters: Sequence[str]) -> dict[str, Factors]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
 
 import engine
 from tests.support.tiny import make_model
@@ -148,6 +149,22 @@ def test_what_layers_share_is_stored_once(tmp_path):
     assert sizes["ours"] == 2 < sizes["peft's"]
 
 
+def test_a_weighted_sum_does_what_its_parts_do():
+    """IA³: ``y = (1 + Σ weight · (l − 1)) ∘ y0``, what the stack says too. PEFT's Σ weight · l also scales what nobody changed."""
+    config = lambda package: package.IA3Config(init_ia3_weights=False, target_modules=["first"], feedforward_modules=[])  # noqa: E731
+    x, found = torch.randn(5, 8), {}
+    for who, package in BOTH.items():
+        model = built(package, line(), config, config)
+        base, alone = line()(x), []
+        for name in ("a0", "a1"):
+            heard(model, name)
+            alone.append(model(x).detach() - base)
+        model.add_weighted_adapter(["a0", "a1"], [0.5, 1.5], "sum")
+        heard(model, "sum")
+        found[who] = gap(model(x), base + 0.5 * alone[0] + 1.5 * alone[1])
+    assert found["ours"] < 1e-5 < 0.1 < found["peft's"]
+
+
 # --- refusals of PEFT's that are not needed ---
 
 def test_copies_of_a_module_add_as_deltas_do():
@@ -193,3 +210,12 @@ def test_a_prompt_can_be_taken_away():
     model = built(engine, base, lambda package: package.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
     assert gap(model(ids).logits[:, -6:], expected) > 1e-4
     assert torch.equal(model.unload()(ids).logits, expected)
+
+
+def test_generate_takes_what_the_model_takes():
+    """Input ids by position. PEFT's encoder-decoder models refuse them."""
+    torch.manual_seed(0)
+    base = T5ForConditionalGeneration(T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=30, decoder_start_token_id=0))
+    model = built(engine, base, lambda package: package.LoraConfig(r=2, task_type="SEQ_2_SEQ_LM", init_lora_weights=False))
+    ids = torch.arange(3, 9)[None]
+    assert torch.equal(model.generate(ids, max_new_tokens=4), model.generate(input_ids=ids, max_new_tokens=4))
