@@ -67,6 +67,9 @@ class TrainSpec(Spec):
     weight_decay: float = knob(0.0, label="Weight decay", term="weight_decay", low=0, high=1, advanced=True, help="Pulls the adapter towards zero.")
     precision: str = knob("auto", label="Number format", term="dtype", choices=("auto", "float32", "bfloat16"), advanced=True,
                           help="“auto” measures which is faster here and accurate enough.")
+    optimizer: str = knob("adamw", label="Corrections", term="optim", choices=("adamw", "adamw-8bit", "adamw-paged"), advanced=True,
+                          help="How corrections are remembered: “adamw-8bit” in a quarter of the memory, “adamw-paged” outside of a graphics card "
+                               "that is full.")
     base_bits: int = knob(16, label="Model kept in", unit="bits", term="load_in_8bit, load_in_4bit (QLoRA)", choices=(16, 8, 4), advanced=True,
                           help="While it is taught the model takes half the memory in 8 bits and about a third in 4, and is a little less exact. "
                                "The adapter still belongs to the whole model.")

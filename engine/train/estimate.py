@@ -54,7 +54,7 @@ def estimate(spec: TrainSpec) -> PlanReport:
         start_up = time.monotonic() - begun
         resting = memory_mb()
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        objective, optimizer = Objective(model), Optimizer(parameters, 1e-6, 0.0)
+        objective, optimizer = Objective(model), Optimizer(parameters, 1e-6, 0.0, spec.optimizer)
         lengths = [len(row.ids) for row in material.learn]
         schedule = Schedule(lengths, spec.rows_per_step, spec.passes, spec.seed, spec.max_steps)
         try:

@@ -75,7 +75,7 @@ class Training:
         self.objective = Objective(model)
         hidden = model.get_base_model().get_input_embeddings().weight.shape[1]
         rate = spec.learning_rate or learning_rate(spec.method, method_settings(spec), hidden)
-        self.optimizer = Optimizer(self.parameters, rate, spec.weight_decay)
+        self.optimizer = Optimizer(self.parameters, rate, spec.weight_decay, spec.optimizer)
         self.evaluate_at = evaluation_points(self.schedule, [len(row.ids) for row in material.test])
         self.save_every = max(1, len(self.schedule) // 10)
         self.step, self.budget, self.best = 0, BUDGET, {}

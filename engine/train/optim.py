@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from engine.errors import InvalidSpec
+
 MAX_NORM = 1.0                             # longer gradients are shortened to this length (the usual guard against a bad batch)
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -40,12 +42,29 @@ def speed_at(step: int, steps: int, warmup: float) -> float:
 
 
 class Optimizer:
-    """torch's AdamW whose state is plain named tensors, so that it can be saved without pickle."""
+    """AdamW whose state is plain named tensors, so that it can be saved without pickle.
 
-    def __init__(self, parameters: dict[str, nn.Parameter], rate: float, weight_decay: float):
+    Args:
+        kind: ``"adamw"`` is torch's. ``"adamw-8bit"`` keeps its moments in 8 bits, in blocks of 256 (Dettmers et al. 2022, arXiv 2110.02861),
+            ``"adamw-paged"`` in memory that a full graphics card may move out; both are bitsandbytes'.
+
+    Raises `InvalidSpec` for the paged one where there is no card.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], rate: float, weight_decay: float, kind: str = "adamw"):
         self.parameters, self.rate = parameters, rate
-        fused = all(p.device.type in ("cpu", "cuda") for p in parameters.values())
-        self._adam = torch.optim.AdamW(list(parameters.values()), lr=rate, betas=BETAS, eps=EPS, weight_decay=weight_decay, fused=fused)
+        settings = {"lr": rate, "betas": BETAS, "eps": EPS, "weight_decay": weight_decay}
+        self._packs = kind != "adamw"
+        if kind == "adamw":
+            fused = all(p.device.type in ("cpu", "cuda") for p in parameters.values())
+            self._adam = torch.optim.AdamW(list(parameters.values()), fused=fused, **settings)
+        elif kind == "adamw-paged" and not all(p.is_cuda for p in parameters.values()):
+            raise InvalidSpec("The paged optimizer needs a graphics card.", "It moves memory between the card and the computer.",
+                              "Choose “adamw” or “adamw-8bit”.", fields={"optimizer": "Needs a graphics card."})
+        else:
+            from bitsandbytes import optim
+
+            self._adam = {"adamw-8bit": optim.AdamW8bit, "adamw-paged": optim.PagedAdamW}[kind](list(parameters.values()), **settings)
 
     def step(self, factor: float, after: Callable[[], object] = lambda: None) -> float:
         """One correction at ``factor`` times the learning speed, and what comes after it while the gradients are there.
@@ -67,11 +86,22 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """All state as named tensors: ``<parameter>/exp_avg`` and so on."""
-        return {f"{name}/{key}": value for name, p in self.parameters.items() for key, value in self._adam.state.get(p, {}).items()}
+        return {f"{name}/{key}": torch.as_tensor(value) for name, p in self.parameters.items() for key, value in self._adam.state.get(p, {}).items()
+                if not key.startswith("qmap")}                # the same table for all, and made anew
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` gave. Raises `KeyError` when it belongs to other parameters."""
+        places = {name: place for place, name in enumerate(self.parameters)}
         for name, value in state.items():
             parameter, _, key = name.rpartition("/")
             p = self.parameters[parameter]
-            self._adam.state[p][key] = value.clone() if key == "step" else value.to(p.device, copy=True)
+            own = self._adam.state[p]
+            if not self._packs:
+                own[key] = value.clone() if key == "step" else value.to(p.device, copy=True)
+                continue
+            if not own:                    # its own buffers may be paged: they are filled, not exchanged
+                self._adam.init_state(self._adam.param_groups[0], p, 0, places[parameter])
+            if key == "step":
+                own[key] = int(value)
+            else:
+                own[key].copy_(value)
