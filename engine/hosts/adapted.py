@@ -305,6 +305,10 @@ class Adapted(Shelves):
         except AttributeError:
             return getattr(super().__getattr__("base_layer"), name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied (or sent to another process): not the programs, which hold this layer's own tensors."""
+        return {**self.__dict__, "_programs": {}, "_now": NEVER}
+
     def _apply(self, fn: Callable, recurse: bool = True) -> "Adapted":
         super()._apply(fn, recurse)
         if self._kept is not None:

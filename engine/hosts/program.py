@@ -288,7 +288,8 @@ def _mapped(layer: "Adapted", stack: LiveStack, name: str, below: list[str]) -> 
         return layer.on_present([name for name in below if not _is_routed(layer, name)], stack)
 
     def out(y: Tensor, p: Tensors) -> Tensor:
-        b = None if turns_bias or layer.pristine_bias is None else matrices()[1].to(y.dtype)
+        b = None if turns_bias else matrices()[1] if below else host.bias_of(layer.bare)       # alone it asks nobody for the weight
+        b = None if b is None else b.to(y.dtype)
         bare = y if b is None else host.bias(y, -b)
         turned = host.on_outputs(bare, lambda rows: method.turn_out(p, config, site, rows))
         return turned if b is None else host.bias(turned, b)
