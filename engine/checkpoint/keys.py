@@ -21,6 +21,12 @@ def file_key(path: str, tensor: str) -> str:
     return f"{PREFIX}{path}.{tensor}" if path else f"{SHARED_PREFIX}{tensor}"
 
 
+def strip(key: str) -> str:
+    """A key of any file as a name in the user's model: without prefixes of PEFT and of what was wrapped round its modules."""
+    bare = _NOISE.sub("", key)
+    return bare.removeprefix(PREFIX) if bare.startswith(PREFIX) else bare.removeprefix(SHARED_PREFIX)
+
+
 def split(key: str, paths: Container[str], shared: Container[str] = ()) -> tuple[str, str] | None:
     """(module path, tensor name) of a key, where the path is one of ``paths`` (the deepest that fits) or "" for a ``shared`` tensor; else None."""
     bare = _NOISE.sub("", key)

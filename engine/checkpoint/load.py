@@ -1,7 +1,8 @@
-"""Reading adapters in PEFT's format. Headers are checked before a byte is believed; no pickle is ever opened."""
+"""Reading adapters in PEFT's format. Headers are checked before a byte is believed; of a pickle only the words that describe tensors."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,54 +10,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from engine.errors import BadAdapter, Unreachable, WrongBase
+from engine.errors import BadAdapter, WrongBase
 from engine.checkpoint.keys import file_key, sort_by_site
 from engine.checkpoint.pickle_reader import read_pickled_tensors
 from engine.checkpoint.report import LoadReport
 from engine.methods.base import Method, PeftConfig, Site, Tensors, TensorSpec
 from engine.store.headers import read_header
+from engine.store.hub import OLD_WEIGHTS, WEIGHTS, locate
 from engine.store.library import read_json
 
-WEIGHTS, OLD_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
            "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
-
-
-def locate(model_id: Path | str, subfolder: str | None = None, **hub: object) -> Path:
-    """The folder of an adapter: a local path, or a name on the Hugging Face Hub (config and safetensors are fetched).
-
-    Raises:
-        BadAdapter: neither is there.
-    """
-    folder = Path(model_id)
-    if not folder.is_dir() and str(model_id).count("/") == 1 and not str(model_id).startswith((".", "/")):
-        folder = _fetch(str(model_id), subfolder, **hub)
-    if subfolder:
-        inside = (folder / subfolder).resolve()
-        if not inside.is_relative_to(folder.resolve()):
-            raise BadAdapter(f"The sub-folder {subfolder} lies outside of {folder.name}.", do="Choose another one.")
-        folder = inside
-    if not (folder / "adapter_config.json").is_file():
-        raise BadAdapter(f"Can't find 'adapter_config.json' at '{model_id}'.", "There is no adapter in that place.", "Choose another folder.")
-    return folder
-
-
-def _fetch(repo: str, subfolder: str | None, **hub: object) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    def fetch(*names: str) -> Path:
-        wanted = [f"{subfolder}/{name}" if subfolder else name for name in names]
-        return Path(snapshot_download(repo, allow_patterns=wanted, **{k: v for k, v in hub.items() if v is not None}))
-
-    try:
-        folder = fetch("adapter_config.json", WEIGHTS)
-        return folder if (folder / (subfolder or "") / WEIGHTS).exists() else fetch("adapter_config.json", OLD_WEIGHTS)
-    except RepositoryNotFoundError as problem:
-        raise BadAdapter(f"There is no adapter “{repo}” on the Hub, or it is private.", do="Check the name, or log in.") from problem
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
-        raise Unreachable(f"The adapter “{repo}” cannot be fetched.", "The Hugging Face Hub cannot be reached.",
-                          "Check the connection, or choose a folder on this computer.", details=str(problem)) from problem
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -76,6 +40,28 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         if file.readinto(data.numpy()) != data.numel():
             raise BadAdapter(f"The adapter {folder.name} changed while it was read.", do="Try again.")
     return {name: _view(data, t.start, t.end, _DTYPES[t.dtype]).view(t.shape) for name, t in header.tensors.items()}
+
+
+def rename(tensors: dict[str, Tensor], key_mapping: Mapping[str, str] | None) -> dict[str, Tensor]:
+    """The tensors with ``key_mapping`` (regular expression → replacement) on their keys, one after the other."""
+    for pattern, replacement in (key_mapping or {}).items():
+        tensors = {re.sub(pattern, replacement, key): tensor for key, tensor in tensors.items()}
+    return tensors
+
+
+def load_peft_weights(model_id: Path | str, device: str | torch.device | None = None, key_mapping: Mapping[str, str] | None = None,
+                      subfolder: str | None = None, **hub: Any) -> dict[str, Tensor]:
+    """An adapter's tensors by their keys in the file, from a folder or the Hub (PEFT function of the same name).
+
+    Args:
+        device: where they go; the CPU by default (PEFT: a graphics card if there is one). key_mapping: see `rename`.
+        hub: ``revision``, ``cache_dir``, ``token`` ….
+
+    Raises:
+        BadAdapter: damaged, hostile or not there. Unreachable: the Hub cannot be asked.
+    """
+    found = rename(read_tensors(locate(model_id, subfolder, **hub)), key_mapping)
+    return {key: tensor.to(device or "cpu") for key, tensor in found.items()}
 
 
 def _view(data: Tensor, start: int, end: int, dtype: torch.dtype) -> Tensor:
@@ -106,11 +92,12 @@ class Place(Protocol):
 
 
 def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mapping[str, TensorSpec],
-          unknown_settings: Sequence[str] = ()) -> tuple[dict[str, Tensors], LoadReport]:
+          unknown_settings: Sequence[str] = (), ignore_mismatched_sizes: bool = False) -> tuple[dict[str, Tensors], LoadReport]:
     """Bring a file's tensors together with what the layers expect.
 
     Args:
         places: module path → what sits there. shared: specs of what all layers have in common.
+        ignore_mismatched_sizes: tensors of other sizes are told and not used, instead of refusing them all.
 
     Returns:
         (module path → tensor name → tensor, with what is shared under the path "", report).
@@ -122,7 +109,7 @@ def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mappi
     at = {place.site.in_file: path for path, place in places.items()}
     sites, origin, foreign = sort_by_site(tensors, at.keys(), shared.keys())
     given: dict[str, Tensors] = {}
-    loaded, missing, wrong = [], [], []
+    loaded, missing, wrong, unfit = [], [], [], set()
 
     def take(path: str, found: Tensors, specs: Mapping[str, TensorSpec]) -> None:
         for name, spec in specs.items():
@@ -130,6 +117,7 @@ def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mappi
                 missing.extend([file_key(path, spec.file or name)] if spec.saved else [])
             elif tuple(found[name].shape) != tuple(spec.shape):
                 wrong.append(f"{path}.{name}: {tuple(found[name].shape)} in the file, {tuple(spec.shape)} in the model")
+                unfit.add((path, spec.file or name))
             else:
                 given.setdefault(path, {})[name] = found[name] if spec.dtype.is_floating_point else found[name].to(spec.dtype)
 
@@ -140,7 +128,8 @@ def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mappi
         take(path, place.method.decode(in_file, place.config, place.site), place.method.tensors(place.config, place.site))
         loaded += [origin[path, name] for name in before if name not in in_file]
     loaded += [origin["", name] for name in sites.pop("", {})]
-    if wrong:
+    loaded = [key for key in loaded if key not in {origin.get(place) for place in unfit}]
+    if wrong and not ignore_mismatched_sizes:
         raise WrongBase("The adapter does not fit this model.", f"{len(wrong)} of its tensors have other sizes (size mismatch).",
                         "It was made for another model (or another size of it): choose that one.", details="\n".join(wrong))
     if not loaded:
@@ -150,4 +139,4 @@ def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mappi
     unexpected = foreign + [origin[path, name] for path, rest in sites.items() for name in rest]
     renamed = {key: file_key(path, name) for (path, name), key in origin.items() if key != file_key(path, name)}
     given = {at.get(path, path): tensors for path, tensors in given.items()}
-    return given, LoadReport(loaded, missing, unexpected, renamed, list(unknown_settings))
+    return given, LoadReport(loaded, missing, unexpected, renamed, list(unknown_settings), wrong)

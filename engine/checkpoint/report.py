@@ -14,15 +14,17 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)        # in the file, but no layer wants them: not used
     renamed: dict[str, str] = field(default_factory=dict)      # as in the file → as it should be
     unknown_settings: list[str] = field(default_factory=list)  # of a newer PEFT; ignored
+    mismatched: list[str] = field(default_factory=list)        # of other sizes than the model's: not used (only where that was asked for)
 
     def __add__(self, other: "LoadReport") -> "LoadReport":
         """Of two loads, from two parts of a file."""
         return LoadReport(self.loaded + other.loaded, self.missing + other.missing, self.unexpected + other.unexpected,
-                          self.renamed | other.renamed, [*dict.fromkeys(self.unknown_settings + other.unknown_settings)])
+                          self.renamed | other.renamed, [*dict.fromkeys(self.unknown_settings + other.unknown_settings)],
+                          self.mismatched + other.mismatched)
 
     @property
     def complete(self) -> bool:
-        return bool(self.loaded) and not self.missing and not self.unexpected
+        return bool(self.loaded) and not self.missing and not self.unexpected and not self.mismatched
 
     # the names torch's load_state_dict uses, for code written for PEFT
     @property
@@ -36,7 +38,8 @@ class LoadReport:
     def sentence(self) -> str:
         """The report in words."""
         parts = [f"{len(self.loaded)} tensors loaded"]
-        for keys, words in ((self.missing, "missing (started anew)"), (self.unexpected, "not used by this model"), (self.renamed, "renamed")):
+        for keys, words in ((self.missing, "missing (started anew)"), (self.unexpected, "not used by this model"), (self.renamed, "renamed"),
+                            (self.mismatched, "of other sizes (not used)")):
             if keys:
                 shown = ", ".join(list(keys)[:3]) + (" …" if len(keys) > 3 else "")
                 parts.append(f"{len(keys)} {words}: {shown}")

@@ -2,61 +2,137 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from engine.checkpoint.card import write_card
 from engine.checkpoint.keys import file_key
+from engine.checkpoint.load import locate, read_tensors
 from engine.checkpoint.shared import shared_specs
+from engine.hosts.adapted import Tenant
 from engine.methods.base import Method, PeftConfig, Tensors
-from engine.store.atomic import replacing
+from engine.model.embeddings import embeddings_to_save
+from engine.model.lone import LoneTuner
+from engine.model.tuner import Tuner, tuner_of
+from engine.store.atomic import replacing, write_json
 
-if TYPE_CHECKING:
-    from engine.hosts.adapted import Tenant
-    from engine.model.peft_model import PeftModel
+
+@dataclass(frozen=True)
+class Saving:
+    """How adapters are written; see `engine.model.peft_model.PeftModel.save_pretrained`. Raises `ValueError` for a pickle."""
+
+    safe_serialization: bool = True
+    save_embedding_layers: bool | str = "auto"
+    initial: Path | str | None = None
+    state_dict: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.safe_serialization:
+            raise ValueError("Adapters are only written as safetensors: a pickle could run a program when it is opened.")
 
 
-def adapter_tensors(model: "PeftModel", name: str) -> dict[str, Tensor]:
+def adapter_tensors(model: nn.Module, name: str, state_dict: Mapping[str, Tensor] | None = None,
+                    save_embedding_layers: bool | str = False) -> dict[str, Tensor]:
     """An adapter's tensors under their names in the file; detached, contiguous, on the CPU, in the layers' order.
+
+    Args:
+        state_dict: the whole model's, whose values are taken instead of the model's own.
+        save_embedding_layers: the base's embeddings too; see `engine.model.embeddings`.
 
     Raises `ValueError` if the model has no such adapter.
     """
-    if name not in model.peft_config:
-        raise ValueError(f"There is no adapter named {name!r}; there are {sorted(model.peft_config)}.")
-    found: dict[str, Tensor] = model.lone.to_file(name) if model.lone else {}
-    tenants = {path: layer.tenants[name] for path, layer in model.adapted.items() if name in layer.tenants}
+    tuner = tuner_of(model)
+    there = {} if tuner is None else tuner.peft_config
+    if name not in there:
+        raise ValueError(f"There is no adapter named {name!r}; there are {sorted(there)}.")
+    instead = {} if state_dict is None else {id(live): state_dict[key] for key, live in model.state_dict(keep_vars=True).items()
+                                             if key in state_dict}
+    found: dict[str, Tensor] = tuner.to_file(name) if isinstance(tuner, LoneTuner) else {}
+    tenants = {path: layer.tenants[name] for path, layer in tuner.layers.items() if name in layer.tenants}
     began = any(tenant.site.quantized and type(tenant.method).start_shared is not Method.start_shared for tenant in tenants.values())
     for key, spec in shared_specs(tenants.values()).items():
         if spec.saved or began:
-            found[file_key("", key)] = model.shared_tensors(name)[key]
+            found[file_key("", key)] = tuner.tensors(name)[key]
     for path, tenant in tenants.items():
-        encoded = tenant.method.encode(model.adapted[path].all_tensors(name), tenant.config, tenant.site)
-        encoded |= _began_at_codes(tenant, model.adapted[path].tensors(name), encoded)
-        for key, tensor in encoded.items():                   # beside a prompt, modules have the short prefix
-            at = ("", f"{tenant.site.in_file}.{key}") if getattr(model, "prompts", None) else (tenant.site.in_file, key)
-            found[file_key(*at)] = tensor
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in found.items()}
+        p: Tensors = {key: instead.get(id(live), live) for key, live in tuner.layers[path].all_tensors(name).items()}
+        encoded = tenant.method.encode(p, tenant.config, tenant.site)
+        encoded |= _began_at_codes(tenant, p, encoded)
+        for key, tensor in encoded.items():
+            found[_key(tuner, tenant.site.in_file, key)] = tensor
+    for path, tensor in embeddings_to_save(tuner, name, save_embedding_layers).items():
+        found.setdefault(_key(tuner, *path.rsplit(".", 1)), tensor)
+    return {key: instead.get(id(tensor), tensor).detach().cpu().contiguous() for key, tensor in found.items()}
 
 
-def _began_at_codes(tenant: "Tenant", tensors: Tensors, encoded: Tensors) -> Tensors:
+def _began_at_codes(tenant: Tenant, p: Tensors, encoded: Tensors) -> Tensors:
     """What need not be in a file, as W0 gives it again, but did begin at a quantized weight: on a base in 16 bits it would begin elsewhere."""
     if not (tenant.site.quantized and tenant.method.starts_from_base(tenant.config)):
         return {}
     specs = tenant.method.tensors(tenant.config, tenant.site)
-    return {key: tensors[name] for name, spec in specs.items() if not spec.saved and (key := spec.file or name) not in encoded}
+    return {key: p[name] for name, spec in specs.items() if not spec.saved and (key := spec.file or name) not in encoded}
 
 
-def save_adapter(model: "PeftModel", name: str, folder: Path | str) -> None:
+def _key(tuner: Tuner | LoneTuner, path: str, tensor: str) -> str:
+    """Beside a prompt, modules have the short prefix."""
+    return file_key(path, tensor) if tuner.prefixed else file_key("", f"{path}.{tensor}")
+
+
+def save_adapter(model: nn.Module, name: str, folder: Path | str) -> None:
     """Write one adapter straight into ``folder`` (made if needed). Each file replaces its predecessor atomically, weights first."""
-    write_adapter(folder, adapter_tensors(model, name), model.peft_config[name])
+    write_adapter(folder, adapter_tensors(model, name), tuner_of(model).peft_config[name])
+
+
+def save_adapters(model: nn.Module, folders: Mapping[str, Path], root: Path, saving: Saving) -> None:
+    """Write several adapters of a `PeftModel`, each into its folder, and a model card into ``root``.
+
+    Raises `ValueError` if ``root`` is a file or an adapter cannot be written as asked; then nothing has been written.
+    """
+    if root.is_file():
+        raise ValueError(f"Provided path ({root}) should be a directory, not a file")
+    ready = {}
+    for name in folders:
+        tensors, config = adapter_tensors(model, name, saving.state_dict, saving.save_embedding_layers), tuner_of(model).peft_config[name]
+        ready[name] = (tensors, config) if saving.initial is None else since(tensors, config, saving.initial)
+    for name, (tensors, config) in ready.items():
+        write_adapter(folders[name], tensors, config)
+    write_card(model, root)
 
 
 def write_adapter(folder: Path | str, tensors: dict[str, Tensor], config: PeftConfig) -> None:
-    """Write the two files of an adapter whose tensors have their names in the file, as `save_adapter` does."""
+    """Write these tensors (by their keys in the file) and this config as an adapter; see `save_adapter`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "adapter_model.safetensors") as temporary:
         save_file({key: tensor.cpu() for key, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
-    config.save_pretrained(folder)
+    write_json(folder / "adapter_config.json", {**config.to_dict(), "inference_mode": True})
+
+
+def since(tensors: Mapping[str, Tensor], config: PeftConfig, initial: Path | str) -> tuple[dict[str, Tensor], PeftConfig]:
+    """What a LoRA has learned since it was saved at ``initial``, as an ordinary one: ``B·A − B₀·A₀ = [B | −B₀] · [A ; A₀]``.
+
+    Raises:
+        ValueError: it is no plain LoRA, or the one at ``initial`` has other tensors. BadAdapter: there is none.
+    """
+    if config.peft_type != "LORA" or getattr(config, "use_dora", False):
+        raise ValueError("`path_initial_model_for_weight_conversion` only works for LoRA without DoRA: what it learned is a product of two factors.")
+    began, found = read_tensors(locate(initial)), {}
+    for key, tensor in tensors.items():
+        axis = 0 if "lora_A" in key or "lora_embedding_A" in key else 1 if "lora_B.weight" in key or "lora_embedding_B" in key else None
+        if axis is None:
+            found[key] = tensor
+        elif key not in began or began[key].shape != tensor.shape:
+            raise ValueError(f"The adapter at {initial} is not how this one began: {key} is missing there or has another size.")
+        else:
+            before = began[key].to(tensor.dtype)
+            found[key] = torch.cat([tensor, before if axis == 0 else -before], dim=axis)
+    config, factor = copy.copy(config), 2 ** 0.5 if config.use_rslora else 2
+    config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, factor * config.lora_alpha, True
+    config.rank_pattern = {key: 2 * rank for key, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {key: factor * alpha for key, alpha in config.alpha_pattern.items()}
+    return found, config

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engine.checkpoint import state
+from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import write_adapter
-from engine.hosts.adapted import Adapted
-from engine.hosts.replaced import Replaced
+from engine.hosts.adapted import Adapted, unwrapped
 from engine.methods.base import PeftConfig
 from engine.mix import to_lora
+from engine.model import status
+from engine.model.mixed import PeftMixedModel
+from engine.model.peft_model import PeftModel
+from engine.model.status import TunerLayerStatus, TunerModelStatus
+from engine.model.tuner import tuner_of
 
 
 def infer_device() -> str:
@@ -44,76 +51,46 @@ def _get_submodules(model: nn.Module, key: str) -> tuple[nn.Module, nn.Module, s
     return parent, module, name
 
 
-def cast_mixed_precision_params(model: nn.Module, dtype: torch.dtype) -> None:
-    """What is frozen to ``dtype``, what trains to float32."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+def set_peft_model_state_dict(model: nn.Module, peft_model_state_dict: Mapping[str, Tensor], adapter_name: str = "default",
+                              ignore_mismatched_sizes: bool = False, low_cpu_mem_usage: bool = False) -> LoadReport:
+    """As `engine.checkpoint.state.set_peft_model_state_dict`; as in PEFT, what is not the adapter's but the base's goes into the base."""
+    tuner = tuner_of(model)
+    report = state.set_peft_model_state_dict(model, peft_model_state_dict, adapter_name, ignore_mismatched_sizes, low_cpu_mem_usage)
+    base = {key: tensor for key in report.unexpected if (tensor := _of_base(tuner, key)) is not None
+            and tensor.shape == peft_model_state_dict[key].shape}
+    with torch.no_grad():
+        for key, tensor in base.items():
+            tensor.copy_(peft_model_state_dict[key])
+    tuner.stack.changed()
+    return dataclasses.replace(report, unexpected=[key for key in report.unexpected if key not in base])
 
 
-def get_base_model_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The base's weights by their names before adapters came."""
-    return {name: tensor for name, _, tensor in _base(model)}
-
-
-def set_base_model_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], strict: bool = True) -> Any:
-    """Give the base these weights, by their names before adapters came."""
-    inside = {name: key for name, key, _ in _base(model)}
-    unexpected = sorted(set(state_dict) - inside.keys())
-    if strict and (unexpected or set(inside) - set(state_dict)):
-        raise RuntimeError(f"Missing keys: {sorted(set(inside) - set(state_dict))}; unexpected keys: {unexpected}")
-    done = model.load_state_dict({inside[name]: tensor for name, tensor in state_dict.items() if name in inside}, strict=False)
-    missing = [name for name in inside if name not in state_dict]
-    return type(done)(missing, unexpected)
-
-
-def _base(model: nn.Module) -> list[tuple[str, str, Tensor]]:
-    """(name of old, key in the state dict, tensor) of everything that belongs to the base."""
-    from engine.model.peft_model import PeftModel
-
-    start, base = ("base_model.", model.base_model) if isinstance(model, PeftModel) else ("", model)
-    if isinstance(model, PeftModel) and base is model.tuner:
-        start, base = f"{start}model.", base.model
-    state = model.state_dict()
-    return [(name, start + key, state[start + key]) for name, key in _names(base) if start + key in state]
-
-
-def _names(module: nn.Module, name: str = "", key: str = "") -> Iterator[tuple[str, str]]:
-    """(name of old, present key) of each tensor below a module; adapters and what they keep are passed over."""
-    wrapped = isinstance(module, (Adapted, Replaced))
-    for leaf in () if wrapped else (*module._parameters, *module._buffers):
-        yield name + leaf, key + leaf
-    for leaf, child in module._modules.items():
-        if child is not None and (not wrapped or leaf in module._own):
-            yield from _names(child, name if wrapped else f"{name}{leaf}.", f"{key}{leaf}.")
-
-
-def load_peft_weights(model_id: str, device: str | None = None, key_mapping: Mapping[str, str] | None = None, **hub: Any) -> dict[str, Tensor]:
-    """An adapter's tensors by their keys in the file, from a folder or the Hub."""
-    import re
-
-    from engine.checkpoint.load import locate, read_tensors
-
-    found = read_tensors(locate(model_id, **hub))
-    for pattern, replacement in (key_mapping or {}).items():
-        found = {re.sub(pattern, replacement, key): tensor for key, tensor in found.items()}
-    return {key: tensor.to(device or "cpu") for key, tensor in found.items()}
-
-
-def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
-    """A config from plain data with its ``peft_type``."""
-    from engine.compat.names import lookup
-
-    return lookup("PEFT_TYPE_TO_CONFIG_MAPPING")[config_dict["peft_type"]](**config_dict)
-
-
-def check_if_peft_model(model_name_or_path: str) -> bool:
-    """Whether there is an adapter in that place."""
+def _of_base(tuner: Any, key: str) -> Tensor | None:
+    """The base's own tensor that a key of a file names, if it names one."""
+    path, _, leaf = key.removeprefix("base_model.model.").rpartition(".")
     try:
-        PeftConfig.from_pretrained(model_name_or_path)
-    except Exception:
-        return False
-    return True
+        module = unwrapped(tuner.model.get_submodule(path.removesuffix(".base_layer")))
+    except AttributeError:
+        return None
+    return getattr(module, "bare", module)._parameters.get(leaf)
+
+
+def get_layer_status(model: nn.Module) -> list[TunerLayerStatus]:
+    """As `engine.model.status.get_layer_status`, refused with PEFT's error where PEFT cannot say anything."""
+    return status.get_layer_status(_told(model, "get_layer_status"))
+
+
+def get_model_status(model: nn.Module) -> TunerModelStatus:
+    """As `engine.model.status.get_model_status`, refused with PEFT's error where PEFT cannot say anything."""
+    return status.get_model_status(_told(model, "get_model_status"))
+
+
+def _told(model: nn.Module, function: str) -> nn.Module:
+    if isinstance(model, PeftMixedModel):
+        raise TypeError(f"{function} is not supported for PeftMixedModel.")
+    if isinstance(model, PeftModel) and model.lone is not None:
+        raise TypeError(f"{function}() got an invalid PeftModel instance; prefix tuning and adaption prompt are not supported.")
+    return model
 
 
 def register_peft_method(**_: Any) -> None:

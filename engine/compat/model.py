@@ -222,10 +222,15 @@ class ModelViews:
     def has_active_enabled_adapter(self: PeftModel) -> bool:
         return bool(self.stack.names) and any(not layer.disable_adapters for layer in self.adapted.values())
 
-    @property
-    def modules_to_save(self: PeftModel) -> set[str] | None:
-        names = {name for config in self.peft_config.values() for name in getattr(config, "modules_to_save", None) or ()}
-        return names or None
+    def get_layer_status(self: PeftModel) -> Any:
+        from engine.compat.functions import get_layer_status
+
+        return get_layer_status(self)
+
+    def get_model_status(self: PeftModel) -> Any:
+        from engine.compat.functions import get_model_status
+
+        return get_model_status(self)
 
     @property
     def is_prompt_learning(self: PeftModel) -> bool:
@@ -248,16 +253,6 @@ class ModelViews:
 
         return supports_lora_conversion(self, adapter_name)
 
-    def get_layer_status(self: PeftModel) -> Any:
-        from engine.compat.status import get_layer_status
-
-        return get_layer_status(self)
-
-    def get_model_status(self: PeftModel) -> Any:
-        from engine.compat.status import get_model_status
-
-        return get_model_status(self)
-
     def add_adapter(self: PeftModel, adapter_name: str, peft_config: Any, low_cpu_mem_usage: bool = False,
                     autocast_adapter_dtype: bool = True) -> None:
         if type(self).__name__ == "PeftMixedModel" and not isinstance(peft_config, TargetedConfig):
@@ -274,30 +269,12 @@ class ModelViews:
         if unknown := [name for name in names if name not in self.peft_config]:
             raise ValueError(f"You passed an invalid `selected_adapters` arguments, current supported adapter names are "
                              f"{list(self.peft_config)} - got {unknown}.")
-        ModelViews.native["save_pretrained"](self, save_directory, selected_adapters=names, is_main_process=is_main_process)
+        ModelViews.native["save_pretrained"](self, save_directory, selected_adapters=names, is_main_process=is_main_process,
+                                             save_embedding_layers=save_embedding_layers, **kwargs)
         for name in names if is_main_process else ():
             folder = Path(save_directory) if name == "default" else Path(save_directory) / name
             if not safe_serialization:
                 as_pickle(folder)
-        if is_main_process and not (Path(save_directory) / "README.md").exists():
-            self.create_or_update_model_card(save_directory)
-
-    def create_or_update_model_card(self: PeftModel, output_dir: str | Path) -> None:
-        from engine.compat.card import write_card
-
-        write_card(self, Path(output_dir))
-
-    def push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> str:
-        """Save into a temporary folder and upload it."""
-        import tempfile
-
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=kwargs.pop("token", None))
-        api.create_repo(repo_id, private=kwargs.pop("private", None), exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=kwargs.pop("commit_message", "Upload adapter"))
 
     def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, is_trainable: bool = False, *args: Any, **kwargs: Any) -> Any:
         if adapter_name not in self.peft_config:

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import enum
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 import engine
+from engine.methods.enumerations import PeftType, TaskType
 
-# --- enumerations ---
-
-_METHODS = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING LORA ADALORA ADAMSS BOFT ADAPTION_PROMPT IA3 BEFT LILY LOHA LOKR OFT
-POLY LN_TUNING VERA FROD PVERA FOURIERFT GLORA XLORA HRA VBLORA UNILORA CPT MISS RANDLORA ROAD TRAINABLE_TOKENS HIRA SHIRA C3A WAVEFT OSF
-DELORA GRALORA CARTRIDGE TINYLORA PSOFT PEANUT SHADOW SUPERTUNING DEFT""".split()
-
-
-class _Words(str, enum.Enum):                # noqa: UP042 (str() of one gives what it gives in PEFT)
-    """Words that are strings, as PEFT's enumerations are."""
-
-
-PeftType = _Words("PeftType", {name: name for name in _METHODS}, module=__name__)
-TaskType = _Words("TaskType", {name: name for name in
-                               ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")}, module=__name__)
-
-PromptTuningInit = _Words("PromptTuningInit", {n: n for n in ("TEXT", "SAMPLE_VOCAB", "RANDOM")}, module=__name__)
-MultitaskPromptTuningInit = _Words("MultitaskPromptTuningInit", {n: n for n in (
-    "TEXT", "RANDOM", "AVERAGE_SOURCE_TASKS", "EXACT_SOURCE_TASK", "ONLY_SOURCE_SHARED")}, module=__name__)
-PromptEncoderReparameterizationType = _Words("PromptEncoderReparameterizationType", {n: n for n in ("MLP", "LSTM")}, module=__name__)
-_ENUMERATIONS = ("PeftType", "TaskType", "PromptTuningInit", "MultitaskPromptTuningInit", "PromptEncoderReparameterizationType")
+_METHODS = [kind.value for kind in PeftType]
 
 # --- classes of methods, as PEFT calls them ---
 
@@ -45,20 +26,22 @@ _MIXED = ("LORA", "ADALORA", "LOHA", "LOKR", "SHIRA", "IA3", "BEFT", "ROAD", "HI
 
 # --- everything else: name → module of ours ---
 
-_HERE = {name: f"engine.compat.{module}" for module, names in {
-    "functions": """infer_device _get_submodules cast_mixed_precision_params get_base_model_state_dict
-        set_base_model_state_dict load_peft_weights get_peft_config register_peft_method shift_tokens_right transpose id_tensor_storage
-        fsdp_auto_wrap_policy build_peft_weight_mapping _freeze_adapter _get_batch_size check_if_peft_model
-        convert_to_lora save_as_lora""",
-    "direct": "inject_adapter_in_model get_peft_model_state_dict set_peft_model_state_dict delete_adapter set_adapter set_requires_grad "
-              "cast_adapter_dtype",
-    "status": "get_layer_status get_model_status TunerLayerStatus TunerModelStatus",
-    "families": "_get_module_names_tied_with_embedding _get_no_split_modules",
-    "kinds": """BaseTuner BaseTunerLayer ModulesToSaveWrapper AuxiliaryTrainingWrapper TrainableTokensWrapper TrainableTokensLayer BufferDict
-        PeftError PeftWarning""",
-}.items() for name in names.split()} | {
-    name: "engine.train.lora_optim" for name in (
-        "create_loraplus_optimizer", "create_lorafa_optimizer", "create_riemannian_optimizer", "LoraFAOptimizer")}
+_HERE = {name: module for module, names in {
+    "engine.compat.functions": """infer_device _get_submodules register_peft_method convert_to_lora save_as_lora shift_tokens_right transpose
+        id_tensor_storage set_peft_model_state_dict fsdp_auto_wrap_policy build_peft_weight_mapping _freeze_adapter _get_batch_size
+        get_layer_status get_model_status""",
+    "engine.checkpoint.state": "get_peft_model_state_dict get_base_model_state_dict set_base_model_state_dict",
+    "engine.compat.families": "_get_module_names_tied_with_embedding _get_no_split_modules",
+    "engine.checkpoint.load": "load_peft_weights", "engine.methods.registry": "get_peft_config",
+    "engine.model.kbit": "prepare_model_for_kbit_training cast_mixed_precision_params",
+    "engine.model.direct": "inject_adapter_in_model delete_adapter set_adapter set_requires_grad cast_adapter_dtype",
+    "engine.model.helpers": """check_if_peft_model rescale_adapter_scale disable_input_dtype_casting update_forward_signature
+        update_generate_signature update_signature""",
+    "engine.model.status": "TunerLayerStatus TunerModelStatus",
+    "engine.train.lora_optim": "create_loraplus_optimizer create_lorafa_optimizer create_riemannian_optimizer LoraFAOptimizer",
+    "engine.compat.kinds": """BaseTuner BaseTunerLayer ModulesToSaveWrapper AuxiliaryTrainingWrapper TrainableTokensWrapper TrainableTokensLayer
+        BufferDict PeftError PeftWarning""",
+}.items() for name in names.split()}
 _CONSTANTS = {"CONFIG_NAME": "adapter_config.json", "WEIGHTS_NAME": "adapter_model.bin", "SAFETENSORS_WEIGHTS_NAME": "adapter_model.safetensors",
               "INCLUDE_LINEAR_LAYERS_SHORTHAND": "all-linear", "TOKENIZER_CONFIG_NAME": "tokenizer_config.json",
               "DUMMY_TARGET_MODULES": "dummy-target-modules", "DUMMY_MODEL_CONFIG": {"model_type": "custom"},
@@ -101,8 +84,6 @@ def lookup(name: str, asked_of: str = "peft") -> Any:
 def _find(name: str, asked_of: str) -> Any:
     from engine.compat.kinds import kind, refusing
 
-    if name in _ENUMERATIONS:
-        return globals()[name]
     if name.startswith("PEFT_TYPE_TO_") or name == "MODEL_TYPE_TO_PEFT_MODEL_MAPPING":
         return _table(name)
     if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING"):

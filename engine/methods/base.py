@@ -7,6 +7,7 @@ or another method: it sees a `Site` (a weight described canonically) and a dict 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 import re
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ from torch import Tensor
 from engine.errors import BadAdapter, CannotMerge
 from engine.specs.fields import knob
 from engine.store.atomic import write_json
+from engine.store.hub import locate
 from engine.store.library import read_json
 
 FORMAT_VERSION = "0.21.2"                  # the PEFT release whose file format is written
@@ -47,6 +49,8 @@ class PeftConfig:
         def plain(value: Any) -> Any:
             if dataclasses.is_dataclass(value):
                 return dataclasses.asdict(value)
+            if isinstance(value, enum.Enum):
+                return value.value
             return sorted(value) if isinstance(value, (set, frozenset)) else value
 
         data = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in self.runtime_only}
@@ -67,20 +71,26 @@ class PeftConfig:
         return sorted(set(data) - {f.name for f in dataclasses.fields(cls)} - {"peft_type", "peft_version"})
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> "PeftConfig":
+    def from_pretrained(cls, pretrained_model_name_or_path: Path | str, subfolder: str | None = None, **kwargs: Any) -> "PeftConfig":
         """Read ``adapter_config.json``. On `PeftConfig` itself the right subclass is chosen by ``peft_type``.
 
+        Args:
+            pretrained_model_name_or_path: a folder, or a name on the Hub. subfolder: within it.
+            kwargs: ``revision``, ``cache_dir``, ``token`` …; and values of fields, instead of those in the file.
+
         Raises:
-            BadAdapter: no such file, unreadable, or of a method that is not known here.
+            BadAdapter: no such file, unreadable, or of a method that is not known here. Unreachable: the Hub cannot be asked.
         """
         from engine.methods.registry import config_class
 
-        data = read_json(Path(folder) / "adapter_config.json", BadAdapter)
+        folder = locate(pretrained_model_name_or_path, subfolder, only_config=True, **kwargs)
+        data = read_json(folder / "adapter_config.json", BadAdapter)
         chosen = config_class(data.get("peft_type")) if cls.peft_type == "" else cls
+        own = {f.name for f in dataclasses.fields(chosen)} - {"revision"}
         try:
-            return chosen.from_dict(data)
+            return chosen.from_dict({**data, **{k: v for k, v in kwargs.items() if k in own}})
         except (TypeError, ValueError) as problem:
-            raise BadAdapter(f"The adapter {Path(folder).name} has impossible settings.", str(problem), "Get it again.") from problem
+            raise BadAdapter(f"The adapter {folder.name} has impossible settings.", str(problem), "Get it again.") from problem
 
 
 @dataclass

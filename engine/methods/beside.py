@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec
+from engine.methods.base import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec
 
-BIAS = "own.bias"
+BIAS, WEIGHT = "own.bias", "own.weight"
 
 
 # --- whole modules ---
@@ -126,6 +126,40 @@ def own_bias(p: Tensors, b0: Tensor | None) -> Tensor:
     return p[BIAS] if b0 is None else p[BIAS] - b0
 
 
+# --- a weight of the base that comes with the adapter ---
+
+class OwnWeight(_Mixin):
+    """Mixed into a method: the adapter's file has another weight for its layer, ``W ← W + strength · (W' − W0 + ΔW)``, as when a vocabulary
+    was enlarged before it was trained (PEFT: ``save_embedding_layers``, which writes it over the base). Linear layers and embeddings."""
+
+    needs_base: ClassVar[bool] = True
+
+    def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
+        shape = (site.columns, site.out) if site.kind == "embedding" else (site.out, site.columns)
+        return {**super().tensors(cfg, site), WEIGHT: TensorSpec(shape, torch.nn.init.zeros_, trainable=False, file="base_layer.weight")}
+
+    def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
+        weight = found.pop("base_layer.weight", None)
+        p = super().decode(found, cfg, site)
+        return p if weight is None else {**p, WEIGHT: weight}
+
+    def encode(self, p: Tensors, cfg: Any, site: Site) -> Tensors:
+        return super().encode(p, cfg, site) | {"base_layer.weight": p[WEIGHT]}
+
+    def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
+        own = p[WEIGHT].T if site.kind == "embedding" else p[WEIGHT]
+        return super().delta(p, cfg, site, own.to(W0)) + (own.to(W0) - W0)
+
+    def factors(self, p: Tensors, cfg: Any, site: Site) -> None:
+        return None
+
+    def gain(self, p: Tensors, cfg: Any, site: Site, W0: Tensor) -> None:
+        return None
+
+    def apply(self, p: Tensors, cfg: Any, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> None:
+        return None
+
+
 # --- layers that share a weight ---
 
 class Tied(_Mixin):
@@ -189,6 +223,8 @@ def mixed(mixin: type, inner: Method) -> Method:
     """The law ``inner`` with ``mixin`` in front of its class: it stays of the kind (delta or map) that it is."""
     law = object.__new__(type(f"{mixin.__name__}{type(inner).__name__}", (mixin, type(inner)), {}))
     law.__dict__.update(vars(inner))
+    if "needs_base" in vars(mixin):
+        law.needs_base = mixin.needs_base
     return law
 
 

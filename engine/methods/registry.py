@@ -13,7 +13,7 @@ import warnings
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import BadAdapter
 from engine.methods.base import Method, PeftConfig
@@ -133,6 +133,16 @@ def names() -> list[str]:
 
 def config_class(peft_type: str | None) -> type[PeftConfig]:
     return method(peft_type).config
+
+
+def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
+    """A config from plain data with its ``peft_type`` (PEFT function of the same name).
+
+    Raises:
+        BadAdapter: the kind is missing or not known. TypeError: a setting that this kind does not have.
+    """
+    settings = dict(config_dict)
+    return config_class(settings.pop("peft_type", None))(**settings)
 
 
 def describe() -> "MethodsReport":

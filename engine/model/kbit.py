@@ -82,3 +82,10 @@ def quantization_backend(layer: nn.Module) -> str | None:
     """How a layer is quantized, by PEFT's names (“bnb 4bit” …); None if it is not."""
     backend = backend_of(layer)
     return None if backend is None else backend.name
+
+
+def cast_mixed_precision_params(model: nn.Module, dtype: torch.dtype) -> None:
+    """What is frozen to ``dtype``, what trains to float32."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)

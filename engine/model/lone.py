@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class LoneTuner(ABC):
     Attributes:
         stack: which are heard. trained: names of those that train. layers: modules that an adapter learns whole beside it.
     """
+
+    prefixed: ClassVar[bool] = True        # in a file, what belongs to its modules begins with `base_model.model`
 
     def begin(self, model: nn.Module) -> None:
         """Called once; the base's parameters are frozen by the first adapter."""
@@ -101,10 +103,12 @@ class LoneTuner(ABC):
     # --- coming and going ---
 
     def admit(self, name: str, config: PeftConfig, *, trainable: bool, autocast: bool = True, file: Mapping[str, Tensor] | None = None,
-              unknown_settings: Sequence[str] = (), device: torch.device | None = None, heads: Sequence[str] = ()) -> LoadReport:
+              unknown_settings: Sequence[str] = (), device: torch.device | None = None, heads: Sequence[str] = (),
+              ignore_mismatched_sizes: bool = False) -> LoadReport:
         """The one way an adapter comes in, new or from the tensors of a ``file``. It is not active yet. Changes nothing if it raises.
 
-        Its dtype is the one that PEFT gives it, whatever ``autocast`` says.
+        Its dtype is the one that PEFT gives it, whatever ``autocast`` says; and it is whole or it is none, whatever
+        ``ignore_mismatched_sizes`` says.
 
         Raises:
             ValueError: the name, another kind of adapter, settings that the model does not have. WrongBase, BadAdapter: the file.

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from engine.checkpoint.save import save_adapter
+from engine.checkpoint.hub import upload
+from engine.checkpoint.save import Saving, save_adapters
 from engine.errors import BadAdapter
 from engine.methods.base import PeftConfig
 from engine.model.peft_model import PeftModel
@@ -31,19 +32,24 @@ class PeftMixedModel(PeftModel):
     """
 
     def save_pretrained(self, save_directory: Path | str, safe_serialization: bool = True, selected_adapters: list[str] | None = None,
-                        is_main_process: bool = True, **more: Any) -> None:
-        """Write every adapter (or those named) into a sub-folder of its name, and the stack into ``mix.json``, last."""
-        if not safe_serialization:
-            raise ValueError("Adapters are only written as safetensors: a pickle could run a program when it is opened.")
-        if more:
-            raise TypeError(f"A mix cannot be saved with {', '.join(more)}.")
+                        save_embedding_layers: bool | str = "auto", is_main_process: bool = True,
+                        path_initial_model_for_weight_conversion: Path | str | None = None, state_dict: Mapping[str, Tensor] | None = None,
+                        **hub: Any) -> None:
+        """Write every adapter (or those named) into a sub-folder of its name, and the stack into ``mix.json``, last.
+
+        Arguments and errors as of `PeftModel.save_pretrained`.
+        """
+        if path_initial_model_for_weight_conversion is not None:
+            raise ValueError("A mix is saved as it is: convert one of its adapters by itself.")
         names = self.base_model.known(selected_adapters if selected_adapters is not None else list(self.peft_config))
+        saving, folder = Saving(safe_serialization, save_embedding_layers, None, state_dict), Path(save_directory)
+        push = hub.pop("push_to_hub", False)
         if not is_main_process:
             return
-        folder = Path(save_directory)
-        for name in names:
-            save_adapter(self, name, folder / name)
+        save_adapters(self, {name: folder / name for name in names}, folder, saving)
         write_json(folder / MIX, {"format": FORMAT, "adapters": names, "stack": [[n, s] for n, s in self.stack.entries if n in names]})
+        if push:
+            upload(folder, hub.pop("repo_id", folder.name), **hub)
 
     @classmethod
     def from_pretrained(cls, model: nn.Module, model_id: Path | str, adapter_name: str = "default", is_trainable: bool = False,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.load import locate, read_tensors, unknown_settings
+from engine.checkpoint.card import write_card
+from engine.checkpoint.hub import upload
+from engine.checkpoint.load import locate, read_tensors, rename, unknown_settings
 from engine.checkpoint.report import LoadReport
-from engine.checkpoint.save import save_adapter
+from engine.checkpoint.save import Saving, save_adapters
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.stack import LiveStack
 from engine.methods.base import PeftConfig, Routed, TargetedConfig, Tensors
@@ -24,8 +27,10 @@ from engine.model.kbit import tell_what_is_widened
 from engine.model.lone import LoneTuner
 from engine.model.prompt_learning import PromptParts, Prompts
 from engine.model.shadow import Shadows
+from engine.model.status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
 from engine.model.tuner import Tuner
 from engine.model.xlora import XLoraTuner
+from engine.store.hub import HUB_ARGUMENTS, hub_arguments
 
 _TUNERS = {"ADAPTION_PROMPT": AdaptionPrompts, "XLORA": XLoraTuner, "SHADOW": Shadows}       # for all other methods: `Tuner`
 
@@ -39,7 +44,8 @@ class PeftModel(PromptParts, nn.Module):
         adapter_name: its name; the first adapter is active and trainable (unless ``inference_mode`` is set).
         autocast_adapter_dtype: new adapters are float32 whatever the base is; otherwise they take the base weight's dtype.
         low_cpu_mem_usage: new adapters' tensors hold no values (``meta``) until `set_peft_model_state_dict` gives them some.
-        file: the first adapter's tensors, by their keys in the file, instead of starting anew (see `from_pretrained`).
+        file: the first adapter's tensors, by their keys in the file, instead of starting anew (see `from_pretrained`, which gives this and
+            the arguments after it).
 
     Attributes:
         base_model: the wrapped model (`Tuner`); ``base_model.model`` is the user's. With a prompt instead of adapters in layers,
@@ -50,7 +56,8 @@ class PeftModel(PromptParts, nn.Module):
     heads: ClassVar[tuple[str, ...]] = ()                     # output layers that every adapter learns whole, where the model has them
 
     def __init__(self, model: nn.Module, peft_config: TargetedConfig, adapter_name: str = "default", autocast_adapter_dtype: bool = True,
-                 low_cpu_mem_usage: bool = False, *, file: dict[str, Tensor] | None = None, unknown_settings: list[str] | None = None):
+                 low_cpu_mem_usage: bool = False, *, file: dict[str, Tensor] | None = None, unknown_settings: list[str] | None = None,
+                 torch_device: str | None = None, ignore_mismatched_sizes: bool = False):
         super().__init__()
         self.prompts = Prompts(model) if isinstance(peft_config, PromptLearningConfig) else None
         self.base_model = model if self.prompts else _TUNERS.get(peft_config.peft_type, Tuner)(model)
@@ -60,7 +67,8 @@ class PeftModel(PromptParts, nn.Module):
             self.prompt_encoder = self.prompts.encoders
         self.load_report = self.tuner.admit(
             adapter_name, peft_config, trainable=not peft_config.inference_mode, autocast=autocast_adapter_dtype, file=file,
-            unknown_settings=unknown_settings or (), device=_meta(low_cpu_mem_usage), heads=self.heads)
+            unknown_settings=unknown_settings or (), device=_meta(low_cpu_mem_usage) or _device(torch_device), heads=self.heads,
+            ignore_mismatched_sizes=ignore_mismatched_sizes)
         self.stack.arrange([adapter_name])
 
     def __getattr__(self, name: str) -> Any:
@@ -126,6 +134,16 @@ class PeftModel(PromptParts, nn.Module):
         return list(self.stack.merged)
 
     @property
+    def modules_to_save(self) -> set[str] | None:
+        """Names of the modules that any adapter learns whole; None if there are none."""
+        return {name for config in self.peft_config.values() for name in getattr(config, "modules_to_save", None) or ()} or None
+
+    @property
+    def has_active_enabled_adapter(self) -> bool:
+        """Whether any adapter is heard that is not in the weights already, or would be if it were not merged."""
+        return self.stack.enabled and bool(self.stack.names)
+
+    @property
     def base_model_torch_dtype(self) -> torch.dtype | None:
         return getattr(self.get_base_model(), "dtype", None)
 
@@ -135,13 +153,26 @@ class PeftModel(PromptParts, nn.Module):
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all) parameter counts; a weight packed in fewer bits counts as many as it stands for."""
-        sizes = [(_count(p), p.requires_grad) for p in self.parameters()]
-        return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+        return count_parameters(self)
 
     def print_trainable_parameters(self) -> None:
         """One line: trainable parameters, all parameters, and their ratio in percent."""
         trainable, total = self.get_nb_trainable_parameters()
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
+
+    def get_layer_status(self) -> list[TunerLayerStatus]:
+        """What each layer holds; see `engine.model.status.get_layer_status`."""
+        return get_layer_status(self)
+
+    def get_model_status(self) -> TunerModelStatus:
+        """All layers together; see `engine.model.status.get_model_status`."""
+        return get_model_status(self)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether the adapter has a low-rank form in every layer, so that it can become an ordinary LoRA without loss."""
+        return self.lone is None and all(
+            tenant.method.factors(self.adapted[path].all_tensors(adapter_name), tenant.config, tenant.site) is not None
+            for path, tenant in self.tenants(*self.tuner.known(adapter_name)).items())
 
     # --- running ---
 
@@ -211,27 +242,29 @@ class PeftModel(PromptParts, nn.Module):
 
     def load_adapter(self, model_id: Path | str, adapter_name: str, is_trainable: bool = False, torch_device: str | None = None,
                      autocast_adapter_dtype: bool = True, ephemeral_gpu_offload: bool = False, low_cpu_mem_usage: bool = False,
-                     key_mapping: Mapping[str, str] | None = None, **hub: Any) -> LoadReport:
+                     key_mapping: Mapping[str, str] | None = None, ignore_mismatched_sizes: bool = False, **hub: Any) -> LoadReport:
         """Read an adapter from a folder or the Hub and add it, not yet active. Atomic; see `LoadReport`.
 
         Args:
             is_trainable: its tensors become float32 parameters that may train. autocast_adapter_dtype: as far as they train; frozen
                 ones keep the file's dtype. torch_device: where its tensors go, if not to their layers.
             low_cpu_mem_usage: loading never makes values that the file then replaces, so that there is nothing to save.
-            key_mapping: regular expression → replacement, for keys of the file. hub: ``subfolder``, ``revision``, ``cache_dir``, ``token`` ….
+            key_mapping: regular expression → replacement, for keys of the file.
+            ignore_mismatched_sizes: tensors of other sizes than the model's start anew and are told, instead of an error.
+            hub: ``subfolder``, ``revision``, ``cache_dir``, ``token`` …. Where layers lie (``device_map``, ``offload_folder`` …) is known
+                from the model itself.
 
         Raises:
             BadAdapter: damaged, hostile or unknown. WrongBase: it does not fit this model. ValueError: the name is taken.
         """
         config, file, unknown = _read(model_id, is_trainable, key_mapping, hub)
-        device = torch.device(torch_device) if torch_device else None
-        return self.tuner.admit(adapter_name, config, trainable=is_trainable, file=file, unknown_settings=unknown, device=device,
-                                heads=self.heads)
+        return self.tuner.admit(adapter_name, config, trainable=is_trainable, file=file, unknown_settings=unknown, device=_device(torch_device),
+                                heads=self.heads, ignore_mismatched_sizes=ignore_mismatched_sizes)
 
     @classmethod
     def from_pretrained(cls, model: nn.Module, model_id: Path | str, adapter_name: str = "default", is_trainable: bool = False,
                         config: PeftConfig | None = None, autocast_adapter_dtype: bool = True, ephemeral_gpu_offload: bool = False,
-                        low_cpu_mem_usage: bool = False, key_mapping: Mapping[str, str] | None = None, **hub: Any) -> "PeftModel":
+                        low_cpu_mem_usage: bool = False, key_mapping: Mapping[str, str] | None = None, **loading: Any) -> "PeftModel":
         """A base with one saved adapter, active. ``model`` is changed only if the adapter fits. Arguments and errors as of `load_adapter`.
 
         Args:
@@ -239,12 +272,17 @@ class PeftModel(PromptParts, nn.Module):
         """
         from engine.model.tasks import task_class
 
-        experts = hub.pop("adapters", None)
-        config, file, unknown = _read(model_id, is_trainable, key_mapping or getattr(model, "_checkpoint_conversion_mapping", None), hub, config)
+        if config is not None and not isinstance(config, PeftConfig):
+            raise ValueError(f"The input config must be a PeftConfig, got {type(config)}")
+        key_mapping = key_mapping or getattr(model, "_checkpoint_conversion_mapping", None)
+        device, ignore = loading.pop("torch_device", None), loading.pop("ignore_mismatched_sizes", False)
+        experts = loading.pop("adapters", None)
+        config, file, unknown = _read(model_id, is_trainable, key_mapping, loading, config)
         if experts is not None:
             config.adapters = experts
         chosen = cls if cls is not PeftModel else task_class(config.task_type)
-        self = chosen(model, config, adapter_name, autocast_adapter_dtype, file=file, unknown_settings=unknown)
+        self = chosen(model, config, adapter_name, autocast_adapter_dtype, file=file, unknown_settings=unknown, torch_device=device,
+                      ignore_mismatched_sizes=ignore)
         return self if is_trainable else self.eval()
 
     def set_adapter(self, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False) -> None:
@@ -308,17 +346,52 @@ class PeftModel(PromptParts, nn.Module):
     # --- files ---
 
     def save_pretrained(self, save_directory: Path | str, safe_serialization: bool = True, selected_adapters: list[str] | None = None,
-                        is_main_process: bool = True, **_: Any) -> None:
-        """Write adapters in PEFT's format: “default” into the folder itself, any other into a sub-folder of its name.
+                        save_embedding_layers: bool | str = "auto", is_main_process: bool = True,
+                        path_initial_model_for_weight_conversion: Path | str | None = None, state_dict: Mapping[str, Tensor] | None = None,
+                        **hub: Any) -> None:
+        """Write adapters in PEFT's format, with a model card: “default” into the folder itself, any other into a sub-folder of its name.
+
+        Args:
+            selected_adapters: by default, all. is_main_process: of several processes only this one writes.
+            save_embedding_layers: the base's embeddings go into the file too, and are put back when it is loaded; “auto”: if the vocabulary
+                is another one than in the files of ``base_model_name_or_path``, as far as they are on this computer.
+            path_initial_model_for_weight_conversion: the adapter as it began. What is written is the difference, an ordinary LoRA of twice
+                the rank for the unchanged base; asked for where the start was in the base (PiSSA, OLoRA, CorDA, LoRA-GA).
+            state_dict: the whole model's, whose values are written instead of the model's own.
+            hub: ``push_to_hub=True`` sends the folder to the Hub afterwards, with `push_to_hub`'s arguments.
 
         Raises:
-            ValueError: an adapter is unknown, or a pickle is asked for (``safe_serialization=False``): it is never written.
+            ValueError: an adapter is unknown, the folder is a file, or a pickle is asked for (``safe_serialization=False``): it is never
+                written. Nothing is written then.
         """
-        if not safe_serialization:
-            raise ValueError("Adapters are only written as safetensors: a pickle could run a program when it is opened.")
+        saving = Saving(safe_serialization, save_embedding_layers, path_initial_model_for_weight_conversion, state_dict)
         names = self.tuner.known(selected_adapters if selected_adapters is not None else list(self.peft_config))
-        for name in names if is_main_process else ():
-            save_adapter(self, name, Path(save_directory) if name == "default" else Path(save_directory) / name)
+        push, hub = hub.pop("push_to_hub", False), dict(hub)
+        if is_main_process:
+            save_adapters(self, {name: Path(save_directory) if name == "default" else Path(save_directory) / name for name in names},
+                          Path(save_directory), saving)
+        if push and is_main_process:
+            upload(Path(save_directory), hub.pop("repo_id", Path(save_directory).name), **hub)
+
+    def create_or_update_model_card(self, output_dir: Path | str) -> None:
+        """Write ``README.md``, or bring it up to date; see `engine.checkpoint.card.write_card`."""
+        write_card(self, output_dir)
+
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload adapter", private: bool | None = None, token: str | None = None,
+                    revision: str | None = None, create_pr: bool = False, **saving: Any) -> str:
+        """Save into a temporary folder and send it to the Hub; returns the commit's address.
+
+        Args:
+            repo_id: ``person/name``; made if it is not there. private: whether only its owner sees it. token: instead of the one of the
+                person who is logged in. saving: arguments of `save_pretrained`.
+
+        Raises:
+            Unreachable: the Hub cannot be reached, or refuses.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **saving)
+            return upload(Path(folder), repo_id, commit_message=commit_message, private=private, token=token, revision=revision,
+                          create_pr=create_pr)
 
 
 def get_peft_model(model: nn.Module, peft_config: TargetedConfig, adapter_name: str = "default", mixed: bool = False,
@@ -338,16 +411,28 @@ def get_peft_model(model: nn.Module, peft_config: TargetedConfig, adapter_name: 
     return chosen(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
 
 
-def _read(model_id: Path | str, trainable: bool, key_mapping: Mapping[str, str] | None, hub: Mapping[str, Any],
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameter counts; a weight packed in fewer bits counts as many as it stands for."""
+    sizes = [(_count(p), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+
+
+_PLACES = ("device_map", "max_memory", "offload_folder", "offload_dir", "offload_index", "use_safetensors")     # nothing to do for them here
+
+
+def _read(model_id: Path | str, trainable: bool, key_mapping: Mapping[str, str] | None, loading: Mapping[str, Any],
           config: PeftConfig | None = None) -> tuple[PeftConfig, dict[str, Tensor], list[str]]:
     """(config, tensors by their keys in the file, unknown settings) of an adapter on disk or on the Hub."""
-    folder = locate(model_id, **hub)
+    if strange := sorted(loading.keys() - {"subfolder", *HUB_ARGUMENTS, *_PLACES}):
+        warnings.warn(f"Loading an adapter has no use for {', '.join(strange)}: a given setting changes nothing of a saved adapter.", stacklevel=3)
+    folder = locate(model_id, loading.get("subfolder"), **hub_arguments(loading))
     config = PeftConfig.from_pretrained(folder) if config is None else config
     config.inference_mode = not trainable
-    file = read_tensors(folder)
-    for pattern, replacement in (key_mapping or {}).items():
-        file = {re.sub(pattern, replacement, key): tensor for key, tensor in file.items()}
-    return config, file, unknown_settings(folder)
+    return config, rename(read_tensors(folder), key_mapping), unknown_settings(folder)
+
+
+def _device(name: str | torch.device | None) -> torch.device | None:
+    return None if name is None else torch.device(name)
 
 
 def _meta(wanted: bool) -> torch.device | None:

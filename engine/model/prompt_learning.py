@@ -31,6 +31,8 @@ class Prompts(LoneTuner):
         encoders: adapter name → what is trained. tokens: adapter name → the numbers of the prompt's rows.
     """
 
+    prefixed = False
+
     def __init__(self, model: nn.Module):
         self.begin(model)
         self.encoders = nn.ModuleDict()

@@ -27,12 +27,15 @@ from engine.hosts.stack import LiveStack, Samples
 from engine.methods.base import Method, PeftConfig, Routed, Schedule, TargetedConfig, Tensors, TensorSpec
 from engine.methods.registry import law
 from engine.model.companions import with_companions, with_heads
+from engine.model.embeddings import with_embeddings
 from engine.model.inject import Given, check_name, inject, placements
+from engine.model.lone import LoneTuner
 from engine.model.replication import replicate_layers
 from engine.model.targets import Plan, plan
 from engine.model.training import TrainingHooks
 
 BASE = Samples.BASE
+AT = "_adapters_of_this_model"             # where a model that was injected into keeps its tuner; not as a sub-module, for it holds the model itself
 
 
 class Tuner(TrainingHooks, Shelves):
@@ -47,6 +50,7 @@ class Tuner(TrainingHooks, Shelves):
     """
 
     _own = frozenset({"model"})
+    prefixed = True                        # in a file, what belongs to its modules begins with `base_model.model`
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -103,7 +107,7 @@ class Tuner(TrainingHooks, Shelves):
 
     def admit(self, name: str, config: TargetedConfig, *, trainable: bool, autocast: bool = True, file: dict[str, Tensor] | None = None,
               given: Given | None = None, unknown_settings: Sequence[str] = (), device: torch.device | None = None,
-              heads: Sequence[str] = ()) -> LoadReport:
+              heads: Sequence[str] = (), ignore_mismatched_sizes: bool = False) -> LoadReport:
         """Plan, match, inject: the one way an adapter comes in. It is not active yet. Changes nothing if it raises.
 
         Args:
@@ -111,6 +115,7 @@ class Tuner(TrainingHooks, Shelves):
             autocast: new tensors are float32 whatever the base is; otherwise they take the base weight's dtype.
             device: where its tensors go, if not to their layers (``meta``: without values).
             heads: modules that it learns whole, where there are such, beside those in the config (which stays as it is).
+            ignore_mismatched_sizes: tensors of the file with other sizes are told and start anew, instead of refusing it.
         """
         check_name(name)
         if name in self.peft_config:
@@ -124,7 +129,9 @@ class Tuner(TrainingHooks, Shelves):
                 config.target_modules = planned.resolved
             placed = with_companions(self.model, placements(planned.targets, method, config), config)
             if file is not None:
-                given, report = match(file, {p.target.path: p for p in placed}, shared_specs(placed), unknown_settings)
+                placed = with_embeddings(self.model, placed, file, config)
+                given, report = match(file, {p.target.path: p for p in placed}, shared_specs(placed), unknown_settings,
+                                      ignore_mismatched_sizes)
             if config.base_model_name_or_path is None:
                 config.base_model_name_or_path = getattr(self.model, "name_or_path", None) or None
             inject(self, name, placed, trainable=trainable, given=given, autocast=autocast, device=device)
@@ -331,6 +338,22 @@ def _merge(layer: Adapted | Replaced, names: list[str], requantize: bool) -> Non
         layer.requantize(names)
     else:
         layer.merge(names)
+
+
+def tuner_of(model: nn.Module) -> "Tuner | LoneTuner | None":
+    """What does everything with a model's adapters: of a `PeftModel`, of a model that was injected into, or None if it has none.
+
+    What compiling, sharded or parallel training wraps round the model is looked through.
+    """
+    while model is not None:
+        if isinstance(model, (Tuner, LoneTuner)):
+            return model
+        if isinstance(getattr(type(model), "tuner", None), property):
+            return model.tuner
+        if AT in model.__dict__:
+            return model.__dict__[AT]
+        model = model._modules.get("module", model._modules.get("_orig_mod"))
+    return None
 
 
 def _set_training(tensors: Tensors, specs: Mapping[str, TensorSpec], trains: bool) -> None:
