@@ -336,7 +336,7 @@ def parser() -> argparse.ArgumentParser:
     train = command("train", _train, "teach an adapter from a file of examples")
     train.add_argument("spec", nargs="?", help="JSON file of a training plan; flags override it")
     _job_flags(train)
-    _flags(train, specs.TrainSpec)
+    _flags(train, specs.TrainSpec, leave_out=("edits",))
 
     for name, do, cls, help in (("review", _review, specs.ReviewSpec, "compare an adapter with its untaught model on unseen examples"),
                                 ("rebuild", _rebuild, specs.RebuildSpec, "teach an adapter again from its recipe: the same file, to the byte")):

@@ -51,7 +51,7 @@ def _data(path: Path) -> dict:
     from engine.data.describe import describe as read
     from engine.specs import DescribeData
 
-    report = read(DescribeData(path=str(path)))
+    report = read(DescribeData(str(path)))
     first = [f"{m['role']}: {m['content']}" for m in report.examples[0]] if report.examples else []
     return {"Examples": path.name, "Found": report.sentence, "Rows": str(report.rows), "Held back": str(report.held_out),
             "Shape": report.shape, "First": first or "–", **({"Notes": report.notes} if report.notes else {})}

@@ -1,22 +1,53 @@
-"""What a data file holds, in one sentence and a few examples: all that the Data page asks for. Needs no model."""
+"""What a data file holds: one sentence, a few examples, and any page of the rest. Needs no model."""
 
 from __future__ import annotations
 
-from engine.data.shapes import load
-from engine.data.split import split
-from engine.specs.talk import DataReport, DescribeData
+from itertools import islice
 
-SHOWN = 20                                 # examples sent to the window; others are asked for one by one
+from engine.data.rows import Rows
+from engine.data.shapes import ROLES, SPEAKER_ROLES, Dataset, load
+from engine.data.split import held_out, split
+from engine.specs import DataReport, DescribeData, RowsPage, ShowRows
+
+SHOWN = 20                                 # examples sent at once; others are asked for page by page
 
 
 def describe(request: DescribeData) -> DataReport:
     """Read, recognise and split a file. Raises `BadData` with the way out."""
-    data = load(request.path)
+    data = load(request.data, request.roles, request.edits)
     learned, tested = split(data.rows, request.holdout)
     notes = list(data.notes)
-    if doubles := len(data.rows) - len({row.digest for row in data.rows}):
+    if any(part.guessed for part in data.parts):
+        notes.append("The columns have unknown names: what they mean was guessed from what stands in them.")
+    if doubles := len(data.rows) - len(set(data.rows.keys)):
         notes.append(f"{doubles} example{'s stand' if doubles > 1 else ' stands'} in the file more than once.")
     if not tested and request.holdout > 0:
         notes.append("There are too few different examples to hold some back for testing.")
-    return DataReport(path=str(data.path), sentence=data.sentence, rows=len(learned) + len(tested), held_out=len(tested), shape=data.shape,
-                      columns=data.columns, roles=data.roles, examples=[list(row.messages) for row in data.rows[:SHOWN]], notes=notes)
+    return DataReport(path=str(data.path), sentence=data.sentence, rows=len(data.rows), held_out=len(tested), shape=data.shape,
+                      columns=_columns(data), roles=data.roles, choices=list(_choices(data)), notes=notes,
+                      examples=[list(row.messages) for row in islice(data.rows, SHOWN)],
+                      found=[[part.noun, part.rows] for part in data.parts], files=len(data.parts),
+                      guessed=any(part.guessed for part in data.parts))
+
+
+def show_rows(request: ShowRows) -> RowsPage:
+    """Some rows from a place on. Raises `BadData`."""
+    rows = load(request.data, request.roles, request.edits).rows
+    held = _held(rows, request.holdout)
+    page = list(islice(rows.from_(request.start), request.count))
+    return RowsPage(start=request.start, examples=[list(row.messages) for row in page],
+                    held=[request.start + n in held for n in range(len(page))])
+
+
+def _held(rows: Rows, holdout: float) -> set[int]:
+    return held_out(rows.keys, holdout)
+
+
+def _columns(data: Dataset) -> list[str]:
+    """Columns whose meaning can be changed: not those of texts that have none."""
+    return list(dict.fromkeys(column for part in data.parts if part.table.speakers or not part.table.known and part.table.kind != "txt"
+                              for column in part.table.columns))[:40]
+
+
+def _choices(data: Dataset) -> tuple[str, ...]:
+    return SPEAKER_ROLES if all(part.table.speakers for part in data.parts) else ROLES

@@ -9,11 +9,12 @@ template is needed (most have none and then report nothing as learned, silently)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from engine.data.shapes import Row, load
+from engine.data.rows import Row
 from engine.errors import BadData, BadModel
-from engine.specs.talk import RenderedRow, RenderRow
 
 IGNORED = -100                             # the label of a token that is not learned (PyTorch's convention)
 PLAIN_TEMPLATE = (                         # for a model that was never taught to chat; ends every answer with its end-of-text sign
@@ -75,7 +76,7 @@ def render(row: Row | list[dict], tokenizer, system: str = "") -> Rendered:
     Raises `Unusable` for this row, `BadModel` when the template cannot be used for training at all.
     """
     messages = list(row.messages if isinstance(row, Row) else row)
-    forbidden = next((mark for m in messages for mark in _marks(tokenizer) if mark in m["content"]), None)
+    forbidden = next((mark for m in messages for mark in control_signs(tokenizer) if mark in m["content"]), None)
     if forbidden:
         raise Unusable(f"they contain the model's own control sign {forbidden}")
     if messages[0]["role"] == "text":
@@ -149,17 +150,19 @@ def _spans(text: str, offsets: list[tuple[int, int]], flags: list[bool]) -> list
     return [(text[start:end], flag) for (start, flag), end in zip(cuts, ends)]
 
 
+@lru_cache(4)
 def _mark_ids(tokenizer) -> set[int]:
     return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
 
 
-def _marks(tokenizer) -> list[str]:
+@lru_cache(4)
+def control_signs(tokenizer) -> list[str]:
     """Signs that people do not write: control tokens in brackets. (Short ones such as “a” would forbid ordinary text.)"""
     return [token.content for token in tokenizer.added_tokens_decoder.values()
             if token.special and len(token.content) > 2 and not token.content.isalnum()]
 
 
-def render_all(rows: list[Row], tokenizer, system: str, max_length: int) -> tuple[list[Row], list[Rendered], list[str]]:
+def render_all(rows: Sequence[Row], tokenizer, system: str, max_length: int) -> tuple[list[Row], list[Rendered], list[str]]:
     """Render many rows. Rows that are too long or unusable are left out, never cut. Returns (rows, rendered, notes in sentences).
 
     Raises `BadData` when no row is left.
@@ -190,18 +193,3 @@ def render_all(rows: list[Row], tokenizer, system: str, max_length: int) -> tupl
         raise BadData("No example can be used with this model.", " ".join(notes),
                       "Shorten the examples or raise “Longest example”." if longest else "Remove these signs from the examples.")
     return kept, done, notes
-
-
-def render_row(request: RenderRow) -> RenderedRow:
-    """Answer a preview request by the function that training uses. Raises `BadData`, `BadModel`."""
-    from engine.bases.load import load_tokenizer
-
-    rows = load(request.data).rows
-    if not 0 <= request.row < len(rows):
-        raise BadData(f"There is no example number {request.row + 1}.", f"The file has {len(rows)}.", "Choose another one.")
-    try:
-        rendered = render(rows[request.row], prepare_tokenizer(load_tokenizer(request.base)), request.system)
-    except Unusable as reason:
-        raise BadData(f"Example {request.row + 1} cannot be learned because {reason}.", do="Change or remove it.") from reason
-    return RenderedRow(spans=[list(span) for span in rendered.spans], tokens=len(rendered.ids), learned_tokens=rendered.learned,
-                       limit=request.max_length)

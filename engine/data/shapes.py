@@ -1,184 +1,235 @@
-"""Records to rows: recognise what the columns mean and turn every record into chat messages.
+"""Tables to rows: recognise what the columns mean and turn every record into chat messages.
 
-A shape is told from the column names alone, in English and German, whatever their case, umlauts or spaces. The result
-is always the same: rows of ``{"role": system | user | assistant, "content": text}``, or one ``{"role": "text"}`` for plain text.
+A shape is told from the column names, whatever their case, umlauts or spaces, in several languages (`engine.data.names`); failing
+that from what stands in them; and a person's word (``roles``: column → role) goes before both. The result is always the same: rows of
+``{"role": system | user | assistant, "content": text}``, or one ``{"role": "text"}`` for plain text.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import unicodedata
-from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.data.read import Table, read
+from engine.data import names
+from engine.data.edits import edited
+from engine.data.names import fold
+from engine.data.read import read_all
+from engine.data.rows import Index, LeftOut, Part, Row
+from engine.data.table import Table
 from engine.errors import BadData
+from engine.specs import Edit
 
-
-@dataclass(frozen=True)
-class Row:
-    """One example as chat messages; ``line`` is where it stands in its file."""
-
-    messages: tuple[dict, ...]
-    line: int
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the content: the row's identity, wherever it stands."""
-        return hashlib.sha256(json.dumps(self.messages, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+ROLES = ("question", "answer", "context", "system", "messages", "text", "ignore")
+SPEAKER_ROLES = ("user", "assistant", "ignore")
+_GUESS_FROM = 100                          # records that are looked at where names say nothing
 
 
 @dataclass
 class Dataset:
-    """A file understood. ``roles``: column → role; ``notes``: what was left out and why, in sentences."""
+    """Files understood. ``roles``: column → role; ``rows``: read when they are needed; ``notes``: what was left out and why, in sentences."""
 
     path: Path
     shape: str
     sentence: str
     columns: list[str]
     roles: dict[str, str]
-    rows: list[Row]
+    rows: Sequence[Row]
+    digest: str                            # SHA-256 over all rows in order, and the edits: the identity of the data
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over all rows in order: the identity of the data."""
-        return hashlib.sha256("".join(row.digest for row in self.rows).encode()).hexdigest()
+    parts: list[Part] = field(default_factory=list)
+    index: Index | None = None
 
 
-def fold(name: str) -> str:
-    """The form under which names are compared: no case, accents, umlaut spelling, spaces or punctuation."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", name.casefold()) if c.isalnum())
-    return re.sub(r"([aou])e", r"\1", plain)   # Lösung, Loesung, losung: one name (applied to both sides, so harmless elsewhere)
+_latest: dict[tuple, tuple] = {}           # what was read last: a window asks for one file again and again
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(fold(word) for word in text.split(","))
+def load(path: Path | str, roles: dict[str, str] | None = None, edits: Sequence[Edit] = ()) -> Dataset:
+    """Read a file or folder and understand it. Raises `BadData` when nothing can be learned from it."""
+    path = Path(path)
+    asked = (str(path), _state(path), tuple(sorted((roles or {}).items())))
+    if asked not in _latest:
+        _latest.clear()
+        tables, passed_over = read_all(path)
+        parts = understood(tables, passed_over, roles or {}, path)
+        index = Index(parts)
+        if not len(index):
+            raise BadData(f"No row of {path.name} can be used.", " ".join(n for part in parts for n in part.notes()),
+                          "Fill in the missing parts and try again.", columns=parts[0].table.columns, path=str(path))
+        _latest[asked] = index, [part for part in parts if part.rows], [note for part in parts for note in part.notes()] + passed_over
+    index, parts, notes = _latest[asked]
+    rows, unmatched = edited(index, edits)
+    if unmatched:
+        notes = [*notes, f"{unmatched} of your changes no longer {'find their examples' if unmatched > 1 else 'finds its examples'} in the file."]
+    if not len(rows):
+        raise BadData("No example is left.", "All of them were dropped.", "Undo the last change.", path=str(path))
+    return Dataset(path, parts[0].shape if len({part.shape for part in parts}) == 1 else "mixed", _sentence(parts, len(index)),
+                   list(dict.fromkeys(column for part in parts for column in part.table.columns)),
+                   {column: role for part in reversed(parts) for column, role in part.roles.items()}, rows,
+                   _identity(index.digest, edits), list(notes), parts, index)
 
 
-@dataclass(frozen=True)
-class _Pair:
-    shape: str
-    noun: str
-    question: frozenset[str]
-    answer: frozenset[str]
+def _state(path: Path) -> tuple:
+    """What changes when somebody saves a file anew."""
+    try:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        return tuple((str(file), (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)
+    except OSError:
+        return ()
 
 
-_PAIRS = (
-    _Pair("instruction/output", "instructions with their answers", _names("instruction,instructions,task,anweisung,aufgabe,auftrag"),
-          _names("output,response,answer,completion,target,ausgabe,antwort,ergebnis,lösung,ziel")),
-    _Pair("prompt/completion", "prompts with their completions", _names("prompt,eingabe,vorgabe"),
-          _names("completion,response,output,answer,chosen answer,ergänzung,fortsetzung,ausgabe,antwort")),
-    _Pair("user/assistant", "messages with their replies",
-          _names("user,human,customer,client,kunde,kundin,nutzer,benutzer,mensch,mail,email,message,nachricht,anfrage"),
-          _names("assistant,bot,gpt,model,agent,support,reply,assistent,verkäufer,shop,we,wir,reply text,antwort,answer,response")),
-    _Pair("question/answer", "question and answer pairs", _names("question,questions,q,query,request,problem,frage,fragen,f,thema,input,text in"),
-          _names("answer,answers,a,response,solution,output,reply,antwort,antworten,lösung,ausgabe,text out")),
-    _Pair("text/label", "texts with their labels", _names("text,sentence,content,satz,inhalt"),
-          _names("label,class,category,sentiment,klasse,kategorie,etikett")),
-)
-_CONTEXT = _names("input,context,background,eingabe,kontext,hintergrund,zusatz")
-_SYSTEM = _names("system,system prompt,systemprompt,role description,systemanweisung,rolle")
-_MESSAGES = _names("messages,conversations,conversation,chat,dialog,dialogue,turns,nachrichten,gespräch,unterhaltung")
-_TEXT = _names("text,content,document,body,story,paragraph,inhalt,dokument,absatz,geschichte")
-_CHOSEN = _names("chosen,preferred,bevorzugt,gewählt")
-_REJECTED = _names("rejected,dispreferred,abgelehnt,verworfen")
-_SPEAKERS = {**dict.fromkeys(_names("user,human,customer,prompter,kunde,nutzer,benutzer,mensch"), "user"),
-             **dict.fromkeys(_names("assistant,gpt,bot,model,ai,chatgpt,agent,assistent"), "assistant"),
-             **dict.fromkeys(_names("system,developer"), "system")}
-EXPECTED = ("question and answer (or Frage and Antwort), instruction and output, prompt and completion, user and assistant, "
-            "messages, conversations, or text")
+def _identity(digest: str, edits: Sequence[Edit]) -> str:
+    import hashlib
+    import json
+
+    return digest if not edits else hashlib.sha256((digest + json.dumps([edit.to_dict() for edit in edits], sort_keys=True)).encode()).hexdigest()
 
 
-def load(path: Path | str) -> Dataset:
-    """Read a file and understand it. Raises `BadData` when nothing can be learned from it."""
-    return understand(read(path))
+def understood(tables: list[Table], passed_over: list[str], roles: dict[str, str], path: Path) -> list[Part]:
+    """Each table with its meaning; in a folder, one without is passed over. Raises `BadData` if none is left."""
+    parts, problems = [], []
+    for table in tables:
+        try:
+            parts.append(understand(table, roles))
+        except BadData as problem:
+            problems.append(problem)
+            passed_over.append(f"{table.path.name} was passed over: {problem.what}")
+    if not parts:
+        raise problems[0]
+    return parts
 
 
-def understand(table: Table) -> Dataset:
-    """Give the columns their meaning and make rows. Raises `BadData`: unknown columns, preference pairs, no usable row."""
-    by_fold = {}
+def understand(table: Table, roles: dict[str, str] | None = None) -> Part:
+    """Give the columns their meaning. Raises `BadData`: unknown columns, preference pairs."""
+    if table.speakers:
+        return _speakers(table, {**table.known, **{who: role for who, role in (roles or {}).items() if who in table.known}})
+    said = {column: role for column, role in (roles or {}).items() if column in table.columns}
+    if said:
+        return _by_roles(table, said)
+    by_fold: dict[str, str] = {}
     for column in table.columns:
         by_fold.setdefault(fold(column), column)
 
-    def find(names: frozenset[str], but: str | None = None) -> str | None:
-        return next((column for key, column in by_fold.items() if key in names and column != but), None)
+    def find(known: frozenset[str], but: str | None = None) -> str | None:
+        return next((column for key, column in by_fold.items() if key in known and column != but), None)
 
-    chosen, rejected = find(_CHOSEN), find(_REJECTED)
+    chosen, rejected = find(names.CHOSEN), find(names.REJECTED)
     if chosen and rejected:
         raise BadData(f"The file {table.path.name} holds preferences, not examples.",
                       f"Learning from “{chosen}” against “{rejected}” is not supported yet.",
                       "To learn the preferred answers, remove the other column and name the first one “answer”.", columns=table.columns)
-    if messages := find(_MESSAGES):
-        first = next((r[messages] for r in table.records if isinstance(r.get(messages), list) and r[messages]), None)
+    if messages := find(names.MESSAGES):
+        first = next((r[messages] for r in table.head(_GUESS_FROM) if isinstance(r.get(messages), list) and r[messages]), None)
         if first is not None:
             sharegpt = isinstance(first[0], dict) and "from" in first[0]
-            return _build(table, "conversations" if sharegpt else "messages", "conversations", {messages: "messages"}, _conversation(messages))
-    question, answer, shape, noun = _pair(find)
+            return Part(table, _conversation(messages), "conversations" if sharegpt else "messages", "conversations", {messages: "messages"})
+    question, answer, shape, noun = _pair(find, table.columns)
     if question and answer:
-        context, system = find(_CONTEXT, but=question), find(_SYSTEM)
+        context, system = find(names.CONTEXT, but=question), find(names.SYSTEM)
         context = None if context == answer else context
-        roles = {c: r for c, r in ((question, "question"), (context, "context"), (answer, "answer"), (system, "system")) if c}
+        found = {c: r for c, r in ((question, "question"), (context, "context"), (answer, "answer"), (system, "system")) if c}
         if context and shape == "instruction/output":
             shape = "instruction/input/output"
-        return _build(table, shape, noun, roles, _asked(question, answer, context, system))
-    text = find(_TEXT)
+        noun = "letters with their replies" if table.kind in ("mbox", "eml", "mail") else noun
+        return Part(table, _asked(found), shape, noun, found)
+    text = find(names.TEXT)
     if text and len(table.columns) <= 2:
-        return _build(table, "plain text", "texts", {text: "text"}, _plain(text))
-    found = ", ".join(f"“{c}”" for c in table.columns[:8]) + (" …" if len(table.columns) > 8 else "")
+        return Part(table, _plain(text), "plain text", _TEXTS.get(table.kind, "texts"), {text: "text"})
+    if guess := _guess(table):
+        return Part(table, _asked(guess), "question/answer", "question and answer pairs", guess, guessed=True)
+    found_names = ", ".join(f"“{c}”" for c in table.columns[:8]) + (" …" if len(table.columns) > 8 else "")
     half = next((c for c in (question, answer) if c), None)
     raise BadData(f"The columns of {table.path.name} are not understood.",
-                  f"Found {found}" + (f"; the partner of “{half}” is missing." if half else "."),
-                  f"Name them in the first line: {EXPECTED}.", columns=table.columns, path=str(table.path))
+                  f"Found {found_names}" + (f"; the partner of “{half}” is missing." if half else "."),
+                  f"Name them in the first line: {names.EXPECTED}.", columns=table.columns, path=str(table.path),
+                  samples=[[str(record.get(column, ""))[:80] for column in table.columns[:12]] for record in table.head(3)])
 
 
-def _pair(find) -> tuple[str | None, str | None, str, str]:
-    for pair in _PAIRS:
+_TEXTS = {"txt": "paragraphs of plain text", "docx": "passages of text", "pdf": "passages of text", "md": "passages of text"}
+
+
+def _pair(find, columns: list[str]) -> tuple[str | None, str | None, str, str]:
+    for pair in names.PAIRS:
         question = find(pair.question)
         answer = find(pair.answer, but=question)
         if question and answer:
             return question, answer, pair.shape, pair.noun
-    pairs = _PAIRS[:-1]                    # an odd couple, e.g. Prompt and Antwort
-    question = find(frozenset().union(*(p.question for p in pairs)))
-    answer = find(frozenset().union(*(p.answer for p in pairs)), but=question)
+    question = find(names.QUESTIONS)       # an odd couple, e.g. Prompt and Antwort
+    answer = find(names.ANSWERS, but=question)
+    for role in ("question", "answer"):    # odd names: “1. Frage (Kunde)”, only where one column alone is called so
+        called = [c for c in columns if names.loosely(c) == role and c not in (question, answer)]
+        if len(called) == 1:
+            question, answer = (question or called[0], answer) if role == "question" else (question, answer or called[0])
     return question, answer, "question/answer", "question and answer pairs"
 
 
-class _LeftOut(Exception):
-    """Why one record is not a row; the text completes "3 rows were left out because …"."""
+def _guess(table: Table) -> dict[str, str] | None:
+    """Two columns of whole words and no third: the one that asks more often, or comes first, is the question."""
+    records, wordy = table.head(_GUESS_FROM), []
+    for column in table.columns:
+        cells = [value.strip() for record in records if isinstance(value := record.get(column), str) and value.strip()]
+        if len(cells) >= 0.6 * len(records) and len(set(cells)) > len(cells) / 2 and sum(" " in cell for cell in cells) > 0.6 * len(cells):
+            wordy.append((sum(cell.endswith("?") for cell in cells) / len(cells), column))
+    if len(wordy) != 2 or len(records) < 2:
+        return None
+    (asks, first), (asks_too, second) = wordy
+    return {second: "question", first: "answer"} if asks_too > asks + 0.3 else {first: "question", second: "answer"}
 
 
-def _build(table: Table, shape: str, noun: str, roles: dict[str, str], convert) -> Dataset:
-    rows, reasons, where = [], Counter(), {}
-    for line, record in zip(table.lines, table.records):
-        try:
-            rows.append(Row(tuple(convert(record)), line))
-        except _LeftOut as reason:
-            reasons[str(reason)] += 1
-            where.setdefault(str(reason), line)
-    notes = table.notes + [f"{count} {'row was' if count == 1 else 'rows were'} left out because {reason} (first: line {where[reason]})."
-                           for reason, count in reasons.most_common()]
-    if not rows:
-        raise BadData(f"No row of {table.path.name} can be used.", " ".join(notes), "Fill in the missing parts and try again.",
-                      columns=table.columns, path=str(table.path))
-    columns = " and ".join([", ".join(list(roles)[:-1]), list(roles)[-1]]) if len(roles) > 1 else next(iter(roles))
-    noun = noun if len(rows) != 1 else {"conversations": "conversation", "texts": "text"}.get(noun, noun.replace("pairs", "pair"))
-    sentence = f"{len(rows):,} {noun}, from the column{'s' if len(roles) > 1 else ''} {columns}."
-    if table.path.suffix.lower() == ".txt":
-        sentence = f"{len(rows):,} paragraph{'s' if len(rows) > 1 else ''} of plain text."
-    return Dataset(table.path, shape, sentence, table.columns, roles, rows, notes)
+def _by_roles(table: Table, roles: dict[str, str]) -> Part:
+    """A person has said what the columns mean."""
+    def of(role: str) -> list[str]:
+        return [column for column in table.columns if roles.get(column) == role]
 
+    used = {column: role for column, role in roles.items() if role != "ignore"}
+    if of("messages"):
+        return Part(table, _conversation(of("messages")[0]), "messages", "conversations", used)
+    if of("question") and of("answer"):
+        return Part(table, _asked(used), "question/answer", "question and answer pairs", used)
+    if of("text"):
+        return Part(table, _plain(of("text")[0]), "plain text", _TEXTS.get(table.kind, "texts"), used)
+    missing = "an answer" if of("question") else "a question" if of("answer") else "a question and an answer, or a text"
+    raise BadData(f"The columns of {table.path.name} do not make examples yet.", f"No column is {missing}.",
+                  "Say above the columns which of them is the question and which the answer.", columns=table.columns, path=str(table.path),
+                  samples=[[str(record.get(column, ""))[:80] for column in table.columns[:12]] for record in table.head(3)])
+
+
+def _sentence(parts: list[Part], rows: int) -> str:
+    """ "120 question and answer pairs, from the columns Frage and Antwort." """
+    if len(parts) > 1:
+        counts: dict[str, int] = {}
+        for part in parts:
+            counts[part.noun] = counts.get(part.noun, 0) + part.rows
+        found = ", ".join(f"{count:,} {_one(noun) if count == 1 else noun}" for noun, count in counts.items())
+        return f"{rows:,} examples from {len(parts)} files: {found}."
+    part = parts[0]
+    noun = _one(part.noun) if rows == 1 else part.noun
+    if part.table.speakers:
+        answers = [who for who, role in part.roles.items() if role == "assistant"]
+        return f"{rows:,} {noun}, in which {_and(answers)} answer{'s' if len(answers) == 1 else ''}."
+    if part.table.known or part.table.kind == "txt":
+        return f"{rows:,} {noun}."
+    return f"{rows:,} {noun}, from the column{'s' if len(part.roles) > 1 else ''} {_and(list(part.roles))}."
+
+
+def _one(noun: str) -> str:
+    first, *rest = noun.split(" ")
+    return " ".join([first.removesuffix("s"), *rest]).replace("pairs", "pair").replace("with their", "with its").replace("replies", "reply")
+
+
+def _and(items: list[str]) -> str:
+    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0] if items else "nobody"
+
+
+# --- records to messages -----------------------------------------------------------------------
 
 def _text(value: Any) -> str:
     """A cell as clean text: one kind of line break, no NUL or half characters, no blank edges."""
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise _LeftOut("a cell holds something else than text")
+        raise LeftOut("a cell holds something else than text")
     text = str(value).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
     return text.encode("utf-8", "replace").decode().strip()
 
@@ -186,50 +237,77 @@ def _text(value: Any) -> str:
 def _filled(record: dict, column: str, role: str) -> str:
     if text := _text(record.get(column)):
         return text
-    raise _LeftOut(f"the {role} is empty")
+    raise LeftOut(f"the {role} is empty")
 
 
-def _asked(question: str, answer: str, context: str | None, system: str | None):
+def _asked(roles: dict[str, str]) -> Callable[[dict], list[dict]]:
+    def of(role: str) -> list[str]:
+        return [column for column, given in roles.items() if given == role]
+
+    (question, *more), (answer, *_), contexts, systems = of("question"), of("answer"), of("context"), of("system")
+
     def convert(record: dict) -> list[dict]:
         asked, answered = _filled(record, question, "question"), _filled(record, answer, "answer")
-        if context and (extra := _text(record.get(context))):
-            asked = f"{asked}\n\n{extra}"
-        start = [{"role": "system", "content": text}] if system and (text := _text(record.get(system))) else []
+        asked = "\n\n".join([asked, *(extra for column in (*more, *contexts) if (extra := _text(record.get(column))))])
+        start = [{"role": "system", "content": text} for column in systems[:1] if (text := _text(record.get(column)))]
         return [*start, {"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     return convert
 
 
-def _plain(column: str):
+def _plain(column: str) -> Callable[[dict], list[dict]]:
     return lambda record: [{"role": "text", "content": _filled(record, column, "text")}]
 
 
-def _conversation(column: str):
+def _speakers(table: Table, roles: dict[str, str]) -> Part:
+    """A chat between people: what each side says in one go is one message."""
+    def convert(record: dict) -> list[dict]:
+        messages: list[dict] = []
+        for who, what in record["turns"]:
+            role, said = roles.get(who, "user"), _text(what)
+            if role == "ignore" or not said:
+                continue
+            if messages and messages[-1]["role"] == role:
+                messages[-1]["content"] += f"\n{said}"
+            elif messages or role != "assistant":      # what is said before anybody asked answers nothing
+                messages.append({"role": role, "content": said})
+        return _ended(messages)
+    if "assistant" not in roles.values():
+        raise BadData(f"Nobody answers in {table.path.name} yet.", do="Say which of the speakers is the one to learn from.",
+                      columns=table.columns, path=str(table.path))
+    return Part(table, convert, "chat", "conversations", {who: role for who, role in roles.items() if role != "ignore"})
+
+
+def _conversation(column: str) -> Callable[[dict], list[dict]]:
     def convert(record: dict) -> list[dict]:
         turns = record.get(column)
         if not isinstance(turns, list):
-            raise _LeftOut("it holds no list of messages")
-        messages = [_turn(turn) for turn in turns]
-        answered = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-        if not answered:
-            raise _LeftOut("nobody answers in it")
-        messages = messages[:answered[-1] + 1]   # a question that was never answered teaches nothing
-        if not any(m["role"] == "user" for m in messages[:answered[0]]):
-            raise _LeftOut("it begins with an answer")
-        if any(m["role"] == "system" for m in messages[1:]):
-            raise _LeftOut("a system message stands in the middle of it")
-        return messages
+            raise LeftOut("it holds no list of messages")
+        return _ended([_turn(turn) for turn in turns])
     return convert
+
+
+def _ended(messages: list[dict]) -> list[dict]:
+    """The messages up to the last answer. A question that was never answered teaches nothing."""
+    answered = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    if not answered:
+        raise LeftOut("nobody answers in it")
+    messages = messages[:answered[-1] + 1]
+    if not any(m["role"] == "user" for m in messages[:answered[0]]):
+        raise LeftOut("it begins with an answer")
+    if any(m["role"] == "system" for m in messages[1:]):
+        raise LeftOut("a system message stands in the middle of it")
+    return messages
 
 
 def _turn(turn: Any) -> dict:
     if not isinstance(turn, dict):
-        raise _LeftOut("a message is not an object with role and content")
-    role = _SPEAKERS.get(fold(str(turn.get("role", turn.get("from", "")))))
+        raise LeftOut("a message is not an object with role and content")
+    role = names.SPEAKERS.get(fold(str(turn.get("role", turn.get("from", "")))))
     if role is None:
-        raise _LeftOut("somebody else than user, assistant or system speaks in it")
+        raise LeftOut("somebody else than user, assistant or system speaks in it")
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list):          # OpenAI's parts: only text can be learned
         if any(not isinstance(part, dict) or part.get("type") != "text" for part in content):
-            raise _LeftOut("a message holds something else than text")
+            raise LeftOut("a message holds something else than text")
         content = "\n".join(str(part.get("text", "")) for part in content)
     return {"role": role, "content": _filled({"content": content}, "content", "message")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from engine.specs.data import Edit, data_problems
 from engine.specs.fields import Spec, knob
 
 
@@ -38,12 +39,12 @@ class FetchSpec(Spec):
 
 @dataclass
 class TrainSpec(Spec):
-    """Teach one adapter on one base from one data file."""
+    """Teach one adapter on one base from one data file or folder."""
 
     kind: ClassVar[str] = "train"
 
     base: str = knob(label="Model", help="Folder of the base model (config, tokenizer, safetensors).")
-    data: str = knob(label="Examples", help="File with the examples.")
+    data: str = knob(label="Examples", help="File or folder with the examples.")
     out: str = knob(label="Adapter folder", help="Where the finished adapter is put; its last part is the adapter's name.")
     method: str = knob("LORA", label="Method", term="peft_type", help="How the skill is stored.")
     method_config: dict = field(default_factory=dict, metadata={
@@ -77,6 +78,12 @@ class TrainSpec(Spec):
     checkpoint_seconds: float = knob(60.0, label="Save at least every", unit="s", low=0, advanced=True,
                                      help="A checkpoint is written after this time or a tenth of the run, whichever comes first.")
     prompts: list[str] = knob(factory=list, label="Pinned questions", help="Answered again at every checkpoint, to hear the change.")
+    roles: dict = knob(factory=dict, label="Columns", advanced=True,
+                       help="What the columns mean, where it is not told from the file: column → question, answer, context, system, text … (`engine.specs.data.ROLES`).")
+    edits: list[Edit] = knob(factory=list, label="Changes of the examples", advanced=True, help="What was dropped, masked or shortened.")
+
+    def problems(self) -> dict[str, str]:
+        return super().problems() | data_problems(self.roles, self.edits)
 
 
 @dataclass

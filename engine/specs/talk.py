@@ -9,38 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.specs.data import DataReport, DescribeData, LintData, LintReport, RenderedRow, RenderRow, RowsPage, ShowRows
 from engine.specs.fields import Spec, knob
 from engine.specs.jobs import StackEntry, TrainSpec
 
 
 # --- answers -----------------------------------------------------------------------------------
-
-@dataclass
-class DataReport(Spec):
-    """What a data file holds. `examples` are the first few rows as chat messages."""
-
-    kind: ClassVar[str] = "data-report"
-    path: str = ""
-    sentence: str = ""                     # "120 question and answer pairs, from the columns question and answer."
-    rows: int = 0
-    held_out: int = 0
-    shape: str = ""                        # name of the recognised shape, e.g. "question/answer"
-    columns: list[str] = knob(factory=list, label="Columns", help="Names as they stand in the file.")
-    roles: dict = knob(factory=dict, label="Roles", help="Column name → role (question, answer, system, messages, text).")
-    examples: list = knob(factory=list, label="Examples", help="Rows as lists of {role, content}.")
-    notes: list[str] = knob(factory=list, label="Notes", help="What was left out and why, in sentences.")
-
-
-@dataclass
-class RenderedRow(Spec):
-    """One row exactly as the model sees it. `spans` is a list of [text, learned]."""
-
-    kind: ClassVar[str] = "rendered-row"
-    spans: list = knob(factory=list, label="Text", help="Pieces of text; learned ones are true.")
-    tokens: int = 0
-    learned_tokens: int = 0
-    limit: int = 0
-
 
 @dataclass
 class PlanReport(Spec):
@@ -68,27 +42,6 @@ class MethodsReport(Spec):
 
 
 # --- requests ----------------------------------------------------------------------------------
-
-@dataclass
-class DescribeData(Spec):
-    """Answered by `DataReport`."""
-
-    kind: ClassVar[str] = "describe-data"
-    path: str = knob(label="File", help="The data file.")
-    holdout: float = 0.1
-
-
-@dataclass
-class RenderRow(Spec):
-    """Answered by `RenderedRow`: computed by the very function that makes the training labels."""
-
-    kind: ClassVar[str] = "render-row"
-    base: str = knob(label="Model", help="Folder of the base model.")
-    data: str = knob(label="File", help="The data file.")
-    row: int = 0
-    max_length: int = 1024
-    system: str = ""
-
 
 @dataclass
 class EstimatePlan(Spec):
@@ -136,5 +89,6 @@ class Say(Spec):
 
 
 TALK_KINDS: dict[str, type[Spec]] = {
-    cls.kind: cls for cls in (DescribeData, RenderRow, EstimatePlan, DescribeMethods, OpenChat, SetStrengths, Say)}
-ANSWER_KINDS: dict[str, type[Spec]] = {cls.kind: cls for cls in (DataReport, RenderedRow, PlanReport, MethodsReport)}
+    cls.kind: cls for cls in (DescribeData, ShowRows, RenderRow, LintData, EstimatePlan, DescribeMethods, OpenChat, SetStrengths, Say)}
+ANSWER_KINDS: dict[str, type[Spec]] = {
+    cls.kind: cls for cls in (DataReport, RowsPage, RenderedRow, LintReport, PlanReport, MethodsReport)}

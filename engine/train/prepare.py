@@ -43,7 +43,7 @@ class Material:
 def read_material(spec: TrainSpec) -> Material:
     """Read and render the examples. Raises `BadData`, `BadModel`."""
     base = read_model(spec.base)
-    data = load(spec.data)
+    data = load(spec.data, spec.roles, spec.edits)
     tokenizer = prepare_tokenizer(load_tokenizer(spec.base))
     learn, test = split(data.rows, spec.holdout)     # before rows are left out: the split depends on the rows alone
     context = base.config.get("max_position_embeddings")

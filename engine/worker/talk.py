@@ -12,7 +12,9 @@ from engine.worker.run import resolve
 
 ANSWERS: dict[str, str | Callable] = {
     "describe-data": "engine.data.describe.describe",
-    "render-row": "engine.data.render.render_row",
+    "show-rows": "engine.data.describe.show_rows",
+    "render-row": "engine.data.preview.render_row",
+    "lint-data": "engine.data.lint.lint",
     "estimate-plan": "engine.train.estimate.estimate",
 }
 SESSION: str | Callable = "engine.generate.session.ChatSession"

@@ -269,7 +269,7 @@ class DataPage(QWidget):
         self.tokens.setText(words.DATA_LOOKING())
         settings = draft.overrides
         self._rendering = self._talk.ask(
-            RenderRow(draft.base, draft.data, self._row, settings.get("max_length", 1024), settings.get("system", "")),
+            RenderRow(draft.data, base=draft.base, row=self._row, max_length=settings.get("max_length", 1024), system=settings.get("system", "")),
             on_done=self._rendered, on_error=lambda error: self.tokens.setText(f"{error.what} {error.do}"))
 
     def _rendered(self, row: RenderedRow) -> None:

@@ -17,7 +17,7 @@ from studio.views.form import Form
 from studio.views.method_cards import MethodCards
 from studio.views.parts import CardButton, Column, Fold, OneOf, Row, button, card, clear, error_card, page, text
 
-CHOSEN_ELSEWHERE = ("base", "data", "out", "method", "method_config", "prompts")
+CHOSEN_ELSEWHERE = ("base", "data", "roles", "edits", "out", "method", "method_config", "prompts")
 
 
 class PlanPage(QWidget):

@@ -122,7 +122,7 @@ def words_of(widget) -> str:
 def data_report(request: specs.DescribeData) -> specs.DataReport:
     chats = [[{"role": "user", "content": f"What does item {i} cost?"}, {"role": "assistant", "content": f"Item {i} costs {i} euros."}]
              for i in range(1, 9)]
-    return specs.DataReport(path=request.path, sentence="159 question and answer pairs, from the columns question and answer.", rows=159,
+    return specs.DataReport(path=request.data, sentence="159 question and answer pairs, from the columns question and answer.", rows=159,
                             held_out=16,
                             shape="question/answer", columns=["question", "answer"], examples=chats,
                             notes=["3 examples stand in the file more than once."])

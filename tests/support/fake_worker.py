@@ -79,9 +79,9 @@ class FakeSession:
 
 
 def describe(spec):
-    if not Path(spec.path).exists():
-        raise BadData(f"The file {spec.path} is not there.", do="Choose another one.")
-    return specs.DataReport(path=spec.path, sentence="One row.", rows=1)
+    if not Path(spec.data).exists():
+        raise BadData(f"The file {spec.data} is not there.", do="Choose another one.")
+    return specs.DataReport(path=spec.data, sentence="One row.", rows=1)
 
 
 def main() -> int:

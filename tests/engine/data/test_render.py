@@ -6,8 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.data.render import IGNORED, PLAIN_TEMPLATE, Unusable, chat_text, prepare_tokenizer, render, render_all, render_row
-from engine.data.shapes import Row
+from engine.data.preview import render_row
+from engine.data.render import IGNORED, PLAIN_TEMPLATE, Unusable, chat_text, prepare_tokenizer, render, render_all
+from engine.data.rows import Row
 from engine.errors import BadData, BadModel
 from engine.specs import RenderRow
 from tests.support.tiny import TEMPLATE, make_tokenizer

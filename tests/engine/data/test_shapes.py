@@ -87,7 +87,7 @@ def test_broken_characters_never_reach_a_tokenizer(tmp_path):
 def test_describe_says_it_in_a_sentence(tmp_path):
     file = tmp_path / "shop.csv"
     file.write_text("Frage;Antwort\n" + "".join(f"Was kostet {i}?;{i} Euro\n" for i in range(40)) + "Was kostet 1?;1 Euro\n;x\n")
-    report = describe(DescribeData(path=str(file)))
+    report = describe(DescribeData(str(file)))
     assert report.sentence == "41 question and answer pairs, from the columns Frage and Antwort."
     assert report.rows == 41 and 8 <= report.held_out <= 12 and report.roles == {"Frage": "question", "Antwort": "answer"}
     assert any("more than once" in n for n in report.notes) and any("question is empty" in n for n in report.notes)

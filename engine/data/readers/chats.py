@@ -1,0 +1,202 @@
+"""Conversations people already had: WhatsApp and Telegram as text, Telegram, ChatGPT and Claude as JSON.
+
+A record is one conversation, ``{"turns": [(who, what), …]}``. The columns of such a table are the people; who of them is the one
+to learn from is a role like any other and can be changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from engine.data.readers.text import Text
+from engine.data.table import Table, numbered
+from engine.errors import BadData
+
+PAUSE = timedelta(hours=6)                 # after so long a silence another conversation begins
+MAX_SPEAKERS = 30
+_GAP = r"[\s\u202f\u00a0]"
+_CLOCK = r"(\d{1,2}):(\d{2})(?::\d{2})?(?:[\s\u202f\u00a0]*([AaPp])\.?[Mm]\.?)?"
+_DAY = r"(\d{1,4})[./-](\d{1,2})[./-](\d{2,4})"
+_STARTS = (                                # groups: day (3), clock (3), speaker, text
+    re.compile(rf"^{_DAY},?{_GAP}+(?:um |at |à )?{_CLOCK}{_GAP}*(?:Uhr )?[-–][ \u00a0]([^:]{{1,60}}?): (.*)$"),     # WhatsApp, Android
+    re.compile(rf"^\[{_DAY},?{_GAP}+{_CLOCK}\][ \u00a0]([^:]{{1,60}}?): (.*)$"),  # WhatsApp, iPhone
+)
+_COPIED = re.compile(rf"^(.{{1,60}}?), ?\[{_DAY},?{_GAP}+{_CLOCK}\]:?\s*(.*)$")  # Telegram, copied
+_NOTICE = re.compile(rf"^\[?{_DAY},?{_GAP}+(?:um |at |à )?{_CLOCK}\]?{_GAP}*(?:Uhr )?[-–]?[ \u00a0]")
+_NO_TEXT = re.compile(r"^\s*(?:<[^>]{3,40}>|[^\n]{0,20}\b(?:omitted|weggelassen|ausgeschlossen|absente?|omis(?:e)?|omitido)\b\.?|"
+                      r"(?:This message was|You) deleted.*|(?:Diese Nachricht wurde|Du hast diese Nachricht) gelöscht.*|"
+                      r"Ce message a été supprimé.*|null)\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Said:
+    line: int
+    when: datetime | None
+    who: str
+    what: str
+
+
+# --- text exports ------------------------------------------------------------------------------
+
+def read_chat_text(text: Text) -> Table | None:
+    """A WhatsApp or Telegram export, or None if this text is none."""
+    head = [_clean(line) for _, line, _ in islice(text.lines(), 60) if line.strip()]
+    starts = [match for line in head if (match := _match(line))]
+    if len(starts) < 3 or len(starts) < 0.15 * len(head) or not any(_match(line) or _NOTICE.match(line) for line in head[:3]):
+        return None
+    month_first = _month_first(text)
+
+    def said() -> Iterator[_Said]:
+        found: _Said | None = None
+        for (_, number), raw, _ in text.lines():
+            line = _clean(raw)
+            if match := _match(line):
+                if found:
+                    yield found
+                day, clock, who, what = match
+                found = _Said(number, _time(day, clock, month_first), who.strip(), what)
+            elif _NOTICE.match(line):      # “Messages are end-to-end encrypted”, “Anna added Ben”
+                if found:
+                    yield found
+                found = None
+            elif found:
+                found = _Said(found.line, found.when, found.who, f"{found.what}\n{line}")
+        if found:
+            yield found
+    return _chat(text.path, said)
+
+
+def _clean(line: str) -> str:
+    return re.sub("[\u200e\u200f\u202a-\u202c\ufeff]", "", line).rstrip()
+
+
+def _match(line: str) -> tuple[tuple, tuple, str, str] | None:
+    """(day, clock, speaker, text) if a message begins on this line."""
+    for start in _STARTS:
+        if found := start.match(line):
+            parts = found.groups()
+            return parts[:3], parts[3:6], parts[6], parts[7]
+    if found := _COPIED.match(line):
+        parts = found.groups()
+        return parts[1:4], parts[4:7], parts[0], parts[7]
+    return None
+
+
+def _month_first(text: Text) -> bool:
+    """Whether days are written 12/31 and not 31/12: by the numbers that can only be one of them."""
+    days = [match[0] for _, line, _ in islice(text.lines(), 20_000) if (match := _match(_clean(line)))]
+    return any(int(day[1]) > 12 for day in days) and not any(12 < int(day[0]) < 32 for day in days)
+
+
+def _time(day: tuple[str, str, str], clock: tuple, month_first: bool) -> datetime | None:
+    first, second, third = map(int, day)
+    year, month, date = (first, second, third) if len(day[0]) == 4 else (third, first, second) if month_first else (third, second, first)
+    hour = int(clock[0]) % 12 + 12 * (clock[2] in "Pp") if clock[2] else int(clock[0])
+    try:
+        return datetime(year + 2000 if year < 100 else year, month, date, hour, int(clock[1]))
+    except ValueError:
+        return None
+
+
+# --- JSON exports ------------------------------------------------------------------------------
+
+def read_chat_json(path: Path, first: Any, items: Callable[[], Iterable[tuple[int, Any]]]) -> Table | None:
+    """A ChatGPT, Claude or Telegram export, or None if its first item is none. ``items`` walks through (number, item)."""
+    if not isinstance(first, dict):
+        return None
+    if isinstance(first.get("mapping"), dict):
+        return _assistant_chats(path, "chatgpt", items, _chatgpt)
+    if isinstance(first.get("chat_messages"), list):
+        return _assistant_chats(path, "claude", items, _claude)
+    chats = [first] if _is_telegram(first) else first.get("chats", {}).get("list") if isinstance(first.get("chats"), dict) else None
+    if isinstance(chats, list) and chats and all(_is_telegram(chat) for chat in chats):
+        return _chat(path, lambda: (said for chat in chats for said in _telegram(chat)))
+    return None
+
+
+def _assistant_chats(path: Path, kind: str, items: Callable, turns: Callable[[dict], Iterator[tuple[str, str]]]) -> Table:
+    def records() -> Iterator[tuple[int, dict]]:
+        for number, item in items():
+            found = list(turns(item)) if isinstance(item, dict) else []
+            yield number, {"turns": [(who, what.strip()) for who, what in found if what.strip()]}
+    return Table(path, kind, ["user", "assistant"], numbered(records), known={"user": "user", "assistant": "assistant"}, speakers=True)
+
+
+def _chatgpt(conversation: dict) -> Iterator[tuple[str, str]]:
+    """The branch that was last looked at: from its leaf up to the root, turned round."""
+    nodes, path = conversation["mapping"] if isinstance(conversation.get("mapping"), dict) else {}, []
+    here = conversation.get("current_node") or next((key for key, node in reversed(nodes.items()) if not node.get("children")), None)
+    while here in nodes and len(path) <= len(nodes):
+        path.append(nodes[here])
+        here = nodes[here].get("parent")
+    for node in reversed(path):
+        message = node.get("message") or {}
+        who, content = (message.get("author") or {}).get("role"), message.get("content") or {}
+        spoken = content.get("content_type", "text") in ("text", "multimodal_text") and message.get("recipient", "all") == "all"
+        if spoken and who in ("user", "assistant"):
+            yield who, "\n".join(part for part in content.get("parts") or [] if isinstance(part, str))
+
+
+def _claude(conversation: dict) -> Iterator[tuple[str, str]]:
+    for message in conversation.get("chat_messages") or []:
+        text = message.get("text") or "\n".join(part.get("text", "") for part in message.get("content") or [] if part.get("type") == "text")
+        yield ("user" if message.get("sender") == "human" else "assistant"), text
+
+
+def _is_telegram(chat: Any) -> bool:
+    messages = chat.get("messages") if isinstance(chat, dict) else None
+    return isinstance(messages, list) and any(isinstance(m, dict) and m.get("type") == "message" and {"date", "from"} <= m.keys() for m in messages)
+
+
+def _telegram(chat: dict) -> Iterator[_Said]:
+    for number, message in enumerate(chat["messages"], 1):
+        if message.get("type") == "message" and message.get("from"):
+            parts = message.get("text", "")
+            text = parts if isinstance(parts, str) else "".join(p if isinstance(p, str) else str(p.get("text", "")) for p in parts)
+            try:
+                when = datetime.fromisoformat(str(message.get("date", "")))
+            except ValueError:
+                when = None
+            yield _Said(number, when, str(message["from"]), text)
+
+
+# --- from messages to conversations ------------------------------------------------------------
+
+def _chat(path: Path, said: Callable[[], Iterable[_Said]]) -> Table:
+    """Cut what was said into conversations, and guess who answers: whoever least often begins one."""
+    spoke, began, last = Counter(), Counter(), None
+    for word in said():
+        spoke[word.who] += 1
+        if last is None or _apart(last, word):
+            began[word.who] += 1
+        last = word
+    if len(spoke) < 2:
+        raise BadData(f"Only one person speaks in {path.name}.", "Nobody answers, so there is nothing to learn.", "Export the whole chat.",
+                      path=str(path))
+    speakers = [who for who, _ in spoke.most_common(MAX_SPEAKERS)]
+    answers = max((who for who in speakers[:8] if spoke[who] >= 0.1 * spoke[speakers[0]]), key=lambda who: (spoke[who] - 3 * began[who], who))
+
+    def records() -> Iterator[tuple[int, dict]]:
+        turns, start, last = [], 1, None
+        for word in said():
+            if last is not None and _apart(last, word) and turns:
+                yield start, {"turns": turns}
+                turns = []
+            last = word
+            if word.what.strip() and not _NO_TEXT.match(word.what):
+                start = start if turns else word.line
+                turns.append((word.who, word.what.strip()))
+        if turns:
+            yield start, {"turns": turns}
+    return Table(path, "chat", speakers, numbered(records), known={who: "assistant" if who == answers else "user" for who in speakers}, speakers=True)
+
+
+def _apart(before: _Said, after: _Said) -> bool:
+    return before.when is not None and after.when is not None and not timedelta() <= after.when - before.when <= PAUSE

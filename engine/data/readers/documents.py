@@ -1,0 +1,220 @@
+"""Written texts: txt, md, docx, pdf. Questions with answers where they are written as such, else passages to learn a style from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from engine.data.names import ANSWERS, QUESTIONS, fold, is_known
+from engine.data.readers.tables import careful_zip, opened
+from engine.data.readers.text import open_text
+from engine.data.table import Mark, Table, Walk, damaged, numbered
+from engine.errors import BadData
+
+PASSAGE = 2000                             # letters at which a passage of a document ends, at the next paragraph
+MAX_PAGES = 5000
+_LABEL = re.compile(r"^\s*(?:\*\*|__)?\s*([^\W\d_]{1,16})\s*\d{0,4}\s*(?:\*\*|__)?\s*[:：]\s*(?:\*\*|__)?\s*(.*)$", re.DOTALL)
+_HEADING = re.compile(r"^(#{1,6})\s+(.*?)\s*#*$")
+Paragraph = tuple[int, str, bool]          # line or number, text, whether it is a heading
+
+
+def read_txt(path: Path) -> Table:
+    """Plain text: every paragraph (a blank line ends it) is an example, unless questions and answers are marked as such."""
+    text = open_text(path)
+
+    def paragraphs(mark: Mark) -> Iterator[tuple[Mark, int, str]]:
+        start, lines = mark, []
+        for here, line, _ in text.lines(*mark):
+            if line.strip():
+                start = start if lines else here
+                lines.append(line.rstrip())
+            elif lines:
+                yield start, start[1], "\n".join(lines)
+                lines = []
+        if lines:
+            yield start, start[1], "\n".join(lines)
+
+    def walk(mark: Mark) -> Walk:
+        for here, line, paragraph in paragraphs(mark):
+            yield here, line, {"text": paragraph}
+    all_lines = lambda: ((here[1], line.rstrip("\n"), False) for here, line, _ in text.lines())    # noqa: E731
+    return _asked(path, "txt", all_lines) or Table(path, "txt", ["text"], walk)
+
+
+def read_md(path: Path) -> Table:
+    """Markdown: headings that ask are questions, what stands below answers them; else sections."""
+    text = open_text(path)
+
+    def paragraphs() -> Iterator[Paragraph]:
+        fence, lines, start = False, [], 1
+        for here, line, _ in text.lines():
+            fence ^= line.lstrip().startswith("```")
+            heading = None if fence else _HEADING.match(line.strip())
+            if (heading or not line.strip()) and not fence:
+                if lines:
+                    yield start, "\n".join(lines), False
+                lines = []
+                if heading:
+                    yield here[1], heading[2], True
+            else:
+                start = start if lines else here[1]
+                lines.append(line.rstrip())
+        if lines:
+            yield start, "\n".join(lines), False
+    return _document(path, "md", paragraphs)
+
+
+def read_docx(path: Path) -> Table:
+    """Word: a table with known columns is one; else like markdown, by its headings."""
+    careful_zip(path, "word/document.xml")
+    import docx
+
+    document = opened(path, lambda: docx.Document(str(path)))
+    tables = [rows for table in document.tables if len(rows := opened(path, lambda table=table: _table(table))) > 1
+              and sum(is_known(cell) for cell in rows[0]) >= 2]
+    if tables:
+        columns = tables[0][0]
+        records = [(n, dict(zip(columns, cells))) for n, cells in enumerate((c for rows in tables if rows[0] == columns for c in rows[1:]), 2)]
+        return Table(path, "docx", columns, numbered(lambda: records))
+    paragraphs = opened(path, lambda: [(n, p.text.strip(), (p.style.name or "").startswith(("Heading", "Title", "Überschrift", "Titre")))
+                                        for n, p in enumerate(document.paragraphs, 1) if p.text.strip()])
+    paragraphs += [(len(paragraphs) + n, " | ".join(cells), False) for table in document.tables
+                   for n, cells in enumerate(opened(path, lambda table=table: _table(table)), 1) if any(cells)]
+    if not paragraphs:
+        raise BadData(f"The file {path.name} has no text.", "Pictures and drawings cannot be learned.", "Choose another file.", path=str(path))
+    return _document(path, "docx", lambda: paragraphs)
+
+
+def _table(table) -> list[list[str]]:
+    return [[cell.text.strip() for cell in row.cells] for row in table.rows]
+
+
+def read_pdf(path: Path) -> Table:
+    """The plain text of a PDF, page by page; words cut at a line's end are joined."""
+    import logging
+
+    import pypdf
+
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+    with open(path, "rb") as file:
+        if b"%PDF" not in file.read(1024):
+            raise damaged(path, "it does not begin as a PDF")
+    reader = opened(path, lambda: pypdf.PdfReader(path))
+    if reader.is_encrypted and not _opens(reader):
+        raise BadData(f"The file {path.name} is protected by a password.", do="Save it without a password.", path=str(path))
+    pages = opened(path, lambda: len(reader.pages))
+    if pages > MAX_PAGES:
+        raise BadData(f"The file {path.name} has {pages:,} pages; at most {MAX_PAGES:,} can be read.", do="Split it.", path=str(path))
+
+    def paragraphs() -> Iterator[Paragraph]:
+        for number in range(pages):
+            for paragraph in _page(opened(path, lambda number=number: reader.pages[number].extract_text() or "")):
+                yield number + 1, paragraph, False
+    if next(paragraphs(), None) is None:
+        raise BadData(f"The file {path.name} has no text.", "Its pages are pictures, as from a scanner.", "Have the text recognised first (OCR).",
+                      path=str(path))
+    return _document(path, "pdf", paragraphs)
+
+
+def _opens(reader) -> bool:
+    try:
+        return bool(reader.decrypt(""))
+    except Exception:                      # an unknown or missing cipher: locked, as far as a person is concerned
+        return False
+
+
+def _page(text: str) -> list[str]:
+    """Paragraphs of a page: a blank line ends one, so does a short line that ends a sentence, and “Answer:” begins one."""
+    text = re.sub(r"(\w)-\n(?=[a-zà-ÿ])", r"\1", text.replace("\r\n", "\n").replace("\0", ""))
+    found, lines = [], []
+    width = max((len(line) for line in text.split("\n")), default=0)
+    for line in text.split("\n") + [""]:
+        if lines and _label(line)[0]:
+            found.append(" ".join(lines))
+            lines = []
+        if line.strip():
+            lines.append(line.strip())
+        if lines and (not line.strip() or len(line) < 0.7 * width and line.rstrip().endswith((".", "?", "!", ":"))):
+            found.append(" ".join(lines))
+            lines = []
+    return found
+
+
+# --- what the paragraphs say -------------------------------------------------------------------
+
+def _document(path: Path, kind: str, paragraphs: Callable[[], Iterable[Paragraph]]) -> Table:
+    """Questions and answers if they are marked, or if most headings ask; else passages of about `PASSAGE` letters."""
+    if table := _asked(path, kind, paragraphs):
+        return table
+    headings = [text for _, text, heading in islice(paragraphs(), 5000) if heading]
+    if len(headings) >= 2 and sum(text.rstrip().endswith("?") for text in headings) > len(headings) / 2:
+        return Table(path, kind, ["question", "answer"], numbered(lambda: _by_headings(paragraphs())),
+                     known={"question": "question", "answer": "answer"})
+    return Table(path, kind, ["text"], numbered(lambda: _passages(paragraphs())), known={"text": "text"})
+
+
+def _asked(path: Path, kind: str, lines: Callable[[], Iterable[Paragraph]]) -> Table | None:
+    """“Q: … A: …”, “Frage: … Antwort: …”: records, if the text begins so and goes on so."""
+    roles = [role for _, text, _ in islice(lines(), 400) for part in text.split("\n") if (role := _label(part)[0])]
+    if roles.count("question") < 2 or roles.count("answer") < 2 or roles[0] != "question":
+        return None
+
+    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+        here, found, role = 1, {"question": "", "answer": ""}, ""
+        for number, text, _ in lines():
+            for part in text.split("\n"):
+                label, rest = _label(part)
+                if label == "question":
+                    if role == "answer":
+                        yield here, {key: value.strip() for key, value in found.items()}
+                    if role != "question":
+                        here, found = number, {"question": "", "answer": ""}
+                role = label or role
+                if role:
+                    found[role] += ("\n" if found[role] else "") + rest.strip()
+        if role:
+            yield here, {key: value.strip() for key, value in found.items()}
+    return Table(path, kind, ["question", "answer"], numbered(records), known={"question": "question", "answer": "answer"})
+
+
+def _label(line: str) -> tuple[str, str]:
+    """("question" or "answer" or nothing, what follows the label)."""
+    if match := _LABEL.match(line):
+        word = fold(match[1])
+        if word in _Q or word in _A:
+            return ("question" if word in _Q else "answer"), match[2]
+    return "", line
+
+
+_Q = (QUESTIONS | {"q", "f"}) - {fold(w) for w in ("input", "thema", "problem", "message", "mail", "email", "task", "prompt", "request")}
+_A = (ANSWERS | {"a", "r"}) - {fold(w) for w in ("output", "ergebnis", "ziel", "target", "suite", "model", "shop", "we", "wir", "agent")}
+
+
+def _by_headings(paragraphs: Iterable[Paragraph]) -> Iterator[tuple[int, dict[str, Any]]]:
+    question, line, answer = "", 1, []
+    for number, text, heading in paragraphs:
+        if heading:
+            if question and answer:
+                yield line, {"question": question, "answer": "\n\n".join(answer)}
+            question, line, answer = (text if text.rstrip().endswith("?") else ""), number, []
+        elif question:
+            answer.append(text)
+    if question and answer:
+        yield line, {"question": question, "answer": "\n\n".join(answer)}
+
+
+def _passages(paragraphs: Iterable[Paragraph]) -> Iterator[tuple[int, dict[str, Any]]]:
+    line, held = 1, []
+    for number, text, heading in paragraphs:
+        if held and (heading and any(not h for _, h in held) or sum(len(t) for t, _ in held) + len(text) > PASSAGE):
+            yield line, {"text": "\n\n".join(t for t, _ in held)}
+            held = []
+        line = line if held else number
+        held.append((text, heading))
+    if held and not all(h for _, h in held):
+        yield line, {"text": "\n\n".join(t for t, _ in held)}
+
+

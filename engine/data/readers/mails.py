@@ -1,0 +1,144 @@
+"""Mail: mbox and eml. A reply with what it answers is an example: the question from the mail it refers to, or from what it quotes."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import html.parser
+import re
+from collections.abc import Callable, Iterable, Iterator
+from email.message import EmailMessage
+from pathlib import Path
+
+from engine.data.table import MAX_CELL, Table, damaged, numbered
+
+MAX_MAIL = 32 << 20                        # bytes; what is longer is an attachment with a letter in front
+_WROTE = re.compile(r"^.{0,200}(?:wrote|schrieb(?:\s.{0,120})?|a écrit|escribió|ha scritto)\s?:\s*$", re.IGNORECASE)
+_ORIGINAL = re.compile(r"^(?:-{2,}\s*(?:Original Message|Ursprüngliche Nachricht|Message d'origine|Weitergeleitete Nachricht|Forwarded message).*|"
+                       r"_{10,})$", re.IGNORECASE)
+_HEAD = re.compile(r"^(?:From|Sent|To|Cc|Subject|Von|Gesendet|An|Betreff|Datum|Date|De|Envoyé|À|Objet)\s?: ", re.IGNORECASE)
+Mails = Callable[[], Iterable[tuple[int, EmailMessage]]]
+
+
+def read_mbox(path: Path) -> Table:
+    """A mailbox of any size: read twice, letter by letter."""
+    with open(path, "rb") as file:
+        if not file.read(5) == b"From ":
+            raise damaged(path, "a mailbox begins with the word “From”")
+    return mail_table(path, "mbox", lambda: _letters(path))
+
+
+def read_eml(path: Path) -> Table:
+    """One letter: an example if it answers one that it quotes."""
+    return mail_table(path, "eml", lambda: [(1, _parse(path.read_bytes()[:MAX_MAIL]))])
+
+
+def mail_folder(path: Path, files: list[Path]) -> Table:
+    """Letters that lie in one folder belong together."""
+    return mail_table(path, "mail", lambda: ((n, _parse(file.read_bytes()[:MAX_MAIL])) for n, file in enumerate(files, 1)))
+
+
+def mail_table(path: Path, kind: str, mails: Mails) -> Table:
+    """Replies as records with question and answer; letters that answer nothing are records without question."""
+    def records() -> Iterator[tuple[int, dict]]:
+        wanted = {reference for _, mail in mails() if (reference := _reference(mail))}
+        asked: dict[str, str] = {}
+        for number, mail in mails():
+            own, quoted = parts_of(_body(mail))
+            if (id := str(mail.get("Message-ID", "")).strip()) in wanted:
+                asked[id] = own[:MAX_CELL // 10]
+            question = asked.get(_reference(mail) or "") or parts_of(quoted)[0]
+            yield number, {"question": question, "answer": own}
+    return Table(path, kind, ["question", "answer"], numbered(records), known={"question": "question", "answer": "answer"})
+
+
+def _reference(mail: EmailMessage) -> str | None:
+    found = re.search(r"<[^<>\s]+>", str(mail.get("In-Reply-To", "")))
+    return found[0] if found else None
+
+
+def _letters(path: Path) -> Iterator[tuple[int, EmailMessage]]:
+    start, lines, size = 1, [], 0
+    with open(path, "rb") as file:
+        blank = True
+        for number, line in enumerate(file, 1):
+            if blank and line.startswith(b"From "):
+                if lines:
+                    yield start, _parse(b"".join(lines))
+                start, lines, size = number, [], 0
+            elif size < MAX_MAIL:
+                lines.append(line[1:] if line.startswith(b">From ") else line)
+                size += len(line)
+            blank = not line.strip()
+    if lines:
+        yield start, _parse(b"".join(lines))
+
+
+def _parse(raw: bytes) -> EmailMessage:
+    return email.message_from_bytes(raw, policy=email.policy.default)
+
+
+def _body(mail: EmailMessage) -> str:
+    """The letter's own words: its plain text, else the words of its HTML; nothing if it cannot be decoded."""
+    try:
+        part = mail.get_body(("plain", "html"))
+        text = part.get_content() if part is not None else ""
+    except (LookupError, ValueError, KeyError, AttributeError, UnicodeError):
+        return ""                          # an unknown encoding, a damaged part: no words
+    if not isinstance(text, str):
+        return ""
+    return (html_text(text) if part.get_content_subtype() == "html" else text).replace("\r\n", "\n")
+
+
+def parts_of(body: str) -> tuple[str, str]:
+    """(what the writer says, what is quoted): marks of quotation, the line above them and the signature are left out."""
+    own, quoted, lines = [], [], body.split("\n")
+    for number, line in enumerate(lines):
+        if line.startswith(">"):
+            quoted.append(re.sub(r"^> ?", "", line))
+        elif _ORIGINAL.match(line.strip()) or _HEAD.match(line) and sum(bool(_HEAD.match(after)) for after in lines[number:number + 5]) >= 3:
+            rest = lines[number:]
+            while rest and (not rest[0].strip() or _HEAD.match(rest[0]) or _ORIGINAL.match(rest[0].strip())):
+                rest.pop(0)
+            quoted += rest
+            break
+        elif line.rstrip("\r") in ("-- ", "--"):
+            own.append("")
+            if not any(after.startswith(">") for after in lines[number:]):
+                break
+        else:
+            own.append(line)
+    text = "\n".join(own)
+    kept = [paragraph for paragraph in re.split(r"\n{2,}", text) if not _WROTE.match(" ".join(paragraph.split()))]
+    kept = ["\n".join(line for line in paragraph.split("\n") if not _WROTE.match(line.strip())) for paragraph in kept]
+    return "\n\n".join(part.strip() for part in kept if part.strip()), "\n".join(quoted).strip()
+
+
+class _Words(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.words, self._mute, self._quoted = [], 0, 0
+
+    def handle_starttag(self, tag: str, attrs) -> None:
+        self._mute += tag in ("style", "script", "head")
+        self._quoted += tag == "blockquote"
+        if tag in ("br", "p", "div", "tr", "li", "blockquote"):
+            self.words.append("\n> " if self._quoted else "\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._mute -= tag in ("style", "script", "head") and self._mute > 0
+        if tag == "blockquote" and self._quoted:
+            self._quoted -= 1
+            self.words.append("\n")
+
+    def handle_data(self, data: str) -> None:
+        if not self._mute:
+            self.words.append(re.sub(r"\s+", " ", data))
+
+
+def html_text(markup: str) -> str:
+    """The words of an HTML page, without styles and scripts; what it quotes is marked with “>”."""
+    reader = _Words()
+    reader.feed(markup)
+    reader.close()
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.strip() for line in "".join(reader.words).split("\n"))).strip()

@@ -1,0 +1,245 @@
+"""Tables: csv and tsv, xlsx, parquet. Title lines above the header are passed over; a table without header names its columns by number."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import zipfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from engine.data.names import is_known
+from engine.data.readers.text import open_text
+from engine.data.table import MAX_CELL, START, Mark, Table, Walk, bad_line, damaged, numbered
+from engine.errors import BadData
+
+MAX_UNPACKED = 1 << 31                     # bytes that an office file may unpack to
+MAX_SQUEEZED = 200                         # and how many times its own size, from 64 MB on
+_LOOK = 20                                 # rows that are looked at to find the header
+Rows = Callable[[Mark], Iterator[tuple[Mark, int, list[str]]]]
+
+
+# --- csv and tsv -------------------------------------------------------------------------------
+
+def read_csv(path: Path, kind: str = "csv") -> Table:
+    """csv with any separator, and tsv."""
+    text = open_text(path)
+    delimiter = "\t" if kind == "tsv" else _delimiter(text.head())
+
+    def rows(mark: Mark) -> Iterator[tuple[Mark, int, list[str]]]:
+        here, after = (max(mark[0], text.begin), mark[1]), [mark]
+
+        def lines() -> Iterator[str]:
+            for _, line, after[0] in text.lines(*mark):
+                yield line
+        csv.field_size_limit(MAX_CELL + 1)
+        reader = csv.reader(lines(), delimiter=delimiter, strict=True, skipinitialspace=True)
+        try:
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    yield here, after[0][1] - 1, cells
+                here = after[0]
+        except csv.Error as problem:
+            why = (f"A cell has more than {MAX_CELL:,} characters; probably a quotation mark is never closed." if "limit" in str(problem)
+                   else "A quotation mark is never closed, or stands in the middle of a cell.")
+            raise bad_line(path, after[0][1] - 1, why, "Look at this line, or save the file again from your program.", str(problem)) from problem
+    return _with_header(path, kind, rows)
+
+
+def _delimiter(text: str) -> str:
+    """The separator that cuts the first lines into the most columns, equally many in most of them."""
+    def score(delimiter: str) -> tuple[float, int]:
+        try:
+            rows = [row for row, _ in zip(csv.reader(text.splitlines(True), delimiter=delimiter, skipinitialspace=True), range(20)) if row]
+        except csv.Error:
+            return 0.0, 0
+        widths = [len(row) for row in rows]
+        usual = max(set(widths), key=lambda width: (widths.count(width), width)) if widths else 0
+        return (widths.count(usual) / len(widths), usual) if usual > 1 else (0.0, 0)
+
+    return max((",", ";", "\t", "|"), key=score)
+
+
+# --- the header, for every kind of table -------------------------------------------------------
+
+def _with_header(path: Path, kind: str, rows: Rows, start: Mark = START) -> Table:
+    """Find the line that names the columns, and give every row after it these names."""
+    first = list(islice(rows(start), _LOOK))
+    if not first:
+        raise BadData(f"The file {path.name} has no examples.", "It is empty.", "Choose a file with at least one example.", path=str(path))
+    at, named = _header_row([cells for _, _, cells in first])
+    columns = _names(path, first[at][2]) if named else [f"Column {n}" for n in range(1, len(first[at][2]) + 1)]
+
+    def walk(mark: Mark) -> Walk:
+        for number, (here, line, cells) in enumerate(rows(mark)):
+            if mark == start and number < at + named:
+                continue
+            if extra := [cell for cell in cells[len(columns):] if cell.strip()]:
+                raise bad_line(path, line, f"It has {len(cells)} cells, but the first line names {len(columns)} columns: "
+                               f"“{extra[0][:40]}” belongs to none.",
+                               "Put texts that contain a separator in quotation marks, or save the file again from your program.")
+            yield here, line, dict(zip(columns, cells + [""] * (len(columns) - len(cells))))
+    return Table(path, kind, columns, walk, start)
+
+
+def _header_row(rows: list[list[str]]) -> tuple[int, bool]:
+    """(number of the row, whether it names the columns): the first full row, or one before it that holds known names."""
+    widths = [sum(bool(cell.strip()) for cell in cells) for cells in rows]
+    usual = max(set(widths), key=lambda width: (widths.count(width), width))
+    first = next(n for n, width in enumerate(widths) if width >= usual)
+    for number, cells in enumerate(rows[:first + 1]):
+        if widths[number] >= min(2, usual) and any(is_known(cell) for cell in cells):
+            return number, True
+    cells = [cell.strip() for cell in rows[first]]
+    return first, not any(len(cell) > 60 or cell.endswith(("?", ".", "!", "…")) for cell in cells)
+
+
+def _names(path: Path, cells: list[str]) -> list[str]:
+    names = [" ".join(cell.split()).lstrip("\ufeff") for cell in cells]
+    while names and not names[-1]:
+        names.pop()
+    names = [name or f"Column {n}" for n, name in enumerate(names, 1)]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadData(f"Two columns of {path.name} are both named “{twice}”.", do="Give every column its own name in the first line.",
+                      columns=names, path=str(path))
+    return names
+
+
+# --- xlsx --------------------------------------------------------------------------------------
+
+def read_xlsx(path: Path) -> Table:
+    """A workbook: every sheet whose first line names the same columns as the first sheet that has rows."""
+    from openpyxl import load_workbook
+
+    careful_zip(path, "xl/workbook.xml")
+
+    def sheets() -> Iterator[tuple[str, Rows]]:
+        book = opened(path, lambda: load_workbook(path, read_only=True, data_only=True))
+        try:
+            for sheet in book.worksheets:
+                sheet.reset_dimensions()   # what the file claims about its own size is not believed
+                yield sheet.title, lambda _, sheet=sheet: _cells(path, sheet)
+        finally:
+            book.close()
+
+    tables, notes = [], []
+    for title, rows in sheets():
+        try:
+            found = _with_header(path, "xlsx", rows)
+        except BadData as problem:
+            if "has no examples" not in problem.what:
+                raise
+            continue
+        if not tables or found.columns == tables[0][1]:
+            tables.append((title, found.columns))
+        else:
+            notes.append(f"The sheet “{title}” was left out: it has other columns ({', '.join(found.columns[:4])}).")
+    if not tables:
+        raise BadData(f"The file {path.name} has no examples.", "No sheet of it has a filled cell.", "Choose a file with at least one example.",
+                      path=str(path))
+    wanted = {title for title, _ in tables}
+
+    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+        for title, rows in sheets():
+            if title in wanted:
+                yield from _with_header(path, "xlsx", rows)
+    return Table(path, "xlsx", tables[0][1], numbered(records), notes=notes)
+
+
+def _cells(path: Path, sheet) -> Iterator[tuple[Mark, int, list[str]]]:
+    rows = _guarded(path, sheet.iter_rows(values_only=True))
+    for line, row in enumerate(rows, 1):
+        cells = [as_text(value) for value in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            yield (line, line), line, cells
+
+
+def as_text(value: Any) -> str:
+    """A cell as a person reads it: whole numbers without point, days without a midnight."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    if isinstance(value, datetime.datetime):
+        return value.date().isoformat() if value.time() == datetime.time() else value.isoformat(" ", "minutes")
+    return str(value)
+
+
+def careful_zip(path: Path, member: str) -> None:
+    """Look at an office file before any of it is unpacked. Raises `BadData`: no zip, damaged, protected, a bomb, another kind."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head.startswith(b"\xd0\xcf\x11\xe0"):
+        raise BadData(f"The file {path.name} is protected by a password or is of an old kind.",
+                      do="Open it in its own program and save it anew, without a password.", path=str(path))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as problem:
+        raise damaged(path, problem) from problem
+    whole, packed = sum(part.file_size for part in parts), max(path.stat().st_size, 1)
+    if whole > MAX_UNPACKED or whole > max(MAX_SQUEEZED * packed, 64 << 20) or len(parts) > 20_000:
+        raise BadData(f"The file {path.name} is not opened.", f"It would unpack to {whole / 1e9:.1f} GB, as files made to fill a computer do.",
+                      "Choose another file.", path=str(path))
+    if any(part.flag_bits & 1 for part in parts):
+        raise BadData(f"The file {path.name} is protected by a password.", do="Save it without a password.", path=str(path))
+    if member not in archive.NameToInfo:
+        raise damaged(path, f"there is no {member} in it", "Check which program it comes from, and save it again.")
+
+
+def opened(path: Path, make: Callable[[], Any]) -> Any:
+    """What a library makes of somebody's file: whatever it stumbles over is one sentence for the person."""
+    try:
+        return make()
+    except MemoryError:
+        raise
+    except Exception as problem:
+        raise damaged(path, f"{type(problem).__name__}: {problem}") from problem
+
+
+def _guarded(path: Path, items: Iterator) -> Iterator:
+    """`opened`, item by item."""
+    while True:
+        item = opened(path, lambda: next(items, _END))
+        if item is _END:
+            return
+        yield item
+
+
+_END = object()
+
+
+# --- parquet -----------------------------------------------------------------------------------
+
+def read_parquet(path: Path) -> Table:
+    """Row groups are read in small batches; marks are row numbers."""
+    from pyarrow import parquet
+
+    file = opened(path, lambda: parquet.ParquetFile(path))
+    columns = list(file.schema_arrow.names)
+    sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    file.close()
+
+    def walk(mark: Mark) -> Walk:
+        row, groups, skip = mark[0], list(range(len(sizes))), mark[0]
+        while groups and skip >= sizes[groups[0]]:
+            skip -= sizes[groups.pop(0)]
+        with opened(path, lambda: parquet.ParquetFile(path)) as file:
+            for batch in _guarded(path, file.iter_batches(batch_size=256, row_groups=groups)):
+                if skip >= batch.num_rows:
+                    skip -= batch.num_rows
+                    continue
+                for record in opened(path, batch.slice(skip).to_pylist):
+                    yield (row, row + 1), row + 1, {name: _plain(value) for name, value in record.items()}
+                    row += 1
+                skip = 0
+    return Table(path, "parquet", columns, walk)
+
+
+def _plain(value: Any) -> Any:
+    return as_text(value) if isinstance(value, (float, datetime.date, datetime.datetime, bytes)) else value
