@@ -79,7 +79,7 @@ class TrainSpec(Spec):
                                      help="A checkpoint is written after this time or a tenth of the run, whichever comes first.")
     prompts: list[str] = knob(factory=list, label="Pinned questions", help="Answered again at every checkpoint, to hear the change.")
     roles: dict = knob(factory=dict, label="Columns", advanced=True,
-                       help="What the columns mean, where it is not told from the file: column → question, answer, context, system, text … (`engine.specs.data.ROLES`).")
+                       help="What the columns mean, where the file does not tell: column → question, answer, context, system, text and so on.")
     edits: list[Edit] = knob(factory=list, label="Changes of the examples", advanced=True, help="What was dropped, masked or shortened.")
 
     def problems(self) -> dict[str, str]:
