@@ -33,4 +33,4 @@ class RequantizationError:
             return "No layer with these adapters is quantized: nothing is lost."
         worst = max(self.layers, key=self.of)
         return (f"Merged into the quantized weights, the adapters are off by {self.total:.0%} of what they change "
-                f"({self.of(worst):.0%} at {worst}). Kept in 16 bits, the merged layers lose next to nothing.")
+                f"({self.of(worst):.0%} at {worst}). In 16 bits, as they are kept otherwise, far less is lost.")
