@@ -254,6 +254,7 @@ is no network.
 {chr(10).join(r.row() for r in rows)}
 
 A sample holds the tests whose name's checksum is divisible by the number given: it is the same on every machine.
+Files that are not named here have not been run whole with this state of the engine.
 
 ## Where the engine differs on purpose
 
