@@ -191,7 +191,7 @@ def _low_rank(layer: "Adapted", stack: LiveStack, name: str) -> Path:
         f = tenant.method.factors(p, tenant.config, tenant.site)
         h = host.project(base, _inputs(layer, x, y, share), f.A.to(y.dtype))
         factor = stack.strength(name) * f.scale
-        y = y + kept(host.expand(base, h * factor, f.B.to(y.dtype)))
+        y = y + kept(host.expand(base, h if factor == 1 else h * factor, f.B.to(y.dtype)))
         return y if f.bias is None else host.bias(y, (f.bias * factor).to(y.dtype))
 
     return path

@@ -70,10 +70,11 @@ class Road(MapMethod):
         return (alpha[:, :2] * theta[:, :2].cos()), (alpha[:, -2:] * theta[:, -2:].sin())
 
     def turn_out(self, p: Tensors, cfg: RoadConfig, site: Site, y: Tensor) -> Tensor:
-        straight, across = self.columns(p, cfg)
-        pairs = y.unflatten(-1, (-1, 2, cfg.group_size // 2))
-        swapped = pairs.flip(-2) * (across * across.new_tensor([[-1.0], [1.0]]))                # (−second, first)
-        return torch.addcmul(swapped, pairs, straight).flatten(-3).to(y.dtype)
+        half = cfg.group_size // 2         # one number an output: gradients are then summed over rows alone, in one sweep
+        straight, across = (each.expand(-1, 2, -1) for each in self.columns(p, cfg))
+        across = (across * across.new_tensor([[-1.0], [1.0]])).flatten()
+        swapped = y.unflatten(-1, (-1, 2, half)).flip(-2).flatten(-3)
+        return torch.addcmul(swapped * across, y, straight.flatten()).to(y.dtype)                # (−second, first) · across + y · straight
 
 
 METHOD = Road()

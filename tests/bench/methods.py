@@ -70,6 +70,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "GLORA": ("GloraConfig", {"r": 8}),
     "DEFT": ("DeftConfig", {"r": 8}),
     "FROD": ("FrodConfig", {"progressbar": False}),
+    "POLY": ("PolyConfig", {"r": 8, "n_tasks": 4}),
+    "LILY": ("LilyConfig", {"r": 32}),
     "LN_TUNING": ("LNTuningConfig", {"target_modules": ["norm"]}),
     "TRAINABLE_TOKENS": ("TrainableTokensConfig", {"token_indices": [1, 2, 3], "target_modules": ["words"]}),
 }
@@ -89,7 +91,7 @@ def models(label: str):
             self.words, self.norm = nn.Embedding(2000, 576), nn.LayerNorm(576)
             self.first, self.second = nn.Linear(576, 576), nn.Linear(576, 1536)
 
-        def forward(self, ids):
+        def forward(self, ids, task_ids=None):           # those that hear it take it on the way
             return self.second(self.first(self.norm(self.words(ids))))
 
     torch.manual_seed(0)
@@ -106,15 +108,26 @@ def models(label: str):
     return *made, *(torch.randint(0, 2000, shape) for shape in ((1, 1), (1, 128), (4, 64)))
 
 
+def call(model) -> Callable:
+    """One pass of a model; of one whose method is told each sample's task, PEFT's tuner takes that, not its model."""
+    import torch
+
+    if model.peft_config["default"].peft_type != "POLY":
+        return model
+    run = model.base_model if type(model).__module__.startswith("peft.") else model
+    return lambda ids: run(ids, task_ids=torch.zeros(len(ids), dtype=torch.long))
+
+
 def forward(model, ids) -> Callable[[], None]:
     """As an adapter runs that was loaded to be used."""
     import torch
 
     model.eval().set_requires_grad("default", False)
+    run = call(model)
 
     def work() -> None:
         with torch.no_grad():
-            model(ids)
+            run(ids)
 
     return work
 
@@ -122,10 +135,10 @@ def forward(model, ids) -> Callable[[], None]:
 def train(model, ids) -> Callable[[], None]:
     """Forward and backward; what an optimizer does is the same for both."""
     model.train().set_requires_grad("default", True)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters, run = [p for p in model.parameters() if p.requires_grad], call(model)
 
     def work() -> None:
-        model(ids).square().mean().backward()
+        run(ids).square().mean().backward()
         for p in parameters:
             p.grad = None
 

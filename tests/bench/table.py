@@ -115,7 +115,7 @@ def rows() -> Iterator[list[str]]:
             what = "route"
         mixed = {"map": "in order", "prompt": "–", "graph": "with its own"}.get(what, "yes" if mixes or what == "replace" else "–")
         title = STARTS.get(name, law.title)
-        yield [title, what, ", ".join(on) or {"prompt": "the model", "graph": "attention", "replace": "any module"}.get(what, "–"),
+        yield [title, what, ", ".join(on) or {"prompt": "the model", "graph": "blocks", "replace": "any module", "route": "LoRAs"}.get(what, "–"),
                "yes" if merges or isinstance(law, Whole) else "no", mixed, lines, name]
 
 
