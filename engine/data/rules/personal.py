@@ -83,7 +83,7 @@ def _iban(text: str) -> int:
 def is_card(text: str) -> bool:
     """Whether the digits are a card number: 13 to 19 of them that begin as one does and agree with Luhn's check digit."""
     digits = re.sub(r"\D", "", text)
-    if not 13 <= len(digits) <= 19 or len(set(digits)) < 3 or digits[0] not in "23456":
+    if not 13 <= len(digits) <= 19 or len(set(digits)) < 2 or digits[0] not in "23456":
         return False
     doubled = [int(d) * 2 if n % 2 else int(d) for n, d in enumerate(reversed(digits))]
     return sum(d - 9 if d > 9 else d for d in doubled) % 10 == 0
