@@ -104,10 +104,8 @@ class AdaLora(Method):
     help = "LoRA that finds out by itself which layers need how much. Needs the number of training steps in advance."
     config = AdaLoraConfig
     prefix = "lora_"
+    dropped = "lora_dropout"
     adds_to_loss = True
-
-    def refuses(self, cfg: AdaLoraConfig, site: Site) -> str:
-        return ""
 
     def left(self, cfg: AdaLoraConfig, site: Site) -> list[bool] | None:
         """Which ranks the schedule has left at this site, if it has been there."""
@@ -151,9 +149,6 @@ class AdaLora(Method):
 
     def delta(self, p: Tensors, cfg: AdaLoraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         return self.scale(cfg, site) * (p["lora_B"] @ (p["lora_A"] * p["lora_E"]))
-
-    def dropout(self, cfg: AdaLoraConfig) -> float:
-        return cfg.lora_dropout
 
     def schedule(self, cfg: AdaLoraConfig, layers: Mapping[str, Tensors]) -> RankSchedule:
         return RankSchedule(cfg, layers)

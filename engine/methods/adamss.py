@@ -85,6 +85,7 @@ class Adamss(Method):
     help = "Many tiny adapters, one for each group of outputs. Tiny files; needs scikit-learn and the very same base model."
     config = AdamssConfig
     prefix = "adamss_"
+    begins_at_base = True
     sees_bias = True
 
     def settle(self, cfg: AdamssConfig, model_type: str | None) -> None:
@@ -106,9 +107,6 @@ class Adamss(Method):
                 "adamss_ranks": TensorSpec((count,), zeros, trainable=False, saved=False, dtype=torch.long),      # of each cluster
                 "adamss_owner": TensorSpec((site.out,), zeros, trainable=False, saved=False, dtype=torch.long),   # each row's cluster, and
                 "adamss_rows": TensorSpec((site.out,), zeros, trainable=False, saved=False, dtype=torch.long)}    # where the row belongs
-
-    def starts_from_base(self, cfg: AdamssConfig) -> bool:
-        return True
 
     def start(self, p: Tensors, cfg: AdamssConfig, site: Site, W0: Tensor, fresh: Set[str]) -> None:
         """W0: with the bias as its last column, where there is one."""

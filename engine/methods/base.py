@@ -226,6 +226,8 @@ class Method(ABC):
     config: ClassVar[type[TargetedConfig]]
     prefix: ClassVar[str]                  # what all its tensor names begin with
     needs_base: ClassVar[bool] = False     # ΔW depends on W0
+    begins_at_base: ClassVar[bool | None] = None               # `start` has something to do; by default, if ΔW depends on W0
+    dropped: ClassVar[str] = ""            # name of the setting that says which share of its inputs training drops
     sees_bias: ClassVar[bool] = False      # what `start` gets as W0 has the bias as a further column, where the layer has one
     light: ClassVar[bool] = False          # `apply` costs far less than the layer itself: then nothing dense is ever made to run it
     only_bias: ClassVar[bool] = False      # ΔW is always zero, `bias_delta` is all there is
@@ -241,9 +243,9 @@ class Method(ABC):
 
     # --- what it holds ---
 
-    @abstractmethod
     def refuses(self, cfg: Any, site: Site) -> str:
         """Why this method cannot sit on this site, in a sentence; empty if it can."""
+        return ""
 
     @abstractmethod
     def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
@@ -259,7 +261,7 @@ class Method(ABC):
 
     def starts_from_base(self, cfg: Any) -> bool:
         """Whether `start` has something to do."""
-        return self.needs_base
+        return self.needs_base if self.begins_at_base is None else self.begins_at_base
 
     def start(self, p: Tensors, cfg: Any, site: Site, W0: Tensor, fresh: Set[str]) -> None:
         """Fill in place those tensors of ``fresh`` that begin at a value which depends on W0 ``(out, columns)``, float32 or better.
@@ -310,7 +312,7 @@ class Method(ABC):
 
     def dropout(self, cfg: Any) -> float:
         """Share of the adapter's inputs that training drops."""
-        return 0.0
+        return getattr(cfg, self.dropped) if self.dropped else 0.0
 
     # --- what training asks for; see `engine.model.training` ---
 

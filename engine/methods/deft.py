@@ -57,10 +57,8 @@ class Deft(Method):
     help = "Replaces a few directions of what a layer says. Good for new facts and for unlearning; small files."
     config = DeftConfig
     prefix = "deft_"
+    dropped = "deft_dropout"
     needs_base = True
-
-    def refuses(self, cfg: DeftConfig, site: Site) -> str:
-        return ""
 
     def starts_from_base(self, cfg: DeftConfig) -> bool:
         return cfg.init_weights and not cfg.para
@@ -100,9 +98,6 @@ class Deft(Method):
     def delta(self, p: Tensors, cfg: DeftConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         factors = self.low_rank(p, cfg, site, W0)
         return factors.B @ factors.A
-
-    def dropout(self, cfg: DeftConfig) -> float:
-        return cfg.deft_dropout
 
 
 def projection(P: Tensor, kind: str) -> tuple[Tensor, Tensor]:

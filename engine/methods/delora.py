@@ -52,9 +52,8 @@ class Delora(Method):
     help = "LoRA that cannot stray far from the model: robust to high learning speeds and long training. Can be mixed and baked in."
     config = DeloraConfig
     prefix = "delora_"
-
-    def refuses(self, cfg: DeloraConfig, site: Site) -> str:
-        return ""
+    begins_at_base = True
+    dropped = "module_dropout"
 
     def tensors(self, cfg: DeloraConfig, site: Site) -> dict[str, TensorSpec]:
         rank, strength = by_pattern(site.path, cfg.rank_pattern, cfg.r), by_pattern(site.path, cfg.lambda_pattern, cfg.delora_lambda)
@@ -62,9 +61,6 @@ class Delora(Method):
                 "delora_B": TensorSpec((site.out, rank), torch.nn.init.zeros_ if cfg.init_weights else kaiming_uniform),
                 "delora_lambda": TensorSpec((1,), lambda tensor: torch.nn.init.constant_(tensor, strength)),
                 "delora_w_norm": TensorSpec((site.columns,), torch.nn.init.ones_, trainable=False)}
-
-    def starts_from_base(self, cfg: DeloraConfig) -> bool:
-        return True
 
     def start(self, p: Tensors, cfg: DeloraConfig, site: Site, W0: Tensor, fresh: Set[str]) -> None:
         if "delora_w_norm" in fresh:
@@ -82,9 +78,6 @@ class Delora(Method):
     def delta(self, p: Tensors, cfg: DeloraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         A, B = self.product(p)
         return B @ A
-
-    def dropout(self, cfg: DeloraConfig) -> float:
-        return cfg.module_dropout
 
 
 METHOD = Delora()

@@ -59,6 +59,8 @@ class Frod(Method):
     help = "Changes a layer in full with few learned numbers. Slow to start on large models; the frame makes files large."
     config = FrodConfig
     prefix = "frod_"
+    begins_at_base = True
+    dropped = "frod_dropout"
 
     def settle(self, cfg: FrodConfig, model_type: str | None) -> None:
         if cfg.target_modules is None:     # where PEFT chooses otherwise than for LoRA
@@ -111,9 +113,6 @@ class Frod(Method):
                 "frod_lambda_l_init": TensorSpec((width,), zeros, trainable=False, saved=False),
                 "frod_U": TensorSpec((site.out, width), zeros, trainable=False, saved=False)}
 
-    def starts_from_base(self, cfg: FrodConfig) -> bool:
-        return True
-
     def start(self, p: Tensors, cfg: FrodConfig, site: Site, W0: Tensor, fresh: Set[str]) -> None:
         V, W = p[f"frod_V.{category(site.path)}"].double().cpu(), W0.double().cpu()
         try:
@@ -141,9 +140,6 @@ class Frod(Method):
             return None
         z = F.linear(x, p[f"frod_V.{category(site.path)}"].T.to(x.dtype))
         return F.linear(F.linear(z, self.middle(p, site).to(x.dtype)), p["frod_U"].to(x.dtype))
-
-    def dropout(self, cfg: FrodConfig) -> float:
-        return cfg.frod_dropout
 
 
 def _noise(t: Tensor) -> None:

@@ -54,15 +54,13 @@ class Glora(Method):
     help = "Scales and shifts weight and bias at once. Flexible; files twice LoRA's, and slower to teach."
     config = GloraConfig
     prefix = "glora_"
+    begins_at_base = False
     needs_base = True
 
     def refuses(self, cfg: GloraConfig, site: Site) -> str:
         if not site.has_bias and cfg.config_A_B == "none":
             return "With `config_A_B` none only the bias learns, and this layer has none."
         return ""
-
-    def starts_from_base(self, cfg: GloraConfig) -> bool:
-        return False
 
     def tensors(self, cfg: GloraConfig, site: Site) -> dict[str, TensorSpec]:
         table: dict[str, TensorSpec] = {}

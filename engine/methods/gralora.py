@@ -54,6 +54,7 @@ class Gralora(Method):
     help = "LoRA cut into a grid: holds more at large capacities in a file of the same size. Can be mixed and baked in."
     config = GraloraConfig
     prefix = "gralora_"
+    dropped = "gralora_dropout"
     thrifty = True
 
     def refuses(self, cfg: GraloraConfig, site: Site) -> str:
@@ -120,9 +121,6 @@ class Gralora(Method):
         if cfg.hybrid_r:
             y = y + x @ p["gralora_A_general.weight"].T @ p["gralora_B_general.weight"].T
         return self.scale(cfg, site) * y
-
-    def dropout(self, cfg: GraloraConfig) -> float:
-        return cfg.gralora_dropout
 
 
 METHOD = Gralora()

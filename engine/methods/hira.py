@@ -48,13 +48,9 @@ class Hira(Method):
     help = "Small files like LoRA's, but the change reaches all of the weight. Good for facts; slower to teach, and where W is zero it stays so."
     config = HiraConfig
     prefix = "hira_"
+    begins_at_base = False
+    dropped = "hira_dropout"
     needs_base = True
-
-    def refuses(self, cfg: HiraConfig, site: Site) -> str:
-        return ""
-
-    def starts_from_base(self, cfg: HiraConfig) -> bool:
-        return False
 
     def tensors(self, cfg: HiraConfig, site: Site) -> dict[str, TensorSpec]:
         rank = by_pattern(site.path, cfg.rank_pattern, cfg.r)
@@ -79,9 +75,6 @@ class Hira(Method):
         kind = "hira_embedding_" if site.kind == "embedding" else "hira_"
         A, B = p[kind + "A"].flatten(1), p[kind + "B"].flatten(1)
         return W0.to(A.dtype) * (B @ A)
-
-    def dropout(self, cfg: HiraConfig) -> float:
-        return cfg.hira_dropout
 
 
 METHOD = Hira()

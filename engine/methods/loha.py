@@ -54,9 +54,6 @@ class LoHa(Method):
     config = LoHaConfig
     prefix = "hada_"
 
-    def refuses(self, cfg: LoHaConfig, site: Site) -> str:
-        return ""
-
     def scale(self, cfg: LoHaConfig, site: Site) -> float:
         return by_pattern(site.path, cfg.alpha_pattern, cfg.alpha) / by_pattern(site.path, cfg.rank_pattern, cfg.r)
 

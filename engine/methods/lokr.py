@@ -63,9 +63,6 @@ class LoKr(Method):
     prefix = "lokr_"
     light = True
 
-    def refuses(self, cfg: LoKrConfig, site: Site) -> str:
-        return ""
-
     def scale(self, cfg: LoKrConfig, site: Site) -> float:
         return by_pattern(site.path, cfg.alpha_pattern, cfg.alpha) / by_pattern(site.path, cfg.rank_pattern, cfg.r)
 

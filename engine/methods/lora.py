@@ -137,6 +137,7 @@ class Lora(Method):
     help = "Small files, quick to teach, can be mixed and baked in. Right for almost everything."
     config = LoraConfig
     prefix = "lora_"
+    dropped = "lora_dropout"
 
     def rank(self, cfg: LoraConfig, site: Site) -> int:
         return by_pattern(site.path, cfg.rank_pattern, cfg.r)
@@ -223,9 +224,6 @@ class Lora(Method):
                    W0: Tensor | None = None) -> Tensor | None:
         bias = p.get("lora_B.bias")
         return None if bias is None else bias * self.scale(cfg, site)
-
-    def dropout(self, cfg: LoraConfig) -> float:
-        return cfg.lora_dropout
 
 
 def _needs_layer(cfg: LoraConfig) -> str:

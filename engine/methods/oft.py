@@ -111,9 +111,6 @@ class Oft(MapMethod):
     def acts_out(self, cfg: OFTConfig, site: Site) -> bool:
         return site.kind == "embedding"    # words have no angles, their vectors have
 
-    def refuses(self, cfg: OFTConfig, site: Site) -> str:
-        return ""
-
     def blocks(self, cfg: OFTConfig, site: Site) -> tuple[int, int]:
         """(how many, how large): the wanted number or size, rounded to a divisor."""
         turned = site.out if site.kind == "embedding" else site.columns

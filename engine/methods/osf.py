@@ -62,6 +62,7 @@ class Osf(Method):
     help = "Learns only where the model knows little, so that it forgets nothing. For teaching one thing after another; large files."
     config = OSFConfig
     prefix = "osf_"
+    begins_at_base = True
 
     def settle(self, cfg: OSFConfig, model_type: str | None) -> None:
         if cfg.target_modules is None:
@@ -93,9 +94,6 @@ class Osf(Method):
         start = torch.nn.init.normal_ if cfg.init_weights is False else torch.nn.init.zeros_
         return {name: TensorSpec(shape, start) for name, shape in shapes.items()} | {
             name: TensorSpec(shape, torch.nn.init.zeros_, trainable=False, saved=False) for name, shape in fixed.items()}
-
-    def starts_from_base(self, cfg: OSFConfig) -> bool:
-        return True
 
     def start(self, p: Tensors, cfg: OSFConfig, site: Site, W0: Tensor, fresh: Set[str]) -> None:
         kept = self.kept(cfg, site)

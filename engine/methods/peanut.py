@@ -49,13 +49,8 @@ class Peanut(Method):
     help = "A small network makes the change out of the layer's own weight. Small files, bends more than LoRA; slower to teach."
     config = PeanutConfig
     prefix = "peanut_"
+    begins_at_base = False
     needs_base = True
-
-    def refuses(self, cfg: PeanutConfig, site: Site) -> str:
-        return ""
-
-    def starts_from_base(self, cfg: PeanutConfig) -> bool:
-        return False
 
     def tensors(self, cfg: PeanutConfig, site: Site) -> dict[str, TensorSpec]:
         r, blocks = cfg.r, [f"peanut_{side}.{i}.weight" for side in ("encoders", "decoders") for i in range(cfg.depth)]

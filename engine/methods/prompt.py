@@ -148,7 +148,6 @@ class PromptMethod(ABC):
         """Names and shapes of the tensors in the file."""
         return {PROMPT: (cfg.total_tokens, self.width(cfg))}
 
-
     def loss(self, cfg: Any, logits: Tensor, labels: Tensor, input_types: Tensor | None) -> Tensor:
         """The method's own loss of logits ``(batch, n + T, vocabulary)`` for labels ``(batch, T)``.
 

@@ -73,6 +73,8 @@ class Psoft(Method):
     help = "Turns a layer's main directions against each other. Tiny files; keeps what the model knows; needs the very same base model."
     config = PsoftConfig
     prefix = "psoft_"
+    begins_at_base = True
+    dropped = "psoft_dropout"
 
     def refuses(self, cfg: PsoftConfig, site: Site) -> str:
         if site.groups > 1:
@@ -93,9 +95,6 @@ class Psoft(Method):
         table |= {"psoft_R.vector_a": TensorSpec((r,), ones)} if cfg.psoft_mag_a else {}
         return table | {"psoft_A": TensorSpec((r, site.columns), torch.nn.init.zeros_, trainable=False, saved=False),
                         "psoft_B": TensorSpec((site.out, r), torch.nn.init.zeros_, trainable=False, saved=False)}
-
-    def starts_from_base(self, cfg: PsoftConfig) -> bool:
-        return True
 
     def start(self, p: Tensors, cfg: PsoftConfig, site: Site, W0: Tensor, fresh: Set[str]) -> None:
         if cfg.psoft_svd == "full":
@@ -118,9 +117,6 @@ class Psoft(Method):
     def delta(self, p: Tensors, cfg: PsoftConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         f = self.factors(p, cfg, site)
         return f.B @ f.A
-
-    def dropout(self, cfg: PsoftConfig) -> float:
-        return cfg.psoft_dropout
 
 
 def turn(p: Tensors, cfg: PsoftConfig) -> Tensor:

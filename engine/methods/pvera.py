@@ -55,6 +55,7 @@ class Pvera(Method):
     help = "VeRA that trains with noise, which helps with few examples. Tiny files."
     config = PveraConfig
     prefix = "pvera_"
+    dropped = "pvera_dropout"
     light = True                           # where it is asked to draw when answering; otherwise it runs by its factors
 
     def refuses(self, cfg: PveraConfig, site: Site) -> str:
@@ -102,9 +103,6 @@ class Pvera(Method):
         with torch.no_grad():
             p["pvera_generator"].copy_(generator.get_state())
         return noise
-
-    def dropout(self, cfg: PveraConfig) -> float:
-        return cfg.pvera_dropout
 
 
 METHOD = Pvera()

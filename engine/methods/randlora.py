@@ -57,9 +57,7 @@ class RandLora(Method):
     help = "As thorough as teaching the whole layer, in a small file. Slow to teach."
     config = RandLoraConfig
     prefix = "randlora_"
-
-    def refuses(self, cfg: RandLoraConfig, site: Site) -> str:
-        return ""
+    dropped = "randlora_dropout"
 
     def shared(self, cfg: RandLoraConfig, sites: Sequence[Site]) -> dict[str, TensorSpec]:
         short, long = sorted((max(s.out for s in sites), max(s.columns for s in sites)))
@@ -95,9 +93,6 @@ class RandLora(Method):
             return None
         inner, outer = self.bases(p, site)
         return F.linear(F.linear(x, inner.to(x.dtype)), outer.to(x.dtype)) * (cfg.randlora_alpha / cfg.r)
-
-    def dropout(self, cfg: RandLoraConfig) -> float:
-        return cfg.randlora_dropout
 
 
 class Scaled(torch.autograd.Function):

@@ -58,6 +58,7 @@ class Supertuning(Method):
     help = "Changes the most important entries of each weight. Good for facts; mixes with little interference; runs as one weight."
     config = SupertuningConfig
     prefix = "supertuning_"
+    begins_at_base = True
 
     def count(self, cfg: SupertuningConfig, site: Site) -> int:
         return int(site.out * site.columns * (1 - cfg.sparsity))
@@ -68,9 +69,6 @@ class Supertuning(Method):
         if cfg.r is not None and cfg.lora_dropout and site.kind != "linear":
             return "`lora_dropout` is offered for linear layers only: set it to 0."
         return ""
-
-    def starts_from_base(self, cfg: SupertuningConfig) -> bool:
-        return True
 
     def tensors(self, cfg: SupertuningConfig, site: Site) -> dict[str, TensorSpec]:
         count = self.count(cfg, site)

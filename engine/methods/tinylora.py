@@ -58,12 +58,11 @@ class TinyLora(Method):
     help = "Learns as little as a dozen numbers. For sharpening what a model almost knows; the first start takes a while."
     config = TinyLoraConfig
     prefix = "tinylora_"
+    begins_at_base = True
+    dropped = "tinylora_dropout"
 
     def refuses(self, cfg: TinyLoraConfig, site: Site) -> str:
         return "TinyLoRA mixes all channels, which a grouped convolution cannot." if site.groups > 1 else ""
-
-    def starts_from_base(self, cfg: TinyLoraConfig) -> bool:
-        return True
 
     def group(self, cfg: TinyLoraConfig, site: Site) -> int:
         """Which of the shared vectors the site uses."""
@@ -107,9 +106,6 @@ class TinyLora(Method):
     def delta(self, p: Tensors, cfg: TinyLoraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         f = self.factors(p, cfg, site)
         return f.B @ f.A
-
-    def dropout(self, cfg: TinyLoraConfig) -> float:
-        return cfg.tinylora_dropout
 
 
 METHOD = TinyLora()

@@ -58,6 +58,7 @@ class UniLora(Method):
     help = "One short list of numbers for the whole model: the tiniest files. For styles rather than facts."
     config = UniLoraConfig
     prefix = "unilora_"
+    dropped = "unilora_dropout"
 
     def refuses(self, cfg: UniLoraConfig, site: Site) -> str:
         return "Uni-LoRA mixes all channels, which a grouped convolution cannot." if site.groups > 1 else ""
@@ -98,9 +99,6 @@ class UniLora(Method):
     def delta(self, p: Tensors, cfg: UniLoraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         f = self.factors(p, cfg, site)
         return f.B @ f.A
-
-    def dropout(self, cfg: UniLoraConfig) -> float:
-        return cfg.unilora_dropout
 
 
 @lru_cache(maxsize=1)                      # all layers of an adapter ask for their part of one shuffle

@@ -55,6 +55,7 @@ class VBLora(Method):
     help = "Very small files, as all layers share their building blocks. For styles rather than facts."
     config = VBLoRAConfig
     prefix = "vblora_"
+    dropped = "vblora_dropout"
 
     def refuses(self, cfg: VBLoRAConfig, site: Site) -> str:
         if site.groups > 1:
@@ -132,9 +133,6 @@ class VBLora(Method):
     def delta(self, p: Tensors, cfg: VBLoRAConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         f = self.factors(p, cfg, site)
         return f.B @ f.A
-
-    def dropout(self, cfg: VBLoRAConfig) -> float:
-        return cfg.vblora_dropout
 
 
 METHOD = VBLora()

@@ -51,6 +51,7 @@ class Vera(Method):
     help = "Tiny files: only two vectors a layer are learned. For styles rather than facts."
     config = VeraConfig
     prefix = "vera_"
+    dropped = "vera_dropout"
 
     def refuses(self, cfg: VeraConfig, site: Site) -> str:
         return "VeRA mixes all channels, which a grouped convolution cannot." if site.groups > 1 else ""
@@ -78,9 +79,6 @@ class Vera(Method):
             return None
         A, d, B, b = (p[name].to(x.dtype) for name in ("vera_A", "vera_lambda_d", "vera_B", "vera_lambda_b"))
         return F.linear(F.linear(x, A[:, :site.columns]) * d, B[:site.out]) * b
-
-    def dropout(self, cfg: VeraConfig) -> float:
-        return cfg.vera_dropout
 
 
 METHOD = Vera()
