@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.methods.base import FORMAT_VERSION
+from engine.configs import FORMAT_VERSION
 from engine.store.atomic import write_text
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.compat.names import PeftType, TaskType, lookup
-from engine.methods.base import FORMAT_VERSION as __version__
+from engine.configs import FORMAT_VERSION as __version__
 from engine.methods.base import PeftConfig
 from engine.methods.prompt import PromptLearningConfig
 

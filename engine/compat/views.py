@@ -12,7 +12,7 @@ from engine.compat.kinds import AuxiliaryTrainingWrapper, TrainableTokensLayer, 
 from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced, SavedModule
 from engine.hosts.shelves import Fixed
-from engine.methods.beside import BIAS, SAVED
+from engine.hosts.beside import BIAS, SAVED
 from engine.methods.frod import category
 
 

@@ -19,7 +19,7 @@ from engine.hosts.program import Program, build
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack
 from engine.methods.base import MapMethod, Method, Site, Tensors
-from engine.methods.beside import BIAS
+from engine.hosts.beside import BIAS
 
 
 Decided = tuple[int, bool, bool, Program | None]              # (version of the stack, gradients, training) → program

@@ -18,7 +18,7 @@ from engine.hosts.fused import fused
 from engine.hosts.gated import gated
 from engine.hosts.stack import LiveStack
 from engine.methods.base import Factors, MapMethod, Method, Routed, Router, Run, Tensors
-from engine.methods.beside import BIAS, own_bias
+from engine.hosts.beside import BIAS, own_bias
 
 if TYPE_CHECKING:
     from engine.hosts.adapted import Adapted

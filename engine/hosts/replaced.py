@@ -18,7 +18,7 @@ from engine.hosts.adapted import Adapted, Tenant, unwrapped
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack
 from engine.methods.base import Leaf, Site, Tensors
-from engine.methods.beside import WholeBias
+from engine.hosts.beside import WholeBias
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)     # they have no forward that could be replaced
 

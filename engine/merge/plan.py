@@ -13,7 +13,7 @@ from engine.errors import BadModel, UnsupportedLayer
 from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced
 from engine.methods.base import MapMethod, Method
-from engine.methods.beside import BIAS, Still
+from engine.hosts.beside import BIAS, Still
 from engine.merge.shards import SAFE, TORCH, plan_entries
 from engine.mix.stack import StackOnBase
 from engine.specs.jobs import StackEntry

@@ -6,131 +6,20 @@ or another method: it sees a `Site` (a weight described canonically) and a dict 
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from engine.configs import PeftConfig as PeftConfig
+from engine.configs import TargetedConfig
+from engine.configs import by_pattern as by_pattern
 from engine.errors import BadAdapter, CannotMerge
-from engine.specs.fields import knob
-from engine.store.atomic import write_json
-from engine.store.hub import locate
-from engine.store.library import read_json
-
-FORMAT_VERSION = "0.21.2"                  # the PEFT release whose file format is written
-
-
-# --- configs -----------------------------------------------------------------------------------
-
-@dataclass
-class PeftConfig:
-    """Base of all configs (PEFT class ``PeftConfig``); serialises to PEFT's ``adapter_config.json``."""
-
-    peft_type: ClassVar[str] = ""
-    runtime_only: ClassVar[frozenset[str]] = frozenset()      # fields that are never written
-
-    task_type: str | None = None
-    auto_mapping: dict | None = None
-    base_model_name_or_path: str | None = None
-    revision: str | None = None
-    inference_mode: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values, sorted by name; sets become sorted lists (stable files), settings within settings become dicts."""
-        def plain(value: Any) -> Any:
-            if dataclasses.is_dataclass(value):
-                return dataclasses.asdict(value)
-            if isinstance(value, enum.Enum):
-                return value.value
-            return sorted(value) if isinstance(value, (set, frozenset)) else value
-
-        data = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in self.runtime_only}
-        return dict(sorted({**data, "peft_type": self.peft_type, "peft_version": FORMAT_VERSION}.items()))
-
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write ``adapter_config.json`` into ``folder``, marked for inference as PEFT does."""
-        write_json(Path(folder) / "adapter_config.json", {**self.to_dict(), "inference_mode": True})
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "PeftConfig":
-        """Build from JSON values; keys of other PEFT releases are dropped (`unknown_keys` names them)."""
-        names = {f.name for f in dataclasses.fields(cls)} - cls.runtime_only
-        return cls(**{k: v for k, v in data.items() if k in names})
-
-    @classmethod
-    def unknown_keys(cls, data: dict[str, Any]) -> list[str]:
-        return sorted(set(data) - {f.name for f in dataclasses.fields(cls)} - {"peft_type", "peft_version"})
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Path | str, subfolder: str | None = None, **kwargs: Any) -> "PeftConfig":
-        """Read ``adapter_config.json``. On `PeftConfig` itself the right subclass is chosen by ``peft_type``.
-
-        Args:
-            pretrained_model_name_or_path: a folder, or a name on the Hub. subfolder: within it.
-            kwargs: ``revision``, ``cache_dir``, ``token`` …; and values of fields, instead of those in the file.
-
-        Raises:
-            BadAdapter: no such file, unreadable, or of a method that is not known here. Unreachable: the Hub cannot be asked.
-        """
-        from engine.methods.registry import config_class
-
-        folder = locate(pretrained_model_name_or_path, subfolder, only_config=True, **kwargs)
-        data = read_json(folder / "adapter_config.json", BadAdapter)
-        chosen = config_class(data.get("peft_type")) if cls.peft_type == "" else cls
-        own = {f.name for f in dataclasses.fields(chosen)} - {"revision"}
-        try:
-            return chosen.from_dict({**data, **{k: v for k, v in kwargs.items() if k in own}})
-        except (TypeError, ValueError) as problem:
-            raise BadAdapter(f"The adapter {folder.name} has impossible settings.", str(problem), "Get it again.") from problem
-
-
-@dataclass
-class TargetedConfig(PeftConfig):
-    """Config of a method that sits on chosen layers; the fields decide which (see `engine.model.targets`)."""
-
-    target_modules: list[str] | str | None = knob(
-        None, label="Layers", term="target_modules", advanced=True,
-        help="Which layers learn: names or endings, a regular expression, or “all-linear”.")
-    exclude_modules: list[str] | str | None = knob(None, label="Layers left out", term="exclude_modules", advanced=True,
-                                                   help="Layers that never learn, by name or regular expression.")
-    layers_to_transform: list[int] | int | None = knob(None, label="Only these depths", term="layers_to_transform", advanced=True,
-                                                       help="Numbers of the blocks that learn; empty means all.")
-    layers_pattern: list[str] | str | None = knob(None, label="Name of the block list", term="layers_pattern", advanced=True,
-                                                  help="Name of the list of blocks, where it is unusual.")
-    modules_to_save: list[str] | None = knob(None, label="Layers learned whole", term="modules_to_save", advanced=True,
-                                             help="Layers that are copied and trained completely (large files).")
-
-    def __post_init__(self) -> None:
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            if isinstance(value, (list, tuple, set, frozenset)):
-                setattr(self, name, sorted(set(value)))
-        if isinstance(self.target_modules, str) and self.target_modules.lower() != "all-linear":
-            for name in ("layers_to_transform", "layers_pattern"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
-        if isinstance(self.modules_to_save, str):
-            self.modules_to_save = [self.modules_to_save]
-
-
-def by_pattern(path: str, patterns: dict[str, Any], default: Any) -> Any:
-    """The value of the first pattern that matches the module path or its end (PEFT's ``rank_pattern`` rule)."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return value
-    return default
-
 
 # --- sites and tensors -------------------------------------------------------------------------
 
@@ -368,6 +257,42 @@ class Router(Routed):
 
 # the layer's input ``(…, columns)`` (an embedding: token ids) → strengths ``(…, experts)``, or None: none is heard in this pass
 Gate = Callable[[Tensor, Run], Tensor | None]
+
+
+class Whole(Method):
+    """Another module in the place of the whole one: ``W ← W + strength · (W' − W)`` for each of its tensors. Begins as its copy.
+
+    Its site names the module's tensors (`Site.leaves`). There is no matrix and so no `delta`; see `engine.hosts.replaced.Replaced`.
+    """
+
+    title = "Layers learned whole"
+    help = "Whole layers are copied and learn completely: right for new output layers and norms, large files."
+    config = TargetedConfig
+    prefix = "modules_to_save"
+
+    def refuses(self, cfg: Any, site: Site) -> str:
+        return "" if site.leaves else "It has nothing that could learn."
+
+    def in_file(self, leaf: str) -> str:
+        """The name in the file of one of the module's tensors: its own, as if the module were the base's."""
+        return leaf
+
+    def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
+        return {f"{self.prefix}.{leaf.name}": TensorSpec(leaf.shape, torch.nn.init.zeros_, leaf.learns, self.in_file(leaf.name), leaf.dtype)
+                for leaf in site.leaves}
+
+    def starts_from_base(self, cfg: Any) -> bool:
+        return True
+
+    def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
+        for leaf in site.leaves:           # PEFT writes the biases of these modules more than once with ``bias="all"``
+            if leaf.name.endswith("bias"):
+                for again in {f"original_module.{leaf.name}", f"{self.prefix}.{leaf.name}"} - {self.in_file(leaf.name)}:
+                    found.pop(again, None)
+        return super().decode(found, cfg, site)
+
+    def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
+        raise NotImplementedError(f"{site.path} is replaced as a whole: there is no ΔW.")
 
 
 class Variant(Method):

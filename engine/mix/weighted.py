@@ -10,7 +10,7 @@ from torch import nn
 
 from engine.hosts.adapted import Adapted
 from engine.methods.base import Factors, PeftConfig, Tensors
-from engine.methods.beside import BIAS
+from engine.hosts.beside import BIAS
 from engine.methods.lora import METHOD, LoraConfig
 from engine.mix.combine import SEPARATE, Recipe, combine
 from engine.model.targets import modules, shortest_names

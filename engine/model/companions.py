@@ -19,7 +19,7 @@ from engine.hosts.host import host_of
 from engine.hosts.quantized.adapted import AdaptedQuantized
 from engine.hosts.replaced import Replaced, SavedModule, whole_site
 from engine.methods.base import PeftConfig, TargetedConfig
-from engine.methods.beside import SAVED, STILL, WHOLE_BIAS, OwnBias, mixed
+from engine.hosts.beside import SAVED, STILL, WHOLE_BIAS, OwnBias, mixed
 from engine.methods.trainable_tokens import TOKEN_ADAPTER, TrainableTokens, TrainableTokensConfig
 from engine.model.inject import Placement
 from engine.model.tying import shared_weights, tied_adapters, tied_modules, tied_words

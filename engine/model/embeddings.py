@@ -18,7 +18,7 @@ from engine.errors import BadModel
 from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced, SavedModule
 from engine.methods.base import MapMethod, PeftConfig
-from engine.methods.beside import SAVED, OwnWeight, mixed
+from engine.hosts.beside import SAVED, OwnWeight, mixed
 from engine.model.inject import Placement
 from engine.model.targets import modules, whole_target
 from engine.model.tying import tied_modules, weight_of

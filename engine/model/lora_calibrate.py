@@ -20,7 +20,7 @@ from engine.errors import BadModel
 from engine.hosts.adapted import Adapted
 from engine.methods.base import by_pattern
 from engine.methods.lora import LoraConfig
-from engine.methods.loftq import nearest
+from engine.numerics.quantize import nearest
 from engine.methods.registry import law
 from engine.model.targets import Target, plan
 from engine.store.atomic import replacing

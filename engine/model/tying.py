@@ -15,7 +15,7 @@ from engine.errors import UnsupportedLayer
 from engine.hosts.adapted import Adapted
 from engine.hosts.quantized.adapted import AdaptedQuantized
 from engine.hosts.replaced import Replaced, SavedModule
-from engine.methods.beside import SAVED, Mirrored, Tied, TiedModule, mixed
+from engine.hosts.beside import SAVED, Mirrored, Tied, TiedModule, mixed
 from engine.model.inject import Placement
 from engine.model.targets import Target, modules, on_module, whole_target
 

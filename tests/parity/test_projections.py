@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import engine
-from engine.methods.waveft import FAMILIES
+from engine.numerics.wavelets import FAMILIES
 
 CONFIGS = {
     "vera": ("VeraConfig", {"r": 5, "init_weights": False}),

@@ -13,7 +13,7 @@ from torch import nn
 import engine
 from engine import FrodConfig, PeftModel, get_peft_model
 from engine.errors import UnsupportedLayer
-from engine.methods.frod import off_diagonal
+from engine.numerics.frames import off_diagonal
 from tests.support.one import one
 
 

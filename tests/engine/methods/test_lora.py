@@ -11,7 +11,7 @@ from torch import nn
 
 import engine
 from engine import LoraConfig
-from engine.methods.loftq import NF4, decompose, quantized
+from engine.numerics.quantize import NF4, decompose, quantized
 from engine.methods.registry import law
 from engine.model.lora_calibrate import preprocess_corda, preprocess_loraga, replace_lora_weights_loftq
 from engine.model.replication import replicate_layers

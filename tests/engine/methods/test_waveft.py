@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from engine import WaveFTConfig, get_peft_model
-from engine.methods.waveft import FAMILIES, METHOD, analysis, low_pass, synthesis
+from engine.methods.waveft import METHOD
+from engine.numerics.wavelets import FAMILIES, analysis, low_pass, synthesis
 from tests.support.one import one
 
 

@@ -14,48 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec
+from engine.methods.base import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, Whole
 
 BIAS, WEIGHT = "own.bias", "own.weight"
 
 
 # --- whole modules ---
-
-class Whole(Method):
-    """Another module in the place of the whole one: ``W ← W + strength · (W' − W)`` for each of its tensors. Begins as its copy.
-
-    Its site names the module's tensors (`Site.leaves`). There is no matrix and so no `delta`; see `engine.hosts.replaced.Replaced`.
-    """
-
-    title = "Layers learned whole"
-    help = "Whole layers are copied and learn completely: right for new output layers and norms, large files."
-    config = TargetedConfig
-    prefix = "modules_to_save"
-
-    def refuses(self, cfg: Any, site: Site) -> str:
-        return "" if site.leaves else "It has nothing that could learn."
-
-    def in_file(self, leaf: str) -> str:
-        """The name in the file of one of the module's tensors: its own, as if the module were the base's."""
-        return leaf
-
-    def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
-        return {f"{self.prefix}.{leaf.name}": TensorSpec(leaf.shape, torch.nn.init.zeros_, leaf.learns, self.in_file(leaf.name), leaf.dtype)
-                for leaf in site.leaves}
-
-    def starts_from_base(self, cfg: Any) -> bool:
-        return True
-
-    def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
-        for leaf in site.leaves:           # PEFT writes the biases of these modules more than once with ``bias="all"``
-            if leaf.name.endswith("bias"):
-                for again in {f"original_module.{leaf.name}", f"{self.prefix}.{leaf.name}"} - {self.in_file(leaf.name)}:
-                    found.pop(again, None)
-        return super().decode(found, cfg, site)
-
-    def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
-        raise NotImplementedError(f"{site.path} is replaced as a whole: there is no ΔW.")
-
 
 class WholeBias(Whole):
     """Of a module without a place for adapters (a norm), only the bias."""
