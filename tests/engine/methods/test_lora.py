@@ -43,7 +43,7 @@ from tests.support.tiny import make_model, save_base
     ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}, "use_dora": True}, "unsupported variant combination"),
     ({"lora_bias": True, "init_lora_weights": "gaussian"}, "only supported with init_lora_weights"),
     ({"lora_bias": True, "use_dora": True}, "not supported for DoRA"),
-    ({"arrow_config": {"top_k": 1}}, "cannot be used"),
+    ({"arrow_config": {"top_k": 0}}, "top_k"),
     ({"runtime_config": {"ephemeral_gpu_offload": True}}, "ephemeral_gpu_offload"),
 ], ids=lambda v: "·".join(map(str, v)) if isinstance(v, dict) else "")
 def test_impossible_settings_are_refused_with_a_sentence(settings, says):
