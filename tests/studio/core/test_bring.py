@@ -11,7 +11,8 @@ def models(tmp_path):
     return tmp_path / "models"
 
 
-@pytest.mark.parametrize("typed", ["org/Some-1.5B", " org/Some-1.5B ", "https://huggingface.co/org/Some-1.5B", "https://huggingface.co/org/Some-1.5B/"])
+@pytest.mark.parametrize("typed", ["org/Some-1.5B", " org/Some-1.5B ", "https://huggingface.co/org/Some-1.5B",
+                                   "https://huggingface.co/org/Some-1.5B/"])
 def test_names_on_the_hub(models, typed):
     wish = understand(typed, models)
     assert (wish.name, wish.spec.model, wish.spec.out, wish.fault) == ("Some-1.5B", "org/Some-1.5B", str(models / "Some-1.5B"), "")
