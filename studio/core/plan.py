@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from engine.errors import StudioError
-from engine.specs import PlanReport, TrainSpec
+from engine.specs import Edit, PlanReport, TrainSpec
 from engine.store.home import safe_name
 from studio.core import methods
 from studio.core.text import teach as words
@@ -30,6 +30,8 @@ class Draft:
     """What has been chosen so far on the Teach panel. Plain data: it is kept in the settings and survives a restart."""
 
     data: str = ""
+    roles: dict = field(default_factory=dict)              # column → role, where the person has said it
+    edits: list = field(default_factory=list)              # `engine.specs.Edit`s as plain data
     base: str = ""
     name: str = ""
     preset: str = "balanced"
@@ -84,7 +86,8 @@ def with_method(draft: Draft, method: str) -> Draft:
 def to_spec(draft: Draft, adapters: Path, learned: int = 0) -> TrainSpec:
     """The job that the draft describes; the adapter goes into the folder ``adapters`` under the skill's name."""
     values = preset_spec(draft.preset, learned) | draft.overrides
-    return TrainSpec(base=draft.base, data=draft.data, out=str(adapters / safe_name(draft.name)), method=methods.peft_type(draft.method),
+    return TrainSpec(base=draft.base, data=draft.data, roles=draft.roles, edits=[Edit.from_dict(edit) for edit in draft.edits],
+                     out=str(adapters / safe_name(draft.name)), method=methods.peft_type(draft.method),
                      method_config=preset_method(draft.preset, draft.method) | draft.method_overrides,
                      prompts=[p.strip() for p in draft.prompts if p.strip()], **values)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from PySide6.QtCore import QObject, QTimer, Signal
 
 from engine.errors import StudioError
-from engine.specs import DataReport
+from engine.specs import DataReport, Edit
 from engine.store.home import Home
 from studio.core import plan
 from studio.core.text import teach as words
@@ -16,7 +16,7 @@ KEY = "teach.draft"
 
 
 class TeachDraft(QObject):
-    """`changed` says which part changed: data, base, name, preset, prompts, overrides, method_overrides, report, job."""
+    """`changed` says which part changed: data, roles, edits, base, name, preset, prompts, overrides, method_overrides, report, job."""
 
     changed = Signal(str)
 
@@ -29,16 +29,22 @@ class TeachDraft(QObject):
         self.report: DataReport | None = None
         self.data_error: StudioError | None = None
         self.job_id: int | None = None
+        self._before: list[list] = []      # edits as they were, for undo
+        self._after: list[list] = []
         self._save = QTimer(self, interval=600, singleShot=True)      # not at every key that is typed
         self._save.timeout.connect(self.save)
 
     def put(self, **values) -> None:
         """Change parts of the draft; tells once for each part that is really different."""
+        if values.get("data", self.draft.data) != self.draft.data:
+            values = {"roles": {}, "edits": [], **values}      # they were meant for the other examples
+            self._before, self._after = [], []
         different = [name for name, value in values.items() if getattr(self.draft, name) != value]
         for name in different:             # all of them first, so that nobody who is told sees a mixture of old and new
             setattr(self.draft, name, values[name])
         if "data" in different:
             self.report = self.data_error = None
+            different = [name for name in different if name not in ("roles", "edits")]
         for name in different:
             self.changed.emit(name)
         self._save.start()
@@ -51,6 +57,39 @@ class TeachDraft(QObject):
         """What looking at the data file brought."""
         self.report, self.data_error = report, error
         self.changed.emit("report")
+
+    # --- changes of the examples: kept in the draft, never written into the file ---
+
+    @property
+    def edits(self) -> list[Edit]:
+        return [Edit.from_dict(edit) for edit in self.draft.edits]
+
+    @property
+    def can_undo_edit(self) -> bool:
+        return bool(self._before)
+
+    @property
+    def can_redo_edit(self) -> bool:
+        return bool(self._after)
+
+    def edit(self, more: list[Edit]) -> None:
+        """Change the examples; one step that can be undone."""
+        self._before.append(self.draft.edits)
+        self._after.clear()
+        self.put(edits=[*self.draft.edits, *(edit.to_dict() for edit in more)])
+
+    def undo_edit(self) -> None:
+        """Take the last change back; nothing happens if there is none."""
+        self._step(self._before, self._after)
+
+    def redo_edit(self) -> None:
+        """Change again what was taken back; nothing happens if there is nothing."""
+        self._step(self._after, self._before)
+
+    def _step(self, source: list[list], target: list[list]) -> None:
+        if source:
+            target.append(self.draft.edits)
+            self.put(edits=source.pop())
 
     def look_at(self, job_id: int | None) -> None:
         """The training that the Train and Review pages show."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QColor, QTextCharFormat, QTextCursor
-from PySide6.QtWidgets import (QFileDialog, QFrame, QPlainTextEdit, QSizePolicy, QStackedWidget, QTextEdit, QVBoxLayout,
+from PySide6.QtWidgets import (QComboBox, QFileDialog, QFrame, QPlainTextEdit, QSizePolicy, QStackedWidget, QTextEdit, QVBoxLayout,
                                QWidget)
 
 from engine.errors import StudioError, explain
@@ -17,6 +17,7 @@ from studio.core.plan import SampleData
 from studio.core.text import teach as words
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
+from studio.views.teach_problems import Problems
 from studio.views.parts import CardButton, Column, OneOf, Row, button, card, clear, error_card, page, picture, text
 
 PASTE_KEY = "teach.paste"
@@ -90,6 +91,9 @@ class DataPage(QWidget):
         self._notes = text("", selectable=True)
         self._notes_card = card(Row(picture("info", "warn", 18), text(words.DATA_NOTES(), "strong", wrap=False), None), self._notes,
                                 looks="notice-warn", margin=theme.M, spacing=theme.XS)
+        self.problems = Problems(self._draft, self._talk)
+        self.roles: dict[str, QComboBox] = {}
+        self._roles = Row(spacing=theme.M)
         self._examples = QVBoxLayout()
         self._examples.setContentsMargins(0, 0, theme.S, 0)
         self._examples.setSpacing(theme.S)
@@ -111,7 +115,7 @@ class DataPage(QWidget):
         right = card(text(words.DATA_EXACT(), "strong"), text(words.DATA_EXACT_HELP(), "muted small"), self.exact, self.tokens)
         right.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         left = QWidget()
-        Column(text(words.DATA_EXAMPLES(), "strong"), scroll, parent=left)
+        Column(text(words.DATA_EXAMPLES(), "strong"), self._roles, scroll, parent=left)
         self._group = OneOf(self)
         whole = QWidget()
         head = Row(Column(self.sentence, self._held, self._file, spacing=theme.XS), self.other_button, spacing=theme.L)
@@ -120,7 +124,7 @@ class DataPage(QWidget):
         columns = Row(left, right, spacing=theme.L)
         columns.setStretch(0, 1)
         columns.setStretch(1, 1)
-        Column(head, self._notes_card, columns, spacing=theme.L, margin=theme.XL, parent=whole).setStretch(2, 1)
+        Column(head, self._notes_card, self.problems, columns, spacing=theme.L, margin=theme.XL, parent=whole).setStretch(3, 1)
         theme.look(whole, "page")
         return whole
 
@@ -189,8 +193,11 @@ class DataPage(QWidget):
     # --- what comes of it ---
 
     def _changed(self, part: str) -> None:
-        if part == "data":
+        if part in ("data", "roles", "edits"):
             self._look() if self._draft.draft.data else self._pages.setCurrentIndex(BEGIN)
+        elif part == "base" and self._draft.report is not None:
+            self.problems.look(self._draft.report)
+            self._later.start()
         elif part in ("base", "overrides"):
             self._later.start()
 
@@ -200,7 +207,9 @@ class DataPage(QWidget):
         name = Path(self._draft.draft.data).name
         if self.isVisible():
             self.said.emit(words.DATA_READING(name=name))
-        self._looking = self._talk.ask(DescribeData(self._draft.draft.data), on_done=self._described, on_error=self._refused)
+        draft = self._draft.draft
+        self._looking = self._talk.ask(DescribeData(draft.data, roles=draft.roles, edits=self._draft.edits,
+                                                    holdout=draft.overrides.get("holdout", 0.1)), on_done=self._described, on_error=self._refused)
 
     def _described(self, report: DataReport) -> None:
         self.sentence.setText(report.sentence)
@@ -223,9 +232,37 @@ class DataPage(QWidget):
         if self.isVisible():
             self.said.emit(report.sentence)
         self._draft.found(report)
+        self._headers(report)
+        self.problems.look(report)
         self._later.start()
 
+    def _headers(self, report: DataReport) -> None:
+        """Over the examples: each column with what it is, to be changed there."""
+        clear(self._roles)
+        self.roles = {}
+        for column in report.columns[:6] if report.choices else ():
+            made = QComboBox()
+            for role in report.choices:
+                made.addItem(words.DATA_ROLES[role](), role)
+            made.setCurrentIndex(max(0, made.findData(report.roles.get(column, "ignore"))))
+            made.activated.connect(lambda _, c=column, box=made: self._give_role(c, box.currentData()))
+            a11y.name(made, words.DATA_ROLE(column=column))
+            self.roles[column] = made
+            self._roles.addLayout(Column(text(column, "muted small", wrap=False), made, spacing=theme.XS))
+
+    def _give_role(self, column: str, role: str) -> None:
+        """Two columns that are both the question or the answer make no sense: the other one takes this one's place."""
+        roles = {name: self._draft.report.roles.get(name, "ignore") for name in self._draft.report.columns}
+        other = next((name for name, its in roles.items() if its == role and name != column and role in ("question", "answer")), None)
+        if other:
+            roles[other] = roles[column]
+        self._draft.put(roles={**roles, column: role})
+
     def _refused(self, error: StudioError) -> None:
+        if self._draft.draft.roles:        # what was said of the columns does not work: as the file tells it
+            self.failed.emit(error)
+            self._draft.put(roles={})
+            return
         clear(self._trouble)
         self._trouble.addWidget(error_card(error))
         self._pages.setCurrentIndex(BEGIN)
@@ -269,7 +306,8 @@ class DataPage(QWidget):
         self.tokens.setText(words.DATA_LOOKING())
         settings = draft.overrides
         self._rendering = self._talk.ask(
-            RenderRow(draft.data, base=draft.base, row=self._row, max_length=settings.get("max_length", 1024), system=settings.get("system", "")),
+            RenderRow(draft.data, roles=draft.roles, edits=self._draft.edits, base=draft.base, row=self._row,
+                      max_length=settings.get("max_length", 1024), system=settings.get("system", "")),
             on_done=self._rendered, on_error=lambda error: self.tokens.setText(f"{error.what} {error.do}"))
 
     def _rendered(self, row: RenderedRow) -> None:

@@ -67,7 +67,7 @@ def faults(draw: random.Random) -> dict[str, Callable[[int, str, str], tuple[Row
         "near-duplicate": lambda n, ask, answer: [(ask, f"{answer} We hope to see you soon in our shop by the old river bridge."),
                                                   (ask, f"{answer} We hope to see you soon in our shop by the old river.")],
         "contradiction": other_number,
-        "empty": lambda n, ask, answer: [(ask, ("N/A", "...", "TODO", "siehe oben", "-")[n % 5])],
+        "empty": lambda n, ask, answer: [(ask, ("N/A", "...", "tbd", "siehe oben", "-")[n % 5])],
         "cut": lambda n, ask, answer: [(ask, f"{answer} Besides, you may always come by and")] if n % 2 else
                                       [(ask, answer[:len(answer) * 2 // 3].rsplit(" ", 1)[0] + " the")],
         "too-long": lambda n, ask, answer: [(ask, " ".join(f"{answer} It is the {k}th thing that we tell you about {k * n}." for k in range(24)))],

@@ -124,8 +124,17 @@ def data_report(request: specs.DescribeData) -> specs.DataReport:
              for i in range(1, 9)]
     return specs.DataReport(path=request.data, sentence="159 question and answer pairs, from the columns question and answer.", rows=159,
                             held_out=16,
-                            shape="question/answer", columns=["question", "answer"], examples=chats,
+                            shape="question/answer", columns=["question", "answer"], choices=["question", "answer", "context", "ignore"],
+                            roles=request.roles or {"question": "question", "answer": "answer"}, examples=chats,
                             notes=["3 examples stand in the file more than once."])
+
+
+def lint_report(request: specs.LintData) -> specs.LintReport:
+    """Two problems, of which each is gone when its fix was used."""
+    mask, one = specs.Edit("mask", [], ["mail"]), specs.Edit("keep-one")
+    problems = [specs.Problem(rule="duplicate", count=3, rows=[4, 5, 9], evidence=["", "", ""], fixes=[specs.Fix("keep-one", [one])]),
+                specs.Problem(rule="personal-mail", count=1, rows=[7], evidence=["Write to [e-mail]"], fixes=[specs.Fix("mask", [mask])])]
+    return specs.LintReport(rows=159, problems=[p for p in problems if p.fixes[0].edits[0] not in request.edits])
 
 
 def rendered(request: specs.RenderRow) -> specs.RenderedRow:
@@ -221,7 +230,7 @@ class World:
         self.document = StackDocument()
         self.undo = UndoStack(self.document)
         self.talk = FakeTalk()
-        self.talk.answers = {"describe-data": data_report, "render-row": rendered, "estimate-plan": plan_report,
+        self.talk.answers = {"describe-data": data_report, "lint-data": lint_report, "render-row": rendered, "estimate-plan": plan_report,
                              "describe-methods": methods, "say": speak}
         self.work: dict[str, Callable] = {"train": scripted_train(), "review": scripted_review, "export": scripted_export}
         self.queue = JobQueue(self.home, JobStore(self.home.database), InlineRunner(lambda spec, run: self.work[spec.kind](spec, run)))
@@ -235,6 +244,8 @@ class World:
         """Deliver all news that lie ready."""
         self.queue_bridge.tick()
         self.talk_bridge.tick()
+        while self.talk_bridge._waiting:   # a tick ends after a few milliseconds
+            self.talk_bridge.tick()
 
     def run_all(self, seconds: float = 10.0) -> None:
         """Work until nothing waits or runs any more, and deliver the news."""

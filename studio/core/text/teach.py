@@ -27,11 +27,11 @@ BAD_DATA = Phrase("This file cannot be used yet.")
 
 DATA_HEAD = Phrase("What should it learn?")
 DATA_INTRO = Phrase("Examples of a question and the answer you would like to hear. Fifty are enough for a style.")
-DATA_DROP = Phrase("Drop a file here")
-DATA_KINDS = Phrase("Table or text: csv, tsv, json, jsonl or txt")
+DATA_DROP = Phrase("Drop a file or a folder here")
+DATA_KINDS = Phrase("Tables, texts, office files, PDF, mail, chats from WhatsApp, Telegram or ChatGPT")
 DATA_CHOOSE = Phrase("Choose a file …")
 DATA_CHOOSE_TITLE = Phrase("Choose a file with examples")
-DATA_FILTER = Phrase("Examples (*.csv *.tsv *.json *.jsonl *.txt *.md);;All files (*)")
+DATA_FILTER = Phrase("Examples (*.csv *.tsv *.xlsx *.parquet *.json *.jsonl *.txt *.md *.docx *.pdf *.mbox *.eml);;All files (*)")
 DATA_PASTE = Phrase("Paste examples …")
 DATA_PASTE_HEAD = Phrase("Paste examples here: a table from a spreadsheet, or one JSON object a line.")
 DATA_PASTE_NAME = Phrase("Pasted examples")
@@ -49,6 +49,45 @@ DATA_TOO_LONG = Phrase("{tokens} tokens: longer than the limit of {limit}; this 
 DATA_NOTHING_LEARNED = Phrase("Nothing in this example is learned")
 DATA_NOTES = Phrase("Worth knowing")
 DATA_LOOKING = Phrase("Looking …")
+DATA_ROLE = Phrase("What “{column}” is")
+DATA_ROLES = {"question": Phrase("Question"), "answer": Phrase("Answer"), "context": Phrase("Context"), "system": Phrase("System prompt"),
+              "messages": Phrase("Conversation"), "text": Phrase("Plain text"), "user": Phrase("asks"), "assistant": Phrase("answers"),
+              "ignore": Phrase("not used")}
+PROBLEMS_TITLE = Phrase("Looking for problems")
+PROBLEMS_LOOKING = Phrase("Looking at every example …")
+PROBLEMS_MANY = Phrase("{n} examples take some minutes to look at.")
+PROBLEMS_CHECK = Phrase("Look for problems")
+PROBLEMS_COUNT = Counted("{n} kind of problem", "{n} kinds of problems")
+PROBLEMS_NONE = Phrase("No problems found")
+PROBLEMS_UNDO = Phrase("Undo change")
+PROBLEMS_REDO = Phrase("Redo change")
+FIXES = {"drop": Phrase("Leave out"), "keep-one": Phrase("Keep one of each"), "keep-usual": Phrase("Keep the usual answer"), "mask": Phrase("Mask"),
+         "strip": Phrase("Remove the signs"), "shorten": Phrase("Shorten"), "merge": Phrase("Join the answers")}
+PROBLEMS = {
+    "nothing-learned": Counted("{n} example teaches nothing", "{n} examples teach nothing"),
+    "leak": Counted("{n} learned example is also held back for testing", "{n} learned examples are also held back for testing"),
+    "contradiction": Counted("{n} example contradicts others", "{n} examples contradict others"),
+    "duplicate": Counted("{n} example is there more than once", "{n} examples are there more than once"),
+    "near-duplicate": Counted("{n} example says nearly the same as another", "{n} examples say nearly the same as others"),
+    "empty": Counted("{n} answer says nothing", "{n} answers say nothing"),
+    "cut": Counted("{n} answer breaks off", "{n} answers break off"),
+    "too-long": Counted("{n} example is over {limit} tokens and would be left out", "{n} examples are over {limit} tokens and would be left out"),
+    "language": Counted("{n} answer is in another language than the rest", "{n} answers are in another language than the rest"),
+    "personal-mail": Counted("{n} example holds an e-mail address", "{n} examples hold e-mail addresses"),
+    "personal-phone": Counted("{n} example holds a telephone number", "{n} examples hold telephone numbers"),
+    "personal-iban": Counted("{n} example holds a bank account", "{n} examples hold bank accounts"),
+    "personal-card": Counted("{n} example holds a card number", "{n} examples hold card numbers"),
+    "personal-key": Counted("{n} example holds a password or key", "{n} examples hold passwords or keys"),
+    "marks": Counted("{n} example holds signs of a chat template: {marks}", "{n} examples hold signs of a chat template: {marks}"),
+    "left-out": Counted("{n} row could not be used", "{n} rows could not be used"),
+}
+
+
+def problem(rule: str, count: int, facts: dict) -> str:
+    """A kind of problem in one sentence."""
+    return PROBLEMS[rule](count, shown=f"{count:,}", **facts)
+
+
 ROLES = {"user": Phrase("Question"), "assistant": Phrase("Answer"), "system": Phrase("Instruction"), "text": Phrase("Text")}
 
 # --- model --------------------------------------------------------------------------------------
