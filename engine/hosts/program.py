@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.hosts.fused import fused
 from engine.hosts.gated import gated
+from engine.hosts.learning import learning_low_rank
 from engine.hosts.stack import LiveStack
 from engine.methods.base import Factors, MapMethod, Method, Routed, Router, Run, Tensors
 from engine.hosts.beside import BIAS, own_bias
@@ -40,6 +41,13 @@ def build(layer: "Adapted", stack: LiveStack, learning: bool) -> Program:
         return _learning_whole(layer, stack, heard)
     if any(isinstance(layer.tenants[name].method, MapMethod) for name in heard):
         return _nested(layer, stack, heard)
+    program = _beside(layer, stack, heard, learning)
+    lean = learning_low_rank(layer, stack, heard[0], program) if learning and len(heard) == 1 else None
+    return lean or program
+
+
+def _beside(layer: "Adapted", stack: LiveStack, heard: list[str], learning: bool) -> Program:
+    """The base's own forward, and each path in turn."""
     paths, needs_origin = _paths(layer, stack, heard, learning)
     base = layer.runner
     if needs_origin:

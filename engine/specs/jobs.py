@@ -74,6 +74,9 @@ class TrainSpec(Spec):
     base_bits: int = knob(16, label="Model kept in", unit="bits", term="load_in_8bit, load_in_4bit (QLoRA)", choices=(16, 8, 4), advanced=True,
                           help="While it is taught the model takes half the memory in 8 bits and about a third in 4, and is a little less exact. "
                                "The adapter still belongs to the whole model.")
+    checkpointing: str = knob("auto", label="Compute twice, remember less", term="gradient_checkpointing", choices=("auto", "on", "off"),
+                              advanced=True, help="Each block is computed again on the way back: a third slower, far less memory. “auto” does it "
+                                                  "when memory runs out.")
     seed: int = knob(0, label="Seed", low=0, high=2**31 - 1, advanced=True, help="Same seed, same data, same machine: the identical file.")
     checkpoint_seconds: float = knob(60.0, label="Save at least every", unit="s", low=0, advanced=True,
                                      help="A checkpoint is written after this time or a tenth of the run, whichever comes first.")

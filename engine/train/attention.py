@@ -13,14 +13,16 @@ tries it on the very model, and what does not fit is batched in the ordinary way
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
+
+from engine.hosts.recompute import recomputed
 
 NAME = "studio_side_by_side"
 SHORT = 512                                # keys; up to here plain products win over the flash kernel
@@ -61,8 +63,14 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attent
     """transformers' attention interface: query ``[1, heads, tokens, d]``, key and value ``[1, key heads, tokens, d]`` → ``[1, tokens, heads, d]``."""
     if _layout is None or query.shape[0] != 1 or any(extras.get(name) is not None for name in _EXTRAS):
         raise NotImplementedError("attention with something that rows side by side do not know")
-    prefix, rows, longest = _layout.prefix, _layout.rows, _layout.longest
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attend = partial(_side_by_side, layout=_layout, scaling=scaling, dropout=dropout)
+    # what attention keeps grows with the square of a row's length, and is cheap to compute again; not so the dice of a dropout
+    return (attend(query, key, value) if dropout else recomputed(attend, query, key, value)), None
+
+
+def _side_by_side(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float, dropout: float) -> Tensor:
+    prefix, rows, longest = layout.prefix, layout.rows, layout.longest
     parts = []
     if prefix:
         parts.append(_causal(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], scaling, dropout))
@@ -70,7 +78,7 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attent
     if prefix:
         k, v = (torch.cat([t[:, :, :prefix].expand(rows, -1, -1, -1), own], dim=2) for t, own in ((key, k), (value, v)))
     parts.append(_causal(q, k, v, scaling, dropout).flatten(0, 1)[None])
-    return torch.cat(parts, dim=1), None
+    return torch.cat(parts, dim=1)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float) -> Tensor:
@@ -78,7 +86,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float) -> 
     rows, heads, length, _ = q.shape
     kinds, seen = k.shape[1], k.shape[2]
     allowed = torch.ones(length, seen, dtype=torch.bool, device=q.device).tril(seen - length)
-    if seen > SHORT:
+    if seen > SHORT or q.device.type != "cpu":
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if seen == length else allowed, dropout_p=dropout,
                                              is_causal=seen == length, scale=scaling, enable_gqa=heads != kinds)
         return out.transpose(1, 2)
@@ -93,13 +101,16 @@ AttentionInterface.register(NAME, _attend)
 
 
 @torch.no_grad()
-def fits(backbone: nn.Module, config, vocabulary: int, device: torch.device) -> bool:
-    """Whether this very model can be laid out side by side: rows must equal themselves alone, and not hear one another at all."""
-    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager", NAME) or getattr(config, "sliding_window", None) is not None:
+def fits(backbone: nn.Module | None, config, alone: Callable[[Tensor], Tensor], device: torch.device) -> bool:
+    """Whether this very model can be laid out side by side: rows must equal themselves alone, and not hear one another at all.
+
+    ``alone`` gives the hidden states ``[rows, length, hidden]`` of rows that are run in the ordinary way.
+    """
+    if backbone is None or getattr(config, "_attn_implementation", None) not in ("sdpa", "eager", NAME) or getattr(config, "sliding_window", None):
         return False
     draw = torch.Generator().manual_seed(0)
     layout = Layout(prefix=3, rows=3, longest=6)
-    prefix, rows = torch.randint(vocabulary, (3,), generator=draw), torch.randint(vocabulary, (3, 6), generator=draw)
+    prefix, rows = (torch.randint(config.vocab_size, size, generator=draw) for size in ((3,), (3, 6)))
 
     def run(rows: Tensor) -> Tensor:
         with side_by_side(config, layout):
@@ -110,13 +121,12 @@ def fits(backbone: nn.Module, config, vocabulary: int, device: torch.device) -> 
     try:
         together = run(rows)
         changed = rows.clone()
-        changed[1] = (changed[1] + 1) % vocabulary
+        changed[1] = (changed[1] + 1) % config.vocab_size
         other = run(changed)
     except (NotImplementedError, RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError):
         return False                       # whatever an unknown architecture objects to: it is batched in the ordinary way
     if not torch.equal(together[[0, 2]], other[[0, 2]]) or torch.equal(together[1], other[1]):
         return False
-    alone = torch.stack([backbone(input_ids=torch.cat([prefix, row])[None].to(device), use_cache=False).last_hidden_state[0, 3:].float()
-                         for row in rows])
+    separate = torch.cat([alone(torch.cat([prefix, row])[None].to(device))[:, 3:].float() for row in rows])
     tolerance = 1e-4 if next(backbone.parameters()).dtype == torch.float32 else 3e-2
-    return bool((together - alone).norm() <= tolerance * alone.norm())
+    return bool((together - separate).norm() <= tolerance * separate.norm())

@@ -21,6 +21,7 @@ from engine.train.attention import Layout
 
 GROUP = 4                                  # steps whose rows are sorted by length together; more would make every pass alike
 GRAIN = 4                                  # rows are padded to a multiple: each new shape costs oneDNN time and megabytes for its kernels
+LEAST, MOST = 256, 1024                    # padded tokens in a micro-batch; below, a forward's fixed price shows, above, only memory grows
 OVERHEAD = 32                              # price of one more micro-batch, in tokens (SmolLM2-135M on two CPU cores: 20–40)
 
 
@@ -37,6 +38,11 @@ class Batch:
     @property
     def learned(self) -> int:
         return len(self.targets)
+
+
+def portion(lengths: list[int]) -> int:
+    """Padded tokens that a micro-batch may hold: no more than the longest row needs by itself, as far as that is not very little."""
+    return min(MOST, max(LEAST, max(lengths, default=0)))
 
 
 def collate(rows: list[Rendered], pad: int = 0, *, share: bool = False) -> Batch:

@@ -13,9 +13,9 @@ import psutil
 
 from engine.errors import OutOfMemory, explain
 from engine.specs import PlanReport, TrainSpec
-from engine.train.batching import Schedule, common_prefix, computed_tokens, micro_batches
+from engine.train.batching import Schedule, common_prefix, computed_tokens, micro_batches, portion
 from engine.train.checkpoint import KEPT
-from engine.train.loop import BUDGET, SAMPLE_SHARE, evaluation_points, memory_mb
+from engine.train.loop import SAMPLE_SHARE, evaluation_points, memory_mb
 from engine.train.loss import Objective
 from engine.train.optim import Optimizer
 from engine.train.precision import choose, exact_computing
@@ -33,10 +33,11 @@ class _Cost:
     batch: float
     spread: float                          # relative error of the fit
     shared: int
+    budget: int                            # padded tokens of a micro-batch at most
 
     def portions(self, lengths: list[int]) -> list[int]:
         """Computed tokens of each micro-batch."""
-        return [computed_tokens(len(part), max(lengths[i] for i in part), self.shared) for part in micro_batches(lengths, BUDGET, self.shared)]
+        return [computed_tokens(len(part), max(lengths[i] for i in part), self.shared) for part in micro_batches(lengths, self.budget, self.shared)]
 
     def __call__(self, lengths: list[int]) -> float:
         return sum(self.token * tokens + self.batch for tokens in self.portions(lengths))
@@ -54,7 +55,7 @@ def estimate(spec: TrainSpec) -> PlanReport:
         start_up = time.monotonic() - begun
         resting = memory_mb()
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        objective, optimizer = Objective(model), Optimizer(parameters, 1e-6, 0.0, spec.optimizer)
+        objective, optimizer = Objective(model, spec.checkpointing == "on"), Optimizer(parameters, 1e-6, 0.0, spec.optimizer)
         lengths = [len(row.ids) for row in material.learn]
         schedule = Schedule(lengths, spec.rows_per_step, spec.passes, spec.seed, spec.max_steps)
         try:
@@ -89,7 +90,8 @@ def _probe(model, objective: Objective, optimizer: Optimizer, material, schedule
     longest_first = sorted(material.learn, key=lambda row: -len(row.ids))
     of_first = [material.learn[i] for i in schedule[0]]
     shared = common_prefix(of_first) if objective.side_by_side else 0
-    parts = micro_batches([len(row.ids) for row in of_first], BUDGET, shared)
+    budget = portion([len(row.ids) for row in material.learn])
+    parts = micro_batches([len(row.ids) for row in of_first], budget, shared)
     batches = [objective.collate(rows) for rows in (longest_first[:1], [of_first[i] for i in parts[-1]], longest_first[-1:])]
     times: dict[int, list[float]] = {}
     model.train()
@@ -111,7 +113,7 @@ def _probe(model, objective: Objective, optimizer: Optimizer, material, schedule
     token = max((large[1] - small[1]) / max(large[0] - small[0], 1), 1e-9) if large[0] > small[0] else large[1] / large[0]
     fixed = max(large[1] - token * large[0], 0.0) + correction / len(parts)
     spread = sum(worst - best for _, best, worst in points) / max(sum(best for _, best, _ in points), 1e-9) / 2
-    return _Cost(token, fixed, min(spread, 0.5), shared), max(peak, memory_mb()), large[0]
+    return _Cost(token, fixed, min(spread, 0.5), shared, budget), max(peak, memory_mb()), large[0]
 
 
 def _duration(seconds: float) -> str:

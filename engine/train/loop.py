@@ -20,14 +20,13 @@ from engine.specs import TrainSpec
 from engine.store.runs import RunFolder
 from engine.train import checkpoint as checkpoints
 from engine.train import finish
-from engine.train.batching import Batch, Schedule, common_prefix, micro_batches
+from engine.train.batching import Batch, Schedule, common_prefix, micro_batches, portion
 from engine.train.loss import Objective
 from engine.train.optim import Optimizer, learning_rate, speed_at
 from engine.train.precision import exact_computing
 from engine.train.prepare import Material, best_device, load_student, read_material, settled_precision
 from engine.train.presets import method_settings
 
-BUDGET = 1024                              # padded tokens in one micro-batch; halved when memory runs out
 EVALUATIONS, EVALUATION_SHARE = 10, 0.2    # through the run, besides the one of the untouched base; fewer if they would cost more than this
 PATIENCE = 3                               # evaluations in a row without a better one, after which an early stop ends the run
 SCHEDULE = "schedule/"                     # before the names of a schedule's tensors (AdaLoRA's, AdaMSS's) in a checkpoint
@@ -72,13 +71,14 @@ class Training:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.lengths = [len(row.ids) for row in material.learn]
         self.schedule = Schedule(self.lengths, spec.rows_per_step, spec.passes, spec.seed, spec.max_steps)
-        self.objective = Objective(model)
+        self.objective = Objective(model, spec.checkpointing == "on")
         hidden = model.get_base_model().get_input_embeddings().weight.shape[1]
         rate = spec.learning_rate or learning_rate(spec.method, method_settings(spec), hidden)
         self.optimizer = Optimizer(self.parameters, rate, spec.weight_decay, spec.optimizer)
         self.evaluate_at = evaluation_points(self.schedule, [len(row.ids) for row in material.test])
         self.save_every = max(1, len(self.schedule) // 10)
-        self.step, self.budget, self.best = 0, BUDGET, {}
+        self.step, self.best = 0, {}
+        self.budget = portion(self.lengths)                    # padded tokens in one micro-batch; halved when memory runs out
         self.errors: list[float] = []      # of every step
         self.evaluations: list[list] = []  # [step, error on unseen examples]
         self.seconds = 0.0                 # worked in all attempts
@@ -182,6 +182,9 @@ class Training:
         if not isinstance(shortage, OutOfMemory):
             raise problem
         if self.budget <= longest or rows == 1:
+            if self.spec.checkpointing == "auto" and self.objective.checkpoint():
+                return Note("Memory ran out, so from now on more is computed twice and less is remembered. The result stays the same.", "warning",
+                            self.step)
             raise OutOfMemory("The computer's memory is too small for this training.", "Not even one example at a time fits.",
                               "Close other programs, choose a smaller model, or lower “Longest example”.", details=shortage.details) from problem
         self.budget //= 2

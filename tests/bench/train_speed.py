@@ -22,14 +22,15 @@ import tempfile
 import time
 from pathlib import Path
 
-CONTENDERS = ("studio", "peft-single", "peft-packed", "peft-padded")
+CONTENDERS = ("studio", "studio-twice", "peft-single", "peft-packed", "peft-padded")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base")
     parser.add_argument("data")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--dtype", default="float32", choices=("bfloat16", "float32"))
+    parser.add_argument("--dense", type=int, default=0, help="all rows of this length, every token learned, instead of the data's own")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
@@ -65,16 +66,21 @@ def contend(options: argparse.Namespace) -> dict:
     """One contender's run: {tokens, cpu, growth_mb, losses}. Reading, loading and one step to warm up are not counted."""
     import torch
 
+    from engine.data.render import Rendered
     from engine.specs import TrainSpec
     from engine.train.batching import Schedule
     from engine.train.prepare import read_material
 
     spec = TrainSpec(base=options.base, data=options.data, out="-", rows_per_step=options.rows, passes=100, method_config={"r": 16})
     rows = read_material(spec).learn
+    if options.dense:
+        text = [token for row in rows for token in row.ids]
+        rows = [Rendered(ids := (text * options.dense)[k * options.dense:(k + 1) * options.dense], ids, []) for k in range(4 * options.rows)]
+    options.lengths = [len(row.ids) for row in rows]
     schedule = Schedule([len(row.ids) for row in rows], options.rows, spec.passes, 0)
     steps = [[rows[i] for i in schedule[k]] for k in range(options.steps)]
     torch.manual_seed(0)
-    model, backward = (studio if options.contender == "studio" else peft)(spec, options)
+    model, backward = (studio if options.contender.startswith("studio") else peft)(spec, options)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4, weight_decay=0.0, fused=True)
     model.train()
     before = reset_peak_mb()
@@ -104,8 +110,7 @@ def peak_mb() -> float:
 def studio(spec, options):
     from engine import LoraConfig, get_peft_model
     from engine.bases.load import load_model
-    from engine.train.batching import common_prefix, micro_batches
-    from engine.train.loop import BUDGET
+    from engine.train.batching import common_prefix, micro_batches, portion
     from engine.train.loss import Objective
     from engine.train.precision import choose, matmul_precision
 
@@ -115,12 +120,13 @@ def studio(spec, options):
                            LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
     if not (Path(options.start) / "adapter_config.json").exists():
         model.save_pretrained(options.start)
-    objective = Objective(model)
+    objective = Objective(model, options.contender == "studio-twice")
+    budget = portion(options.lengths)
 
     def backward(rows: list) -> float:
         learned = sum(row.learned for row in rows)
         shared = common_prefix(rows) if objective.side_by_side else 0
-        parts = micro_batches([len(row.ids) for row in rows], BUDGET, shared)
+        parts = micro_batches([len(row.ids) for row in rows], budget, shared)
         return sum(objective.backward(objective.collate([rows[i] for i in part]), learned) for part in parts) / learned
 
     return model, backward

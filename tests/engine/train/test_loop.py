@@ -91,7 +91,7 @@ def test_asked_to_stop_it_saves_and_goes_on_to_the_same_bytes(make_spec, tmp_pat
 def test_pause_is_heard_within_an_evaluation_and_within_a_step(make_spec, tmp_path, monkeypatch):
     straight = make_spec(out=str(tmp_path / "straight"))
     list(train(straight, start(straight, tmp_path / "a")))
-    monkeypatch.setattr(loop, "BUDGET", 16)                    # one row at a time, so that there is something in between
+    monkeypatch.setattr(loop, "portion", lambda lengths: 16)                    # one row at a time, so that there is something in between
     spec = make_spec()
     run = start(spec, tmp_path / "b")
     calls = {"backward": 0, "error": 0}
@@ -147,8 +147,11 @@ def test_memory_running_out_makes_portions_smaller_not_the_result_different(make
 
     monkeypatch.setattr(loop.Objective, "backward", impossible)
     spec = make_spec(out=str(tmp_path / "never"))
+    told = []
     with pytest.raises(OutOfMemory, match="one example"):
-        list(train(spec, start(spec, tmp_path / "c")))
+        for event in train(spec, start(spec, tmp_path / "c")):
+            told.append(event)
+    assert any("computed twice" in n.text for n in of(Note, told)), "before it gives up, it remembers less"
 
 
 def test_a_runaway_error_stops_it_and_the_last_checkpoint_is_good(make_spec, tmp_path, monkeypatch):
