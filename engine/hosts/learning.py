@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.hosts.recompute import Origin
 from engine.methods.base import MapMethod, Method
-from engine.methods.beside import BIAS
+from engine.hosts.beside import BIAS
 
 if TYPE_CHECKING:
     from engine.hosts.adapted import Adapted
