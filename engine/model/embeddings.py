@@ -64,27 +64,31 @@ def _resized(model: nn.Module, config: PeftConfig) -> bool:
 
 # --- reading ---
 
-def with_embeddings(model: nn.Module, placed: Sequence[Placement], file: Mapping[str, Tensor], config: PeftConfig) -> list[Placement]:
-    """The placements, with those that hear the embeddings that an adapter's file has.
+def with_embeddings(model: nn.Module, placed: Sequence[Placement], file: Mapping[str, Tensor],
+                    config: PeftConfig) -> tuple[list[Placement], list[str]]:
+    """The placements, with those that hear the embeddings that an adapter's file has; and the file's keys that need no place.
 
-    What is the same in the base, as it mostly is, is left to it: then only the file is larger than it had to be.
+    These are what is the same in the base, as it mostly is: then only the file is larger than it had to be.
     """
     placed, at = list(placed), {p.target.path: i for i, p in enumerate(placed)}
     ends = _embeddings(model)
     whole: list[Placement] = []
+    needless: list[str] = []
     for key in file:
         path, name = split(key, {f"{p}.base_layer" for p in ends} | ends.keys()) or ("", "")
         path = path.removesuffix(".base_layer")
-        if name != "weight" or path not in ends or _same(file[key], ends[path]):
+        if name != "weight" or path not in ends or (weight := weight_of(ends[path])) is None or weight.is_meta:
             continue
-        if path not in at:
+        learned = path in at and isinstance(placed[at[path]].method, MapMethod)
+        if not learned and _same(file[key], weight):
+            needless.append(key)
+        elif path not in at:
             target = whole_target(path, ends[path], "An embedding in the adapter's file", SavedModule)
             whole.append(Placement(target, SAVED, config, target.site))
-        elif not placed[at[path]].target.site.leaves and not isinstance(placed[at[path]].method, MapMethod):     # nor learned whole anyway
+        elif not placed[at[path]].target.site.leaves and not learned:
             placed[at[path]] = replace(placed[at[path]], method=mixed(OwnWeight, placed[at[path]].method))
-    return placed + [p for p in tied_modules(model, whole) if p.target.path not in at] if whole else placed
+    return placed + [p for p in tied_modules(model, whole) if p.target.path not in at], needless
 
 
-def _same(tensor: Tensor, layer: nn.Module) -> bool:
-    weight = weight_of(layer)
-    return weight is None or weight.is_meta or weight.shape == tensor.shape and torch.equal(weight.detach().cpu().to(tensor.dtype), tensor)
+def _same(tensor: Tensor, weight: Tensor) -> bool:
+    return weight.shape == tensor.shape and torch.equal(weight.detach().cpu().to(tensor.dtype), tensor)

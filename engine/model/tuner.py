@@ -129,9 +129,11 @@ class Tuner(TrainingHooks, Shelves):
                 config.target_modules = planned.resolved
             placed = with_companions(self.model, placements(planned.targets, method, config), config)
             if file is not None:
-                placed = with_embeddings(self.model, placed, file, config)
+                placed, needless = with_embeddings(self.model, placed, file, config)
+                file = {key: tensor for key, tensor in file.items() if key not in needless}
                 given, report = match(file, {p.target.path: p for p in placed}, shared_specs(placed), unknown_settings,
                                       ignore_mismatched_sizes)
+                report += LoadReport(needless)
             if config.base_model_name_or_path is None:
                 config.base_model_name_or_path = getattr(self.model, "name_or_path", None) or None
             inject(self, name, placed, trainable=trainable, given=given, autocast=autocast, device=device)
