@@ -41,7 +41,8 @@ def test_a_place_on_this_computer_is_not_told(path, tmp_path):
 
 
 def test_what_a_person_wrote_stays(tmp_path):
-    mine = "---\nlicense: mit\ntags:\n- bakery\npipeline_tag: question-answering\n---\n\n# Our bread\n\nAsk Anna.\n\n### Framework versions\n\n- Ovens 3\n"
+    mine = ("---\nlicense: mit\ntags:\n- bakery\npipeline_tag: question-answering\n---\n\n# Our bread\n\nAsk Anna.\n\n"
+            "### Framework versions\n\n- Ovens 3\n")
     (tmp_path / "README.md").write_text(mine)
     write_card(adapted("shop/bread"), tmp_path)
     card = ModelCard.load(tmp_path / "README.md")

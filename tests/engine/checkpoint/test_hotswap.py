@@ -16,7 +16,8 @@ from tests.support.tiny import make_model
 IDS = torch.arange(3, 19)[None]
 KINDS = {
     "plain": (LoraConfig, {}), "rank": (LoraConfig, {"r": 2}), "alpha": (LoraConfig, {"lora_alpha": 3}), "larger": (LoraConfig, {"r": 6}),
-    "rslora": (LoraConfig, {"r": 2, "use_rslora": True}), "pattern": (LoraConfig, {"r": 4, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 5}}),
+    "rslora": (LoraConfig, {"r": 2, "use_rslora": True}),
+    "pattern": (LoraConfig, {"r": 4, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 5}}),
     "fewer": (LoraConfig, {"target_modules": ["q_proj"]}), "loha": (LoHaConfig, {}), "oft": (OFTConfig, {"r": 0, "oft_block_size": 4}),
     "ia3": (IA3Config, {}), "vera": (VeraConfig, {}), "dora": (LoraConfig, {"use_dora": True})}
 
@@ -130,7 +131,7 @@ def test_filling_up_changes_nothing_but_the_ranks():
     torch.testing.assert_close(model.merge_and_unload()(ids), expected)
 
 
-def test_every_smaller_one_finds_room_and_compiled_code_is_used_again(tmp_path):
+def test_every_smaller_one_finds_room_in_place(tmp_path):
     expected = {kind: saved(tmp_path / kind, kind) for kind in ("rank", "larger", "alpha", "rslora", "pattern", "fewer")}
     model = get_peft_model(make_model(), config("rank")).eval()
     prepare_model_for_compiled_hotswap(model, target_rank=8)

@@ -89,7 +89,7 @@ def test_what_was_learned_since_the_start_is_an_ordinary_lora(settings, tmp_path
     model.save_pretrained(tmp_path / "start")
     start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with torch.no_grad():
-        for path, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.stack.changed()
