@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from PySide6.QtWidgets import QVBoxLayout, QWidget
+from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
 from engine.specs import DataReport, LintData, LintReport, Problem
 from studio.core.text import teach as words
@@ -11,6 +12,7 @@ from studio.views import a11y, theme
 from studio.views.parts import Column, Fold, Row, button, card, clear, text
 
 AT_ONCE = 50_000                           # more rows are looked at when a person asks for it: it takes minutes
+TALLEST = 230                              # pixels of the list; the examples below it need room, too
 SHOWN = 3                                  # pieces of evidence for each problem
 
 
@@ -28,9 +30,18 @@ class Problems(QWidget):
         inside = QWidget()
         theme.look(inside, "page")
         self._list = QVBoxLayout()
-        self._list.setContentsMargins(0, 0, 0, 0)
+        self._list.setContentsMargins(0, 0, theme.S, 0)
         self._list.setSpacing(theme.S)
-        Column(Row(self._status, None, self.check, self.undo, self.redo, spacing=theme.S), self._list, parent=inside)
+        holder = QWidget()
+        theme.look(holder, "page")
+        holder.setLayout(Column(self._list, None))
+        self._scroll = QScrollArea()
+        self._scroll.setWidget(holder)
+        self._scroll.setWidgetResizable(True)
+        self._scroll.setFrameShape(QFrame.Shape.NoFrame)
+        self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self._scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        Column(Row(self._status, None, self.check, self.undo, self.redo, spacing=theme.S), self._scroll, parent=inside)
         self.fold = Fold(words.PROBLEMS_TITLE(), inside)
         Column(self.fold, parent=self)
 
@@ -65,6 +76,8 @@ class Problems(QWidget):
         self._status.setVisible(bool(report.notes))
         for problem in report.problems:
             self._list.addWidget(self._card(problem))
+        self._scroll.setFixedHeight(min(TALLEST, self._list.sizeHint().height()))
+        self._scroll.setVisible(bool(concerned))
         if concerned:
             self.fold.open()
         a11y.announce(self, words.PROBLEMS_COUNT(concerned) if concerned else words.PROBLEMS_NONE())
