@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from engine import LoHaConfig, LoraConfig, get_peft_model
 from engine.checkpoint.card import write_card
-from engine.methods.base import FORMAT_VERSION
+from engine.configs import FORMAT_VERSION
 from tests.support.tiny import make_model
 
 
