@@ -109,8 +109,18 @@ def write_adapter(folder: Path | str, tensors: dict[str, Tensor], config: PeftCo
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "adapter_model.safetensors") as temporary:
-        save_file({key: tensor.cpu() for key, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
+        save_file(_apart(tensors), temporary, metadata={"format": "pt"})
     write_json(folder / "adapter_config.json", {**config.to_dict(), "inference_mode": True})
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same on the CPU; what several names stand for (layers that share a weight) is there for each, as the format wants it."""
+    found, seen = {key: tensor.cpu() for key, tensor in tensors.items()}, set()
+    for key, tensor in found.items():
+        if (memory := tensor.untyped_storage().data_ptr()) in seen:
+            found[key] = tensor.clone()
+        seen.add(memory)
+    return found
 
 
 def since(tensors: Mapping[str, Tensor], config: PeftConfig, initial: Path | str) -> tuple[dict[str, Tensor], PeftConfig]:

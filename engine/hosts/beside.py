@@ -97,6 +97,7 @@ class OwnWeight(_Mixin):
     was enlarged before it was trained (PEFT: ``save_embedding_layers``, which writes it over the base). Linear layers and embeddings."""
 
     needs_base: ClassVar[bool] = True
+    plain: Method
 
     def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
         shape = (site.columns, site.out) if site.kind == "embedding" else (site.out, site.columns)
@@ -112,7 +113,7 @@ class OwnWeight(_Mixin):
 
     def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
         own = p[WEIGHT].T if site.kind == "embedding" else p[WEIGHT]
-        return super().delta(p, cfg, site, own.to(W0)) + (own.to(W0) - W0)
+        return self.plain.delta(p, cfg, site, own.to(W0)) + (own.to(W0) - W0)     # which may use its factors: ours has none
 
     def factors(self, p: Tensors, cfg: Any, site: Site) -> None:
         return None
@@ -186,7 +187,7 @@ class Mirrored(Tied):
 def mixed(mixin: type, inner: Method) -> Method:
     """The law ``inner`` with ``mixin`` in front of its class: it stays of the kind (delta or map) that it is."""
     law = object.__new__(type(f"{mixin.__name__}{type(inner).__name__}", (mixin, type(inner)), {}))
-    law.__dict__.update(vars(inner))
+    law.__dict__.update(vars(inner), plain=inner)
     if "needs_base" in vars(mixin):
         law.needs_base = mixin.needs_base
     return law

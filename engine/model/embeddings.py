@@ -79,13 +79,13 @@ def with_embeddings(model: nn.Module, placed: Sequence[Placement], file: Mapping
         path = path.removesuffix(".base_layer")
         if name != "weight" or path not in ends or (weight := weight_of(ends[path])) is None or weight.is_meta:
             continue
-        learned = path in at and isinstance(placed[at[path]].method, MapMethod)
+        learned = path in at and (placed[at[path]].target.site.leaves or isinstance(placed[at[path]].method, MapMethod))     # whole
         if not learned and _same(file[key], weight):
             needless.append(key)
         elif path not in at:
             target = whole_target(path, ends[path], "An embedding in the adapter's file", SavedModule)
             whole.append(Placement(target, SAVED, config, target.site))
-        elif not placed[at[path]].target.site.leaves and not learned:
+        elif not learned:
             placed[at[path]] = replace(placed[at[path]], method=mixed(OwnWeight, placed[at[path]].method))
     return placed + [p for p in tied_modules(model, whole) if p.target.path not in at], needless
 

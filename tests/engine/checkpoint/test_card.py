@@ -33,7 +33,7 @@ def test_another_kind_and_no_task(tmp_path):
     assert "lora" not in data.tags and data.pipeline_tag is None
 
 
-@pytest.mark.parametrize("path", ["/anna/bread", "./bread", "~/bread", "C:\\bread", ""])
+@pytest.mark.parametrize("path", ["/data/bread", "./bread", "~/bread", "C:\\bread", ""])
 def test_a_place_on_this_computer_is_not_told(path, tmp_path):
     write_card(adapted(path), tmp_path)
     text = (tmp_path / "README.md").read_text()
