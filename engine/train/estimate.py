@@ -19,7 +19,7 @@ from engine.train.loop import SAMPLE_SHARE, evaluation_points, memory_mb
 from engine.train.loss import Objective
 from engine.train.optim import Optimizer
 from engine.train.precision import choose, exact_computing
-from engine.train.prepare import best_device, load_student, read_material
+from engine.train.prepare import best_device, load_student, read_material, schedule_of
 
 PROBE_SECONDS = 6.0                        # a probe stops repeating after this long
 SPREAD = 0.1                               # what no probe sees: other programs, a warmer processor
@@ -51,13 +51,13 @@ def estimate(spec: TrainSpec) -> PlanReport:
     precision = choose(spec.precision, best_device())
     before = memory_mb()
     with exact_computing(precision, best_device()):
-        model = load_student(spec, precision)
+        schedule = schedule_of(spec, material)
+        model = load_student(spec, precision, len(schedule))
         start_up = time.monotonic() - begun
         resting = memory_mb()
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         objective, optimizer = Objective(model, spec.checkpointing == "on"), Optimizer(parameters, 1e-6, 0.0, spec.optimizer)
         lengths = [len(row.ids) for row in material.learn]
-        schedule = Schedule(lengths, spec.rows_per_step, spec.passes, spec.seed, spec.max_steps)
         try:
             step, peak, probed = _probe(model, objective, optimizer, material, schedule)
         except (MemoryError, RuntimeError) as problem:

@@ -24,7 +24,7 @@ from engine.train.batching import Batch, Schedule, common_prefix, micro_batches,
 from engine.train.loss import Objective
 from engine.train.optim import Optimizer, learning_rate, speed_at
 from engine.train.precision import exact_computing
-from engine.train.prepare import Material, best_device, load_student, read_material, settled_precision
+from engine.train.prepare import Material, best_device, load_student, read_material, schedule_of, settled_precision
 from engine.train.presets import method_settings
 
 EVALUATIONS, EVALUATION_SHARE = 10, 0.2    # through the run, besides the one of the untouched base; fewer if they would cost more than this
@@ -56,7 +56,7 @@ def train(spec: TrainSpec, run: RunFolder) -> Iterator[Event]:
     precision = settled_precision(spec, run)
     yield Note(precision.sentence)
     with exact_computing(precision, best_device()):
-        yield from Training(spec, run, material, load_student(spec, precision)).run()
+        yield from Training(spec, run, material, load_student(spec, precision, len(schedule_of(spec, material)))).run()
 
 
 class _Interrupted(Exception):
@@ -69,8 +69,7 @@ class Training:
     def __init__(self, spec: TrainSpec, run: RunFolder, material: Material, model):
         self.spec, self.run_folder, self.material, self.model = spec, run, material, model
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.lengths = [len(row.ids) for row in material.learn]
-        self.schedule = Schedule(self.lengths, spec.rows_per_step, spec.passes, spec.seed, spec.max_steps)
+        self.schedule = schedule_of(spec, material)
         self.objective = Objective(model, spec.checkpointing == "on")
         hidden = model.get_base_model().get_input_embeddings().weight.shape[1]
         rate = spec.learning_rate or learning_rate(spec.method, method_settings(spec), hidden)
@@ -78,7 +77,7 @@ class Training:
         self.evaluate_at = evaluation_points(self.schedule, [len(row.ids) for row in material.test])
         self.save_every = max(1, len(self.schedule) // 10)
         self.step, self.best = 0, {}
-        self.budget = portion(self.lengths)                    # padded tokens in one micro-batch; halved when memory runs out
+        self.budget = portion(self.schedule.lengths)           # padded tokens in one micro-batch; halved when memory runs out
         self.errors: list[float] = []      # of every step
         self.evaluations: list[list] = []  # [step, error on unseen examples]
         self.seconds = 0.0                 # worked in all attempts

@@ -19,8 +19,9 @@ from engine.specs import TrainSpec
 from engine.store.atomic import write_json
 from engine.store.library import read_model
 from engine.store.runs import RunFolder
+from engine.train.batching import Schedule
 from engine.train.precision import Precision, choose
-from engine.train.presets import adapter_config, method_settings
+from engine.train.presets import ANY_LENGTH, adapter_config, method_settings, unusable
 
 _FREE = ("out", "prompts", "checkpoint_seconds")     # settings that may change without changing what is learned
 
@@ -41,7 +42,8 @@ class Material:
 
 
 def read_material(spec: TrainSpec) -> Material:
-    """Read and render the examples. Raises `BadData`, `BadModel`."""
+    """Read and render the examples. Raises `BadData`, `BadModel`; `InvalidSpec` if the method cannot be taught from them."""
+    adapter_config(spec)
     base = read_model(spec.base)
     data = load(spec.data, spec.roles, spec.edits)
     tokenizer = prepare_tokenizer(load_tokenizer(spec.base))
@@ -61,16 +63,28 @@ def read_material(spec: TrainSpec) -> Material:
     return Material(tokenizer, learned, tested[1], tested[0], data.notes + notes + tested[2], data.sentence, data.digest, base.fingerprint, identity)
 
 
+def schedule_of(spec: TrainSpec, material: Material) -> Schedule:
+    """The order of the rows, as the plan has it."""
+    return Schedule([len(row.ids) for row in material.learn], spec.rows_per_step, spec.passes, spec.seed, spec.max_steps)
+
+
 def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_student(spec: TrainSpec, precision: Precision):
-    """The base in the run's number format with one fresh, trainable adapter named "default". Seeds torch with the spec's seed."""
-    config = adapter_config(spec)
+def load_student(spec: TrainSpec, precision: Precision, steps: int = ANY_LENGTH):
+    """The base in the run's number format with one fresh, trainable adapter named "default". Seeds torch with the spec's seed.
+
+    ``steps``: of the training, for methods that follow a timetable. Raises `BadModel`; `InvalidSpec`, `UnsupportedLayer` if the method and
+    its settings do not fit the model.
+    """
+    config = adapter_config(spec, steps)
     model = load_model(spec.base, dtype=precision.dtype, device=best_device(), bits=spec.base_bits)
     torch.manual_seed(spec.seed)
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except (TypeError, ValueError) as problem:
+        raise unusable(problem) from problem
 
 
 def settled_precision(spec: TrainSpec, run: RunFolder) -> Precision:

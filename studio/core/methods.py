@@ -48,7 +48,7 @@ def settings(choice: str, rank: int) -> dict:
     """What a preset of this capacity sets in the method's config, by PEFT's names."""
     if choice in CARDS:
         return {**CARDS[choice].capacity(rank), **CARDS[choice].settings}
-    return {"num_virtual_tokens": rank} if choice in PROMPTS else dict(EVERYWHERE)
+    return {"num_virtual_tokens": rank} if choice in PROMPTS else {}        # the engine knows where each method learns best
 
 
 def title(choice: str, others: list[dict] = ()) -> str:
