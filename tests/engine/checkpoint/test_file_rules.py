@@ -97,7 +97,7 @@ def test_a_dora_magnitude_has_no_suffix_in_its_file(tmp_path):
 def test_modules_learned_whole_have_their_plain_names(tmp_path):
     model = get_peft_model(base(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1)
     model.save_pretrained(tmp_path)
