@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from engine.errors import UnsupportedLayer
 from engine.hosts.host import Host
-from engine.hosts.program import Program, build
+from engine.hosts.program import Program, build, build_mixed
 from engine.hosts.shelves import Shelves
-from engine.hosts.stack import LiveStack
+from engine.hosts.stack import LiveStack, Samples
 from engine.methods.base import MapMethod, Method, Site, Tensors
 from engine.hosts.beside import BIAS
 
@@ -55,6 +55,7 @@ class Adapted(Shelves):
         self._kept: tuple[nn.Parameter, nn.Parameter | None] | None = None      # W0 and its bias while merged ones stand in their place
         self._programs: dict[str | None, Decided] = {}        # for the stack (None), or for one adapter alone
         self._now: Decided = NEVER         # that of the stack, at hand
+        self._mixed: tuple[tuple, Program | None] = ((), None)                  # for a batch of several adapters
         self.train(base_layer.training)
 
     @property
@@ -126,13 +127,15 @@ class Adapted(Shelves):
 
     def _forget_programs(self) -> None:
         self._programs.clear()
-        self._now = NEVER
+        self._now, self._mixed = NEVER, ((), None)
 
     def _per_sample(self, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Each row of the batch through its own adapter (or none): the base once for all, then what differs."""
         samples = self._stack.samples
         if x.shape[0] != len(samples):
             raise ValueError(f"Length of `adapter_names` should be the same as the number of inputs, but got {len(samples)} and {x.shape[0]}.")
+        if (program := self._mixed_program(samples)) is not None:
+            return program(x, args, kwargs)
         y = None
         for name, rows in samples.rows.items():
             program = self._program(name, self._stack.solo(name)) if name in self.tenants else self._bare
@@ -140,6 +143,13 @@ class Adapted(Shelves):
             y = part.new_empty(x.shape[0], *part.shape[1:]) if y is None else y
             y[rows] = part
         return y
+
+    def _mixed_program(self, samples: Samples) -> Program | None:
+        """One for all samples, if their adapters have one."""
+        stamp = (self._stack.version, torch.is_grad_enabled(), *samples.rows)
+        if self._mixed[0] != stamp:
+            self._mixed = stamp, build_mixed(self, self._stack, [name for name in samples.rows if name in self.tenants], learning=stamp[1])
+        return self._mixed[1]
 
     def _bare(self, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         return self.runner(x, *args, **kwargs)

@@ -8,13 +8,14 @@ When a map learns, the steps are nested: it sees all that lies below it as a fun
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.hosts.fused import fused
+from engine.hosts.fused import Group, fused, in_one, mixed
 from engine.hosts.gated import gated
 from engine.hosts.learning import learning_low_rank
 from engine.hosts.stack import LiveStack
@@ -29,26 +30,87 @@ Path = Callable[[Tensor, Tensor, Tensor | None], Tensor]      # (x, y, W0·x) �
 Inner = Callable[[Tensor], Tensor]                            # x → y of all that lies below in the stack
 
 
+class Voice:
+    """An adapter that is heard in a layer; what is dear to find out about it is found out once."""
+
+    def __init__(self, layer: "Adapted", name: str, learning: bool):
+        self.layer, self.name, self.learning, self.tenant = layer, name, learning, layer.tenants[name]
+        self.method, self.p = self.tenant.method, layer.all_tensors(name)
+
+    @cached_property
+    def factors(self) -> Factors | None:
+        return self.method.factors(self.p, self.tenant.config, self.tenant.site)
+
+    @cached_property
+    def gain(self) -> tuple[Tensor, Factors] | None:
+        """The gain as it is now, in float32 or better, without gradients; see `Method.gain`."""
+        if not self.method.needs_base or type(self.method).gain is Method.gain:
+            return None
+        p = {k: t.detach().to(torch.promote_types(t.dtype, torch.float32)) if t.is_floating_point() else t for k, t in self.p.items()}
+        return self.method.gain(p, self.tenant.config, self.tenant.site, self.layer.canonical())
+
+    @property
+    def turns(self) -> bool:
+        return isinstance(self.method, MapMethod)
+
+    @property
+    def routed(self) -> bool:
+        return isinstance(self.method, Routed)
+
+    @property
+    def fuses(self) -> bool:
+        """Whether it is frozen and has a low-rank form that is the quickest way to run it."""
+        if self.learning or self.turns or self.method.thrifty or any(t.requires_grad for t in self.p.values()):
+            return False
+        return self.factors is not None or self.layer._kept is None and self.gain is not None
+
+    @property
+    def cheap(self) -> bool:
+        """Whether it runs beside the base in far less than the layer's own time."""
+        return not self.turns and (self.method.light or self.method.only_bias or (not self.thick if self.factors is not None else self.gain is not None))
+
+    @property
+    def thick(self) -> bool:
+        """Whether its low-rank form is larger than what it holds itself, and so large that one dense weight is no dearer (LoHa: rank r²)."""
+        size, site = self.factors.A.numel() + self.factors.B.numel(), self.tenant.site
+        return self.precise and size > max(site.out * site.columns / 2, sum(t.numel() for t in self.p.values()))
+
+    @property
+    def precise(self) -> bool:
+        """Whether the layer's weight can take up an adapter's numbers without rounding them off."""
+        return not self.layer.host.packed and self.layer.pristine_weight.dtype in (torch.float32, torch.float64)
+
+    @property
+    def dense(self) -> bool:
+        """Whether all that it can do is to form ΔW, on a weight precise enough to take it up."""
+        method, config = self.method, self.tenant.config
+        plain = (not method.applies(config, self.tenant.site) and type(method).kept_outputs is Method.kept_outputs
+                 and not method.dropout(config) and not method.only_bias)
+        return self.precise and plain and not self.turns and self.factors is None and self.gain is None
+
+
 def build(layer: "Adapted", stack: LiveStack, learning: bool) -> Program:
     """The program for the present state of ``stack``; ``learning``: gradients are recorded."""
     heard = [name for name in stack.heard() if name in layer.tenants]
+    voices = [Voice(layer, name, learning) for name in heard]
     if not heard:
         return layer._bare
-    if not learning and not layer.host.packed and not any(_is_routed(layer, name) for name in heard) and not all(
-            _is_cheap(layer, name) for name in heard):
+    if not learning and not layer.host.packed and not any(v.routed for v in voices) and not all(v.cheap for v in voices):
         return _composed(layer, stack, heard)
-    if len(heard) == 1 and _is_dense(layer, heard[0]):
+    if len(voices) == 1 and voices[0].dense:
         return _learning_whole(layer, stack, heard)
-    if any(isinstance(layer.tenants[name].method, MapMethod) for name in heard):
-        return _nested(layer, stack, heard)
-    program = _beside(layer, stack, heard, learning)
+    if any(v.turns for v in voices):
+        return _nested(layer, stack, voices)
+    if all(v.fuses and BIAS not in v.p for v in voices):
+        return in_one(_group(layer, stack, voices))
+    program = _beside(layer, stack, voices)
     lean = learning_low_rank(layer, stack, heard[0], program) if learning and len(heard) == 1 else None
     return lean or program
 
 
-def _beside(layer: "Adapted", stack: LiveStack, heard: list[str], learning: bool) -> Program:
+def _beside(layer: "Adapted", stack: LiveStack, voices: list[Voice]) -> Program:
     """The base's own forward, and each path in turn."""
-    paths, needs_origin = _paths(layer, stack, heard, learning)
+    paths, needs_origin = _paths(layer, stack, voices)
     base = layer.runner
     if needs_origin:
         def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
@@ -71,61 +133,35 @@ def _beside(layer: "Adapted", stack: LiveStack, heard: list[str], learning: bool
     return program
 
 
-def _is_cheap(layer: "Adapted", name: str) -> bool:
-    """Whether the adapter runs beside the base in far less than the layer's own time."""
-    tenant, p = layer.tenants[name], layer.all_tensors(name)
-    if isinstance(tenant.method, MapMethod):
-        return False
-    costless = tenant.method.light or tenant.method.only_bias
-    return costless or tenant.method.factors(p, tenant.config, tenant.site) is not None or _has_gain(layer, name)
+def build_mixed(layer: "Adapted", stack: LiveStack, names: list[str], learning: bool) -> Program | None:
+    """The program for a batch whose samples each hear one of these adapters, or none; None where each needs a program of its own."""
+    voices = [Voice(layer, name, learning) for name in names]
+    together = voices and layer.site.kind == "linear" and all(v.fuses and v.factors is not None and BIAS not in v.p for v in voices)
+    return mixed(_group(layer, stack, voices)) if together else None
 
 
-def _is_routed(layer: "Adapted", name: str) -> bool:
-    return isinstance(layer.tenants[name].method, Routed)
+def _group(layer: "Adapted", stack: LiveStack, voices: list[Voice]) -> Group:
+    return Group(layer, stack, [(v.name, v.factors, None) if v.factors is not None else (v.name, v.gain[1], v.gain[0]) for v in voices])
 
 
-def _is_dense(layer: "Adapted", name: str) -> bool:
-    """Whether all that the adapter can do is to form ΔW, on a weight precise enough to take it up."""
-    tenant = layer.tenants[name]
-    method, exact = tenant.method, not layer.host.packed and layer.pristine_weight.dtype in (torch.float32, torch.float64)
-    plain = not method.applies(tenant.config, tenant.site) and type(method).kept_outputs is Method.kept_outputs and not method.dropout(tenant.config)
-    return (exact and plain and not method.only_bias and not isinstance(method, MapMethod) and not _has_gain(layer, name)
-            and method.factors(layer.all_tensors(name), tenant.config, tenant.site) is None)
-
-
-def _has_gain(layer: "Adapted", name: str) -> bool:
-    tenant = layer.tenants[name]
-    return tenant.method.needs_base and type(tenant.method).gain is not Method.gain and tenant.method.gain(
-        layer.all_tensors(name), tenant.config, tenant.site, layer.canonical()) is not None
-
-
-def _paths(layer: "Adapted", stack: LiveStack, heard: list[str], learning: bool) -> tuple[list[Path], bool]:
+def _paths(layer: "Adapted", stack: LiveStack, voices: list[Voice]) -> tuple[list[Path], bool]:
     """The paths in order, and whether any of them asks for the untouched weight's output."""
-    paths: list[Path] = []
-    group: list[str] = []
-    needs_origin = any(_has_gain(layer, name) for name in heard)
-    for name in heard:
-        tenant, p = layer.tenants[name], layer.all_tensors(name)
-        still = not learning and not any(t.requires_grad for t in p.values())
-        applies = type(tenant.method).apply is not Method.apply
-        low_rank = tenant.method.factors(p, tenant.config, tenant.site) is not None
-        if low_rank and still and not tenant.method.thrifty:
-            group.append(name)
-            paths += _own_bias(layer, stack, name)
-            continue
-        if group:
-            paths.append(fused(layer, stack, group, own_output=not needs_origin))
-            group = []
-        if low_rank and not (applies and (layer.training or tenant.method.thrifty)):
-            paths += [_low_rank(layer, stack, name), *_own_bias(layer, stack, name)]
-        elif isinstance(tenant.method, Router):
-            paths += [gated(layer, stack, name), *_own_bias(layer, stack, name)]
-        elif _has_gain(layer, name):
-            paths += [_gained(layer, stack, name, still), *_own_bias(layer, stack, name)]
+    group, others = [v for v in voices if v.fuses], [v for v in voices if not v.fuses]
+    needs_origin = any(v.gain is not None for v in others)
+    paths = [fused(_group(layer, stack, group), own_output=not needs_origin)] if group else []    # first: it may overwrite the base's output
+    for v in group:
+        paths += _own_bias(layer, stack, v.name)
+    for v in others:
+        applies = type(v.method).apply is not Method.apply
+        if v.factors is not None and not (applies and (layer.training or v.method.thrifty)):
+            paths += [_low_rank(layer, stack, v.name), *_own_bias(layer, stack, v.name)]
+        elif isinstance(v.method, Router):
+            paths += [gated(layer, stack, v.name), *_own_bias(layer, stack, v.name)]
+        elif v.gain is not None:
+            still = not v.learning and not any(t.requires_grad for t in v.p.values())
+            paths += [_gained(layer, stack, v, still), *_own_bias(layer, stack, v.name)]
         else:
-            paths.append(_applied(layer, stack, name))
-    if group:
-        paths.append(fused(layer, stack, group, own_output=not needs_origin))
+            paths.append(_applied(layer, stack, v.name))
     return paths, needs_origin
 
 
@@ -205,15 +241,15 @@ def _low_rank(layer: "Adapted", stack: LiveStack, name: str) -> Path:
     return path
 
 
-def _gained(layer: "Adapted", stack: LiveStack, name: str, still: bool) -> Path:
+def _gained(layer: "Adapted", stack: LiveStack, voice: Voice, still: bool) -> Path:
     """A delta that rescales the base's own output rows; when nothing learns, the gains are computed once."""
-    tenant, host, base = layer.tenants[name], layer.host, layer.base_layer
-    p, share = layer.all_tensors(name), tenant.method.dropout(tenant.config)
+    name, tenant, host, base = voice.name, voice.tenant, layer.host, layer.base_layer
+    p, share = voice.p, tenant.method.dropout(tenant.config)
 
     def gain() -> tuple[Tensor, Factors]:
         return tenant.method.gain(p, tenant.config, tenant.site, layer.canonical())
 
-    kept = gain() if still else None
+    kept = voice.gain if still else None
 
     def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
         g, f = kept or gain()
@@ -261,7 +297,7 @@ def _applied(layer: "Adapted", stack: LiveStack, name: str) -> Path:
 
 # --- maps that learn ---
 
-def _nested(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
+def _nested(layer: "Adapted", stack: LiveStack, voices: list[Voice]) -> Program:
     """Steps round one another, in the stack's order."""
     base = layer.runner
 
@@ -277,11 +313,12 @@ def _nested(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
         return lambda inner: lambda x: path(x, inner(x), None)
 
     steps: list[Callable[[Inner], Inner]] = []
-    for at, name in enumerate(heard):
-        if isinstance(layer.tenants[name].method, MapMethod):
-            steps += [_mapped(layer, stack, name, heard[:at]), *map(delta, _own_bias(layer, stack, name))]
+    for at, voice in enumerate(voices):
+        if voice.turns:
+            below = [v.name for v in voices[:at]]
+            steps += [_mapped(layer, stack, voice.name, below), *map(delta, _own_bias(layer, stack, voice.name))]
         else:
-            steps += [delta(path) for path in _paths(layer, stack, [name], learning=True)[0]]
+            steps += [delta(path) for path in _paths(layer, stack, [Voice(layer, voice.name, learning=True)])[0]]
     return program
 
 

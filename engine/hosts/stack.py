@@ -24,9 +24,24 @@ class Samples:
 
     def __init__(self, names: Sequence[str]):
         self.names = list(names)
+        self._scales: dict[tuple, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def even(self) -> int:
+        """The number of adapters, if each is heard by as many samples, one next to the other; otherwise 0."""
+        names = list(self.rows)
+        return len(names) if self.names == [name for name in names for _ in range(len(self) // len(names))] else 0
+
+    def scales(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """What each sample's ranks are multiplied by, ``(batch, 1, ranks)``: an adapter's scale where the sample hears it, otherwise 0."""
+        key = (layout, dtype, device)
+        if key not in self._scales:
+            rows = [[scale * (own == name) for name, rank, scale in layout for _ in range(rank)] for own in self.names]
+            self._scales[key] = torch.tensor(rows, dtype=dtype, device=device)[:, None]
+        return self._scales[key]
 
     @cached_property
     def rows(self) -> dict[str, Tensor]:
@@ -48,7 +63,7 @@ class LiveStack:
         self._replayed: dict[str, Any] = {}
         self._solos: dict[str, LiveStack] = {}
         self._strengths: dict[str, float] = {}
-        self._scales: dict[tuple, tuple[int, Tensor]] = {}
+        self._scales: dict[Layout, Scales] = {}
         self.version = 0                   # grows when order, membership, enabledness or merging changes
         self.tick = 0                      # grows when any strength changes
         self.enabled = True
@@ -127,13 +142,23 @@ class LiveStack:
             return []
         return [name for name, strength in self._strengths.items() if strength != 0 and name not in self.merged]
 
-    def scales(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """strength · scale repeated over each adapter's ranks, ``(sum of ranks,)``; computed once a tick for all layers alike."""
-        key = (layout, dtype, device)
-        tick, scales = self._scales.get(key, (-1, None))
-        if tick != self.tick:
-            tick = self.tick
-            values = [self._strengths[name] * scale for name, rank, scale in layout for _ in range(rank)]
+    def scales(self, layout: Iterable[tuple[str, int, float]]) -> "Scales":
+        """The strengths of neighbouring low-rank adapters; one object for all layers where they are the same."""
+        layout = tuple(layout)
+        return self._scales.setdefault(layout, Scales(self, layout))
+
+
+class Scales:
+    """strength · scale repeated over each adapter's ranks, ``(sum of ranks,)``: computed once a tick, whatever the number of layers."""
+
+    def __init__(self, stack: LiveStack, layout: Layout):
+        self.layout, self._stack = layout, stack
+        self._known: tuple[int, torch.dtype | None, torch.device | None, Tensor | None] = (-1, None, None, None)
+
+    def of(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        tick, known, where, scales = self._known
+        if tick != self._stack.tick or known is not dtype or where != device:
+            values = [self._stack.strength(name) * scale for name, rank, scale in self.layout for _ in range(rank)]
             scales = torch.tensor(values, dtype=dtype, device=device)
-            self._scales[key] = (tick, scales)
+            self._known = (self._stack.tick, dtype, device, scales)
         return scales
