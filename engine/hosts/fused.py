@@ -174,17 +174,29 @@ def mixed(group: Group) -> "Program | None":
     if group.biases:
         return None
     count, rank, alike = len(layout), layout[0][1], len({(rank, scale) for _, rank, scale in layout}) == 1
+    blocks: dict[torch.dtype, tuple[Tensor, Tensor]] = {}     # A (adapters, rank, columns) and B (adapters, rank, out), where all have one rank
+
+    def evenly(x: Tensor, y: Tensor) -> Tensor:
+        """A block of the batch for each adapter."""
+        dtype = y.dtype
+        if dtype not in blocks:
+            A, B = pair.of(dtype)
+            blocks[dtype] = A.view(count, rank, -1), B.t().view(count, rank, -1)
+        A, B = blocks[dtype]
+        x = x.reshape(count, -1, A.shape[2])
+        h = torch.bmm(x, A.mT) if x.shape[1] > 1 else torch.bmm(A, x.mT).mT
+        y.view(count, -1, B.shape[2]).baddbmm_(h, B, alpha=layout[0][2])
+        return y
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         y, samples = runner(x, *args, **kwargs), stack.samples
         y = y.clone() if base._forward_hooks else y
-        x = x.to(y.dtype)
+        x = x if x.dtype is y.dtype else x.to(y.dtype)
+        if alike and samples.even == count:
+            return evenly(x, y)
         A, B = pair.of(y.dtype)
-        rows, columns, out = x.numel() // x.shape[-1], x.shape[-1], y.shape[-1]
-        if alike and samples.even == count:                   # a block of the batch for each
-            h = torch.bmm(x.reshape(count, -1, columns), A.view(count, rank, columns).transpose(1, 2))
-            y.view(count, -1, out).baddbmm_(h, B.t().view(count, rank, out), alpha=layout[0][2])
-        elif rows <= SHORT:                                   # all adapters for all, and what a sample does not hear times 0
+        rows, out = x.numel() // x.shape[-1], y.shape[-1]
+        if rows <= SHORT:                                     # all adapters for all, and what a sample does not hear times 0
             h = F.linear(x, A).view(len(samples), -1, group.ranks).mul_(samples.scales(layout, y.dtype, y.device))
             y.view(rows, out).addmm_(h.view(rows, group.ranks), B.t())
         else:
