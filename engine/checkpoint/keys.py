@@ -29,7 +29,7 @@ def strip(key: str) -> str:
 
 def split(key: str, paths: Container[str], shared: Container[str] = ()) -> tuple[str, str] | None:
     """(module path, tensor name) of a key, where the path is one of ``paths`` (the deepest that fits) or "" for a ``shared`` tensor; else None."""
-    bare = _NOISE.sub("", key)
+    bare = _NOISE.sub("", key) if "_orig_mod." in key or "_fsdp_" in key else key
     if (name := bare.removeprefix(SHARED_PREFIX)) in shared:
         return "", name
     for prefix in (PREFIX, SHARED_PREFIX) if bare.startswith(SHARED_PREFIX) else ("",):     # beside a prompt, modules have the short one

@@ -14,8 +14,9 @@ from engine.errors import BadAdapter, WrongBase
 from engine.checkpoint.keys import file_key, sort_by_site
 from engine.checkpoint.pickle_reader import read_pickled_tensors
 from engine.checkpoint.report import LoadReport
-from engine.methods.base import Method, PeftConfig, Site, Tensors, TensorSpec
-from engine.store.headers import read_header
+from engine.methods.base import Method, Site, Tensors, TensorSpec
+from engine.methods.registry import config_class
+from engine.store.headers import Header, TensorEntry, read_header
 from engine.store.hub import OLD_WEIGHTS, WEIGHTS, locate
 from engine.store.library import read_json
 
@@ -31,15 +32,16 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise BadAdapter(f"Can't find weights for {folder.name}.", f"{WEIGHTS} is missing.", "Get the adapter again, in safetensors format.")
     header = read_header(path, BadAdapter)
-    if strange := sorted({t.dtype for t in header.tensors.values()} - _DTYPES.keys()):
+    if strange := sorted(_kinds(header) - _DTYPES.keys()):
         raise BadAdapter(f"The adapter {folder.name} holds numbers of the kind {', '.join(strange)}.", "This version cannot use them.",
                          "Get the adapter in 16 or 32 bit.")
-    data = torch.empty(max((t.end for t in header.tensors.values()), default=0), dtype=torch.uint8)
+    whole = torch.empty(max((t.end for t in header.tensors.values()), default=0), dtype=torch.uint8)
     with open(path, "rb") as file:
         file.seek(header.data_start)
-        if file.readinto(data.numpy()) != data.numel():
+        if file.readinto(whole.numpy()) != whole.numel():
             raise BadAdapter(f"The adapter {folder.name} changed while it was read.", do="Try again.")
-    return {name: _view(data, t.start, t.end, _DTYPES[t.dtype]).view(t.shape) for name, t in header.tensors.items()}
+    as_dtype = {dtype: whole[:len(whole) // dtype.itemsize * dtype.itemsize].view(dtype) for dtype in map(_DTYPES.get, _kinds(header))}
+    return {name: _view(whole, as_dtype[_DTYPES[t.dtype]], t) for name, t in header.tensors.items()}
 
 
 def rename(tensors: dict[str, Tensor], key_mapping: Mapping[str, str] | None) -> dict[str, Tensor]:
@@ -64,13 +66,22 @@ def load_peft_weights(model_id: Path | str, device: str | torch.device | None = 
     return {key: tensor.to(device or "cpu") for key, tensor in found.items()}
 
 
-def _view(data: Tensor, start: int, end: int, dtype: torch.dtype) -> Tensor:
-    piece = data[start:end]
-    return (piece if start % dtype.itemsize == 0 else piece.clone()).view(dtype)
+def _kinds(header: Header) -> set[str]:
+    return {t.dtype for t in header.tensors.values()}
+
+
+def _view(whole: Tensor, typed: Tensor, entry: TensorEntry) -> Tensor:
+    """A tensor where it lies in the file; ``typed`` is the ``whole`` of the bytes in its dtype."""
+    size = typed.dtype.itemsize
+    if entry.start % size:
+        return whole[entry.start:entry.end].clone().view(typed.dtype).view(entry.shape)
+    return typed[entry.start // size:entry.end // size].view(entry.shape)
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise `BadAdapter` if a value is no number. One pass without temporaries: such a value shows in the extremes."""
+    if _are_one_sound_file(list(tensors.values())):
+        return
     unsound = [key for key, t in tensors.items() if t.is_floating_point() and t.numel()
                and not torch.isfinite(torch.stack(torch.aminmax(t))).all()]
     if unsound:
@@ -78,9 +89,22 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
                          "Train it again with a lower learning speed, or get it again.", details="\n".join(unsound[:50]))
 
 
+def _are_one_sound_file(tensors: list[Tensor]) -> bool:
+    """Whether all lie in one block of memory that holds nothing but numbers of one kind: then a single look at it is enough."""
+    storages, dtypes = {t.untyped_storage().data_ptr() for t in tensors}, {t.dtype for t in tensors}
+    if len(storages) != 1 or len(dtypes) != 1 or not tensors[0].is_floating_point():
+        return False
+    storage, dtype = tensors[0].untyped_storage(), tensors[0].dtype
+    if storage.nbytes() % dtype.itemsize or not storage.nbytes():
+        return False
+    block = torch.empty(0, dtype=dtype, device=tensors[0].device).set_(storage)
+    return bool(torch.isfinite(torch.stack(torch.aminmax(block))).all())
+
+
 def unknown_settings(folder: Path) -> list[str]:
     """Settings in an adapter's config that this version does not know (of a newer PEFT, most likely)."""
-    return PeftConfig.from_pretrained(folder).unknown_keys(read_json(folder / "adapter_config.json", BadAdapter))
+    data = read_json(folder / "adapter_config.json", BadAdapter)
+    return config_class(data.get("peft_type")).unknown_keys(data)
 
 
 class Place(Protocol):
@@ -89,6 +113,7 @@ class Place(Protocol):
     method: Method
     config: Any
     site: Site
+    specs: Mapping[str, TensorSpec]
 
 
 def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mapping[str, TensorSpec],
@@ -125,7 +150,7 @@ def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mappi
     for path in at:
         place, in_file = places[at[path]], sites.get(path, {})
         before = list(in_file)
-        take(path, place.method.decode(in_file, place.config, place.site), place.method.tensors(place.config, place.site))
+        take(path, place.method.decode(in_file, place.config, place.site), place.specs)
         loaded += [origin[path, name] for name in before if name not in in_file]
     loaded += [origin["", name] for name in sites.pop("", {})]
     loaded = [key for key in loaded if key not in {origin.get(place) for place in unfit}]

@@ -18,7 +18,7 @@ from engine.hosts.host import Host
 from engine.hosts.program import Program, build, build_mixed
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack, Samples
-from engine.methods.base import MapMethod, Method, Site, Tensors
+from engine.methods.base import MapMethod, Method, Site, Tensors, TensorSpec
 from engine.hosts.beside import BIAS
 
 
@@ -39,6 +39,11 @@ class Tenant:
     shared: Tensors = field(default_factory=dict)
     fresh: frozenset[str] = frozenset()    # tensors that begin at W0, where W0 was not there yet (streaming merges)
     adrift: bool = False                   # shared tensors begin at weights that were not there: this tenant cannot be composed
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Its tensors."""
+        return self.method.tensors(self.config, self.site)
 
 
 class Adapted(Shelves):

@@ -330,7 +330,7 @@ def _mapped(layer: "Adapted", stack: LiveStack, name: str, below: list[str]) -> 
 
     def matrices() -> tuple[Tensor, Tensor | None]:
         """Weight and bias of what lies below. What depends on the input has neither; it sits on linear layers, where only the bias is asked for."""
-        return layer.on_present([name for name in below if not _is_routed(layer, name)], stack)
+        return layer.on_present([name for name in below if not isinstance(layer.tenants[name].method, Routed)], stack)
 
     def out(y: Tensor, p: Tensors) -> Tensor:
         b = None if turns_bias else matrices()[1] if below else host.bias_of(layer.bare)       # alone it asks nobody for the weight

@@ -94,10 +94,8 @@ class Slot(_Steady):
             if first not in self._modules:
                 self.add_module(first, Slot())
             self._modules[first].put(rest, tensor)
-        elif isinstance(tensor, nn.Parameter):
-            self.register_parameter(first, tensor)
-        else:
-            self.register_buffer(first, tensor)
+        else:                              # what `register_parameter` and `register_buffer` do, without their checks of the name
+            (self._parameters if isinstance(tensor, nn.Parameter) else self._buffers)[first] = tensor
 
     def read(self, prefix: str, found: Tensors) -> None:
         """Add all tensors to ``found``, by their dotted names."""
@@ -117,10 +115,10 @@ class Shelves(nn.Module):
         for key, tensor in tensors.items():
             kind, _, leaf = key.partition(".")
             if leaf:
-                shelf = self._shelf(kind, nn.ModuleDict)
-                if name not in shelf:
-                    shelf[name] = Slot()
-                shelf[name].put(leaf, tensor)
+                slots = self._shelf(kind, nn.ModuleDict)._modules
+                if name not in slots:
+                    slots[name] = Slot()
+                slots[name].put(leaf, tensor)
             else:
                 self._shelf(kind, nn.ParameterDict if isinstance(tensor, nn.Parameter) else Fixed)[name] = tensor
 

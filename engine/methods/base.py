@@ -64,6 +64,12 @@ class Site:
         """Module path in the adapter's file."""
         return self.file or self.path
 
+    def among(self, peers: tuple["Site", ...], index: int) -> "Site":
+        """The same site with its peers: `dataclasses.replace` in a tenth of the time, for thousands of layers."""
+        placed = object.__new__(Site)
+        placed.__dict__.update(self.__dict__, peers=peers, index=index)
+        return placed
+
 
 Init = Callable[[Tensor], None]
 
@@ -374,10 +380,9 @@ def kaiming_uniform(tensor: Tensor) -> None:
     """The init of `torch.nn.Linear` (a = √5); consumes the global random stream exactly as PEFT does."""
     if 0 in tensor.shape:
         return
-    std = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2)) / math.sqrt(tensor[0].numel())
+    std = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2)) / math.sqrt(math.prod(tensor.shape[1:]))
     bound = math.sqrt(3.0) * std           # as torch rounds it, without its checks, which cost more than the numbers
-    with torch.no_grad():
-        tensor.uniform_(-bound, bound)
+    tensor.detach().uniform_(-bound, bound)
 
 
 # --- what is random but frozen: made again from a seed, the same as in PEFT ---

@@ -173,19 +173,17 @@ class Lora(Method):
         shape_a, shape_b = (rank * site.experts, channels, *site.kernel), (site.out // site.experts, rank * site.experts // site.groups, *ones)
 
         def start_a(A: Tensor) -> None:
-            kaiming_uniform(A)
             if cfg.init_lora_weights is False:
-                return
-            kaiming_uniform(torch.empty(shape_b))             # PEFT draws A and B once before it draws A for good:
-            if cfg.lora_bias:                                 # the same seed must give the same adapter
-                torch.empty(site.out).uniform_()
+                return kaiming_uniform(A)
+            # PEFT draws A and B (and its bias) once before it draws A for good: the same seed must give the same adapter
+            torch.empty(A.numel() + math.prod(shape_b) + site.out * cfg.lora_bias).uniform_()
             if cfg.init_lora_weights == "gaussian":
                 torch.nn.init.normal_(A, std=1 / rank)
             elif cfg.init_lora_weights is True:
                 kaiming_uniform(A)
 
         table = {"lora_A.weight": TensorSpec(shape_a, start_a),
-                 "lora_B.weight": TensorSpec(shape_b, kaiming_uniform if cfg.init_lora_weights is False else torch.nn.init.zeros_)}
+                 "lora_B.weight": TensorSpec(shape_b, kaiming_uniform if cfg.init_lora_weights is False else Tensor.zero_)}
         if cfg.lora_bias:
             table["lora_B.bias"] = TensorSpec((site.out,), torch.nn.init.zeros_)
         return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,11 +35,16 @@ class Placement:
     site: Site
     twin: str = ""                         # path of the layer of this adapter whose tensors it uses, as the two share a weight
 
+    @cached_property
+    def specs(self) -> dict[str, TensorSpec]:
+        """The adapter's tensors at this layer."""
+        return self.method.tensors(self.config, self.site)
+
 
 def placements(targets: Sequence[Target], method: Method, config: TargetedConfig) -> list[Placement]:
     """The same method on all these layers."""
     peers = tuple(t.site for t in targets)
-    return [Placement(t, method, config, dataclasses.replace(t.site, peers=peers, index=i)) for i, t in enumerate(targets)]
+    return [Placement(t, method, config, t.site.among(peers, i)) for i, t in enumerate(targets)]
 
 
 def check_name(name: str) -> None:
@@ -47,6 +53,7 @@ def check_name(name: str) -> None:
         raise ValueError(f"An adapter cannot be named {name!r}: the name must not be empty, hold a dot or be a reserved word.")
 
 
+@torch.no_grad()
 def inject(tuner: "Tuner", name: str, placed: Sequence[Placement], *, trainable: bool, given: Given | None = None,
            autocast: bool = True, device: torch.device | None = None) -> None:
     """Add one adapter to the tuner's model in place.
@@ -70,7 +77,7 @@ def inject(tuner: "Tuner", name: str, placed: Sequence[Placement], *, trainable:
         tenant = Tenant(place.method, place.config, place.site, {**shared, **lent} if lent else shared, adrift=adrift)
         if target.in_vain is not None and not known:
             _made(place.method.tensors(place.config, target.in_vain), {}, False, torch.float32, device or torch.device("cpu"))
-        ready.append((target.path, layer, known, *_tensors(tenant, layer, given.get(target.path, {}), trainable, autocast, device)))
+        ready.append((target.path, layer, known, *_tensors(tenant, place.specs, layer, given.get(target.path, {}), trainable, autocast, device)))
         made[target.path] = ready[-1][-1]
     if shared:                             # nothing below can fail
         tuner.put(name, shared)
@@ -95,11 +102,10 @@ def _shared(placed: Sequence[Placement], given: Tensors, trainable: bool, autoca
                 if fresh and device is None and type(group[0].method).start_shared is not Method.start_shared]
     if starting and first.is_meta:
         return made, True
-    with torch.no_grad():
-        for group in starting:
-            weights = {p.site: p.target for p in group}
-            group[0].method.start_shared(made, group[0].config, [p.site for p in group],
-                                         lambda site, weights=weights: _exact(_weight(weights[site])), fresh)
+    for group in starting:
+        weights = {p.site: p.target for p in group}
+        group[0].method.start_shared(made, group[0].config, [p.site for p in group],
+                                     lambda site, weights=weights: _exact(_weight(weights[site])), fresh)
     return made, False
 
 
@@ -128,22 +134,19 @@ def _here(weight: Tensor) -> torch.device:
     return torch.device("cpu") if weight.is_meta else weight.device
 
 
-def _tensors(tenant: Tenant, layer: Adapted | Replaced, given: Tensors, trainable: bool, autocast: bool,
+def _tensors(tenant: Tenant, specs: Mapping[str, TensorSpec], layer: Adapted | Replaced, given: Tensors, trainable: bool, autocast: bool,
              device: torch.device | None) -> tuple[Tenant, Tensors]:
     """One adapter's tensors at one layer: given ones as they are, the rest initialised."""
     method, weight = tenant.method, layer.like
-    specs = method.tensors(tenant.config, tenant.site)
     made = _made(specs, given, trainable, _dtype(weight, autocast), device or _here(weight))
     fresh = frozenset(specs.keys() - given.keys())
     if fresh and (device is None or device.type != "meta") and (method.starts_from_base(tenant.config) or BIAS in fresh):
         if weight.is_meta:
             return dataclasses.replace(tenant, fresh=fresh), made
-        with torch.no_grad():
-            layer.begin(tenant, {**tenant.shared, **made}, fresh)
+        layer.begin(tenant, {**tenant.shared, **made}, fresh)
     return tenant, made
 
 
-@torch.no_grad()
 def _made(specs: Mapping[str, TensorSpec], given: Tensors, trainable: bool, dtype: torch.dtype, device: torch.device) -> Tensors:
     made: Tensors = {}
     for tensor in given.values():          # what is made again beside tensors from a file is no coarser than they are
@@ -159,7 +162,8 @@ def _made(specs: Mapping[str, TensorSpec], given: Tensors, trainable: bool, dtyp
         else:
             tensor = torch.empty(spec.shape, dtype=spec.dtype)
             spec.init(tensor)
-            tensor = tensor.to(device, kind)
+            if kind is not spec.dtype or device.type != "cpu":
+                tensor = tensor.to(device, kind)
         learns = spec.trainable and tensor.is_floating_point()
         made[key] = nn.Parameter(tensor, requires_grad=trainable) if learns else tensor
     return made

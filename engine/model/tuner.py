@@ -6,6 +6,7 @@ Four things are independent of one another: which adapters are *active* (the sta
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -120,7 +121,7 @@ class Tuner(TrainingHooks, Shelves):
         check_name(name)
         if name in self.peft_config:
             raise ValueError(f"Adapter with name {name} already exists.")
-        with ExitStack() as failing:
+        with collector_at_rest(), ExitStack() as failing:
             self._replicate(config, failing)
             method, config = law(config), with_heads(config, heads)
             planned, report = self.plan(method, config), LoadReport()
@@ -356,6 +357,18 @@ def tuner_of(model: nn.Module) -> "Tuner | LoneTuner | None":
             return model.__dict__[AT]
         model = model._modules.get("module", model._modules.get("_orig_mod"))
     return None
+
+
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """Inside the block Python's collector does not run: thousands of new objects, all of which stay, would make it search the whole program."""
+    ran = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if ran:
+            gc.enable()
 
 
 def _set_training(tensors: Tensors, specs: Mapping[str, TensorSpec], trains: bool) -> None:
