@@ -67,7 +67,8 @@ class Voice:
     @property
     def cheap(self) -> bool:
         """Whether it runs beside the base in far less than the layer's own time."""
-        return not self.turns and (self.method.light or self.method.only_bias or (not self.thick if self.factors is not None else self.gain is not None))
+        costless = self.method.light or self.method.only_bias
+        return not self.turns and (costless or (self.gain is not None if self.factors is None else not self.thick))
 
     @property
     def thick(self) -> bool:
