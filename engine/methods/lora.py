@@ -173,10 +173,12 @@ class Lora(Method):
         shape_a, shape_b = (rank * site.experts, channels, *site.kernel), (site.out // site.experts, rank * site.experts // site.groups, *ones)
 
         def start_a(A: Tensor) -> None:
-            if cfg.init_lora_weights is False:
-                return kaiming_uniform(A)
             # PEFT draws A and B (and its bias) once before it draws A for good: the same seed must give the same adapter
-            torch.empty(A.numel() + math.prod(shape_b) + site.out * cfg.lora_bias).uniform_()
+            again = cfg.init_lora_weights in (True, "gaussian")
+            if not again:
+                kaiming_uniform(A)
+            if cfg.init_lora_weights is not False:
+                torch.empty(A.numel() * again + math.prod(shape_b) + site.out * cfg.lora_bias).uniform_()
             if cfg.init_lora_weights == "gaussian":
                 torch.nn.init.normal_(A, std=1 / rank)
             elif cfg.init_lora_weights is True:
