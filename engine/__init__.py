@@ -8,7 +8,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "engine.methods.base": ("PeftConfig",),
+    "engine.law": ("PeftConfig",),
     "engine.methods.lora": ("LoraConfig",),
     "engine.methods.lora_settings": ("ArrowConfig", "BdLoraConfig", "CordaConfig", "EvaConfig", "KasaConfig", "LoftQConfig", "LoraGAConfig",
                                      "LoraRuntimeConfig", "MontecloraConfig", "VeloraConfig"),

@@ -102,7 +102,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_used():
 
 def test_methods_are_only_maths():
     """A method knows what the methods share, and nothing of hosts, models or another method."""
-    shared = {"engine.methods.base", "engine.methods.prompt", "engine.methods.registry", "engine.methods.factors",
+    shared = {"engine.law", "engine.methods.prompt", "engine.methods.registry", "engine.methods.factors",
               "engine.methods.lora_settings"}
     files = [p for p in SOURCE if within(p, "engine.methods")]
     methods = {f"engine.methods.{p.stem}" for p in files} - shared - {"engine.methods.__init__"}

@@ -22,7 +22,7 @@ from engine.checkpoint.load import load_peft_weights, match
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.shared import shared_specs
 from engine.hosts.adapted import Tenant
-from engine.methods.base import PeftConfig, Site, Tensors
+from engine.law import PeftConfig, Site, Tensors
 from engine.methods.lora import LoraConfig
 from engine.methods.registry import law
 from engine.model.tuner import Tuner, tuner_of

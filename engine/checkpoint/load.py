@@ -14,7 +14,7 @@ from engine.errors import BadAdapter, WrongBase
 from engine.checkpoint.keys import file_key, sort_by_site
 from engine.checkpoint.pickle_reader import read_pickled_tensors
 from engine.checkpoint.report import LoadReport
-from engine.methods.base import Method, Site, Tensors, TensorSpec
+from engine.law import Method, Site, Tensors, TensorSpec
 from engine.methods.registry import config_class
 from engine.store.headers import Header, TensorEntry, read_header
 from engine.store.hub import OLD_WEIGHTS, WEIGHTS, locate

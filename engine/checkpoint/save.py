@@ -16,7 +16,7 @@ from engine.checkpoint.keys import file_key
 from engine.checkpoint.load import locate, read_tensors
 from engine.checkpoint.shared import shared_specs
 from engine.hosts.adapted import Tenant
-from engine.methods.base import Method, PeftConfig, Tensors
+from engine.law import Method, PeftConfig, Tensors
 from engine.model.embeddings import embeddings_to_save
 from engine.model.lone import LoneTuner
 from engine.model.tuner import Tuner, tuner_of

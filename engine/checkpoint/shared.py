@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from engine.checkpoint.load import Place
-from engine.methods.base import TensorSpec
+from engine.law import TensorSpec
 
 
 def by_law(places: Iterable[Place]) -> list[list[Place]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.compat.names import PeftType, TaskType, lookup
 from engine.configs import FORMAT_VERSION as __version__
-from engine.methods.base import PeftConfig
+from engine.law import PeftConfig
 from engine.methods.prompt import PromptLearningConfig
 
 PeftConfigMixin = PeftConfig

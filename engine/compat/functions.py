@@ -15,7 +15,7 @@ from engine.checkpoint import state
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import write_adapter
 from engine.hosts.adapted import Adapted, unwrapped
-from engine.methods.base import PeftConfig
+from engine.law import PeftConfig
 from engine.mix import to_lora
 from engine.model import status
 from engine.model.mixed import PeftMixedModel

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from engine.compat.configs import as_sets
-from engine.methods.base import TargetedConfig
+from engine.law import TargetedConfig
 from engine.methods.registry import method
 from engine.model.lone import LoneTuner
 from engine.model.peft_model import PeftModel

@@ -18,7 +18,7 @@ from engine.hosts.host import Host
 from engine.hosts.program import Program, build, build_mixed
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack, Samples
-from engine.methods.base import MapMethod, Method, Site, Tensors, TensorSpec
+from engine.law import MapMethod, Method, Site, Tensors, TensorSpec
 from engine.hosts.beside import BIAS
 
 

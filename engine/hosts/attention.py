@@ -16,7 +16,7 @@ from engine.hosts.host import host_of
 from engine.hosts.parameter import ParameterLayout, Read
 from engine.hosts.quantized.adapted import AdaptedQuantized
 from engine.hosts.quantized.protocol import backend_of
-from engine.methods.base import Site
+from engine.law import Site
 
 IN, OUT = "in_proj_weight", "out_proj"
 IN_LAYOUT = ParameterLayout(IN, bias="in_proj_bias")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, Whole
+from engine.law import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, Whole
 
 BIAS, WEIGHT = "own.bias", "own.weight"
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.hosts.host import Host
-from engine.methods.base import Site
+from engine.law import Site
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.hosts.host import Host
-from engine.methods.base import Site
+from engine.law import Site
 
 
 class EmbeddingHost(Host):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.hosts.stack import LiveStack
-from engine.methods.base import Factors
+from engine.law import Factors
 
 if TYPE_CHECKING:
     from engine.hosts.adapted import Adapted

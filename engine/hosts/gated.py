@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.hosts.stack import LiveStack
-from engine.methods.base import Factors, Gate, Run
+from engine.law import Factors, Gate, Run
 
 if TYPE_CHECKING:
     from engine.hosts.adapted import Adapted

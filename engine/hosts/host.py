@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from engine.methods.base import Site
+from engine.law import Site
 
 
 class Layout(ABC):

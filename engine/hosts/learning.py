@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.hosts.recompute import Origin
-from engine.methods.base import MapMethod, Method
+from engine.law import MapMethod, Method
 from engine.hosts.beside import BIAS
 
 if TYPE_CHECKING:

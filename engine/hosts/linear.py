@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from engine.hosts.host import Host
-from engine.methods.base import Site
+from engine.law import Site
 
 
 class LinearHost(Host):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine.hosts.adapted import Adapted, unwrapped
 from engine.hosts.host import Layout
-from engine.methods.base import MapMethod, Method, Site, Tensors
+from engine.law import MapMethod, Method, Site, Tensors
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from engine.hosts.fused import Group, fused, in_one, mixed
 from engine.hosts.gated import gated
 from engine.hosts.learning import learning_low_rank
 from engine.hosts.stack import LiveStack
-from engine.methods.base import Factors, MapMethod, Method, Routed, Router, Run, Tensors
+from engine.law import Factors, MapMethod, Method, Routed, Router, Run, Tensors
 from engine.hosts.beside import BIAS, own_bias
 
 if TYPE_CHECKING:

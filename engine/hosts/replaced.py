@@ -17,7 +17,7 @@ from torch.func import functional_call
 from engine.hosts.adapted import Adapted, Tenant, unwrapped
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack
-from engine.methods.base import Leaf, Site, Tensors
+from engine.law import Leaf, Site, Tensors
 from engine.hosts.beside import WholeBias
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)     # they have no forward that could be replaced

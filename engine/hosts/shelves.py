@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.methods.base import Tensors
+from engine.law import Tensors
 
 
 class _Steady(nn.Module):

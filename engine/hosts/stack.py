@@ -54,7 +54,7 @@ class LiveStack:
 
     Attributes:
         samples: if set, each sample of the batch is heard through its own adapter instead of the stack.
-        extras: arguments of the present call that are meant for adapters (see `engine.methods.base.Run`).
+        extras: arguments of the present call that are meant for adapters (see `engine.law.Run`).
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from engine.bases.load import check_folder
 from engine.errors import BadModel, UnsupportedLayer
 from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced
-from engine.methods.base import MapMethod, Method
+from engine.law import MapMethod, Method
 from engine.hosts.beside import BIAS, Still
 from engine.merge.shards import SAFE, TORCH, plan_entries
 from engine.mix.stack import StackOnBase

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec
+from engine.law import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec
 from engine.schedules.adalora import RankSchedule, orthogonality
 from engine.specs.fields import knob
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import WrongBase
-from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, check_places
+from engine.law import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, check_places
 from engine.schedules.adamss import SubspaceSchedule
 from engine.specs.fields import knob
 

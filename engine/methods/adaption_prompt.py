@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import PeftConfig, TensorSpec
+from engine.law import PeftConfig, TensorSpec
 from engine.specs.fields import knob
 
 TOKENS, GATE = "adaption_prompt", "adaption_gate"

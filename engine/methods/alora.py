@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.methods.base import PeftConfig, Routed, Run, Site, Tensors, Variant
+from engine.law import PeftConfig, Routed, Run, Site, Tensors, Variant
 
 
 class Activated(Routed, Variant):

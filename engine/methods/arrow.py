@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Gate, Router, Run, Site, Tensors, Variant
+from engine.law import Factors, Gate, Router, Run, Site, Tensors, Variant
 
 GENERAL = re.compile(r"gks_\d+")           # names of general adapters, as PEFT gives them
 

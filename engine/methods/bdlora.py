@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Site, Tensors, TensorSpec, Variant
+from engine.law import Factors, Site, Tensors, TensorSpec, Variant
 
 A, B = "lora_A.weight", "lora_B.weight"
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Method, Site, TargetedConfig, Tensors, TensorSpec
+from engine.law import Method, Site, TargetedConfig, Tensors, TensorSpec
 from engine.specs.fields import knob
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import MapMethod, Site, TargetedConfig, Tensors, TensorSpec
+from engine.law import MapMethod, Site, TargetedConfig, Tensors, TensorSpec
 from engine.specs.fields import knob
 
 

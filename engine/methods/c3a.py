@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Init, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, by_pattern
+from engine.law import Init, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, by_pattern
 from engine.specs.fields import knob
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Method, Site, Tensors, TensorSpec
+from engine.law import Factors, Method, Site, Tensors, TensorSpec
 
 MAGNITUDE = "lora_magnitude_vector.weight"
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Method, Run, Site, TargetedConfig, Tensors, TensorSpec, by_pattern, random_places
+from engine.law import Method, Run, Site, TargetedConfig, Tensors, TensorSpec, by_pattern, random_places
 from engine.specs.fields import knob
 
 

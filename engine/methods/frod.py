@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import UnsupportedLayer
-from engine.methods.base import Method, Run, Site, TargetedConfig, Tensors, TensorSpec
+from engine.law import Method, Run, Site, TargetedConfig, Tensors, TensorSpec
 from engine.numerics.frames import common_frame, off_diagonal
 from engine.specs.fields import knob
 

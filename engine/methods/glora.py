@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Init, Method, Site, TargetedConfig, Tensors, TensorSpec, kaiming_uniform
+from engine.law import Init, Method, Site, TargetedConfig, Tensors, TensorSpec, kaiming_uniform
 from engine.specs.fields import knob
 
 _FORMS = {"config_A_B": ("lora", "vector", "constant", "none"), "config_C": ("lora", "vector", "none"),

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, kaiming_uniform
+from engine.law import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, kaiming_uniform
 from engine.specs.fields import knob
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import MapMethod, Site, TargetedConfig, Tensors, TensorSpec, kaiming_uniform
+from engine.law import MapMethod, Site, TargetedConfig, Tensors, TensorSpec, kaiming_uniform
 from engine.specs.fields import knob
 
 

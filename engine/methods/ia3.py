@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import MapMethod, Site, TargetedConfig, Tensors, TensorSpec
+from engine.law import MapMethod, Site, TargetedConfig, Tensors, TensorSpec
 from engine.specs.fields import knob
 
 # by model family: (target_modules, of these the feed-forward ones), as PEFT chooses where they are left open

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Site, Tensors, TensorSpec, Variant
+from engine.law import Factors, Site, Tensors, TensorSpec, Variant
 
 DIAGONAL, CUT_U, CUT_V = "lora_diag", "lora_cut_U", "lora_cut_V"
 

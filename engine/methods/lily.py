@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.methods.base import Routed, Run, Site, TargetedConfig, Tensors, TensorSpec, kaiming_uniform
+from engine.law import Routed, Run, Site, TargetedConfig, Tensors, TensorSpec, kaiming_uniform
 from engine.specs.fields import knob
 
 A, B, ROUTER = "lily_A.weight", "lily_B.weight", "lily_router.weight"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from engine.methods.base import TargetedConfig, Whole
+from engine.law import TargetedConfig, Whole
 
 # by model family: the norms that learn where `target_modules` is left open, as PEFT chooses
 _BEFORE_AND_AFTER = ["input_layernorm", "post_attention_layernorm", "norm"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.methods.base import Site, Tensors, TensorSpec, Variant
+from engine.law import Site, Tensors, TensorSpec, Variant
 from engine.numerics.quantize import decompose
 
 LOST = "lora_loftq.weight"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.methods.base import Site, TensorSpec, Variant
+from engine.law import Site, TensorSpec, Variant
 
 A, B = "lora_A.weight", "lora_B.weight"
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.methods.base import Site, Tensors, TensorSpec, Variant
+from engine.law import Site, Tensors, TensorSpec, Variant
 
 
 class Mica(Variant):

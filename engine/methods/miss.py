@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.methods.base import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, kaiming_uniform
+from engine.law import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, kaiming_uniform
 from engine.specs.fields import knob
 
 

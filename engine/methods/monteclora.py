@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.methods.base import Run, Site, Tensors, TensorSpec, Variant
+from engine.law import Run, Site, Tensors, TensorSpec, Variant
 
 SAMPLER = "lora_monteclora_sampler"
 SPREAD, SHARES = f"{SAMPLER}.std_prior", f"{SAMPLER}.expert_weights_prior"      # both as logarithms

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from engine.methods.base import Tensors
+from engine.law import Tensors
 from engine.methods.prompt import PROMPT, BasePromptEncoder, PromptMethod, WordPromptConfig, table, word_rows
 from engine.specs.fields import knob
 

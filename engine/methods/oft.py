@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import MapMethod, Site, TargetedConfig, Tensors, TensorSpec
+from engine.law import MapMethod, Site, TargetedConfig, Tensors, TensorSpec
 from engine.specs.fields import knob
 
 

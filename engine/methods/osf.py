@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Method, Site, TargetedConfig, Tensors, TensorSpec
+from engine.law import Method, Site, TargetedConfig, Tensors, TensorSpec
 from engine.specs.fields import knob
 
 U, S, V = "osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low"

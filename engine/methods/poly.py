@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import RelaxedBernoulli
 
-from engine.methods.base import Routed, Run, Site, TargetedConfig, Tensors, TensorSpec, kaiming_uniform
+from engine.law import Routed, Run, Site, TargetedConfig, Tensors, TensorSpec, kaiming_uniform
 from engine.specs.fields import knob
 
 A, B, LOGITS = "poly_lora_A", "poly_lora_B", "poly_router.module_logits"

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from engine.methods.base import PeftConfig, Tensors
+from engine.law import PeftConfig, Tensors
 from engine.specs.fields import knob
 
 PROMPT = "prompt_embeddings"               # the key of the finished prompt in the file

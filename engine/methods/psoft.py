@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec
+from engine.law import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec
 from engine.specs.fields import knob
 
 

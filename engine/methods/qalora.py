@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Site, Tensors, TensorSpec, Variant, kaiming_uniform
+from engine.law import Factors, Site, Tensors, TensorSpec, Variant, kaiming_uniform
 
 A = "lora_A.weight"
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.init import kaiming_uniform_
 
-from engine.methods.base import Method, Run, Site, TargetedConfig, Tensors, TensorSpec, seeded
+from engine.law import Method, Run, Site, TargetedConfig, Tensors, TensorSpec, seeded
 from engine.specs.fields import knob
 
 

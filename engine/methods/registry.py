@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import BadAdapter
-from engine.methods.base import Method, PeftConfig
+from engine.law import Method, PeftConfig
 from engine.specs.fields import describe_fields
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import MapMethod, Site, TargetedConfig, Tensors, TensorSpec
+from engine.law import MapMethod, Site, TargetedConfig, Tensors, TensorSpec
 from engine.specs.fields import knob
 
 _ANGLES = {"road_1": 1, "road_2": 2, "road_4": 4}             # of a pair: for both, for each one, for each entry of its matrix

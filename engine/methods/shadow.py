@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.methods.base import TargetedConfig, Tensors, TensorSpec, kaiming_uniform
+from engine.law import TargetedConfig, Tensors, TensorSpec, kaiming_uniform
 from engine.specs.fields import knob
 
 DOWN, UP, TRANSFORM, GATE = "shadow_down", "shadow_up", "shadow_update_transform", "shadow_update_gate"

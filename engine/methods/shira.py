@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Method, Site, TargetedConfig, Tensors, TensorSpec, check_places, random_places
+from engine.law import Method, Site, TargetedConfig, Tensors, TensorSpec, check_places, random_places
 from engine.specs.fields import knob
 
 

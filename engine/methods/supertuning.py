@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.methods.base import Method, Run, Site, TargetedConfig, Tensors, TensorSpec, check_places, kaiming_uniform
+from engine.law import Method, Run, Site, TargetedConfig, Tensors, TensorSpec, check_places, kaiming_uniform
 from engine.specs.fields import knob
 
 

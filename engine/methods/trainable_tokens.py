@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.methods.base import Method, Run, Site, TargetedConfig, Tensors, TensorSpec
+from engine.law import Method, Run, Site, TargetedConfig, Tensors, TensorSpec
 from engine.specs.fields import knob
 
 ROWS = "trainable_tokens_delta"

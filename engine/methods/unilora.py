@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, check_places
+from engine.law import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, check_places
 from engine.specs.fields import knob
 
 

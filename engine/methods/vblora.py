@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, check_places
+from engine.law import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, check_places
 from engine.specs.fields import knob
 
 

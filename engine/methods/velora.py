@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.methods.base import Run, Site, Tensors, TensorSpec, Variant
+from engine.law import Run, Site, Tensors, TensorSpec, Variant
 
 DIRECTION = "lora_velora_embed"
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.init import kaiming_uniform_
 
-from engine.methods.base import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, seeded
+from engine.law import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, seeded
 from engine.specs.fields import knob
 
 

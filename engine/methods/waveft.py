@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.methods.base import Method, Run, Site, TargetedConfig, Tensors, TensorSpec, by_pattern, random_places
+from engine.law import Method, Run, Site, TargetedConfig, Tensors, TensorSpec, by_pattern, random_places
 from engine.numerics.wavelets import FAMILIES, analysis, low_pass, synthesis
 from engine.specs.fields import knob
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.methods.base import Factors, Gate, PeftConfig, Router, Run, Site, Tensors, TensorSpec, kaiming_uniform
+from engine.law import Factors, Gate, PeftConfig, Router, Run, Site, Tensors, TensorSpec, kaiming_uniform
 from engine.specs.fields import knob
 
 CLASSIFIER, SCALINGS = "internal_xlora_classifier.layers", "xlora_scalings"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.methods.base import Factors
+from engine.law import Factors
 from engine.mix.spectrum import dense, thin
 
 SEPARATE = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")

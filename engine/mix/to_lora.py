@@ -22,7 +22,7 @@ from engine.checkpoint.save import write_adapter
 from engine.errors import UnsupportedLayer
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.replaced import Replaced
-from engine.methods.base import MapMethod, Site, TargetedConfig, Tensors, Whole
+from engine.law import MapMethod, Site, TargetedConfig, Tensors, Whole
 from engine.hosts.beside import SAVED, OwnBias, Still, WholeBias
 from engine.methods.lora import METHOD, LoraConfig
 from engine.methods.trainable_tokens import TokenAdapter

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from engine.hosts.adapted import Adapted
-from engine.methods.base import Factors, PeftConfig, Tensors
+from engine.law import Factors, PeftConfig, Tensors
 from engine.hosts.beside import BIAS
 from engine.methods.lora import METHOD, LoraConfig
 from engine.mix.combine import SEPARATE, Recipe, combine

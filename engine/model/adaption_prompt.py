@@ -12,7 +12,7 @@ from engine.checkpoint.keys import file_key, split
 from engine.checkpoint.report import LoadReport
 from engine.hosts.adaption_prompt import FAMILIES, LookingAttention
 from engine.methods.adaption_prompt import METHOD, AdaptionPromptConfig
-from engine.methods.base import Tensors
+from engine.law import Tensors
 from engine.model.lone import LoneTuner, match
 
 

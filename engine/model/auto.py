@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from engine.errors import BadAdapter
-from engine.methods.base import PeftConfig
+from engine.law import PeftConfig
 from engine.model.peft_model import PeftModel
 from engine.model.tasks import (PeftModelForCausalLM, PeftModelForFeatureExtraction, PeftModelForQuestionAnswering, PeftModelForSeq2SeqLM,
                                 PeftModelForSequenceClassification, PeftModelForTokenClassification)

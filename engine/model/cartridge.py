@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.checkpoint.load import WEIGHTS, read_tensors
-from engine.methods.base import PeftConfig
+from engine.law import PeftConfig
 from engine.methods.cartridge import CartridgeConfig
 from engine.methods.prompt import PROMPT
 from engine.model.prompt_learning import cache_argument

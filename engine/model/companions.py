@@ -18,7 +18,7 @@ from engine.hosts.adapted import Adapted, unwrapped
 from engine.hosts.host import host_of
 from engine.hosts.quantized.adapted import AdaptedQuantized
 from engine.hosts.replaced import Replaced, SavedModule, whole_site
-from engine.methods.base import PeftConfig, TargetedConfig
+from engine.law import PeftConfig, TargetedConfig
 from engine.hosts.beside import SAVED, STILL, WHOLE_BIAS, OwnBias, mixed
 from engine.methods.trainable_tokens import TOKEN_ADAPTER, TrainableTokens, TrainableTokensConfig
 from engine.model.inject import Placement

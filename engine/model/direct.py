@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint.keys import strip
-from engine.methods.base import PeftConfig, TargetedConfig
+from engine.law import PeftConfig, TargetedConfig
 from engine.methods.registry import method
 from engine.model.tuner import AT, Tuner, tuner_of
 

@@ -17,7 +17,7 @@ from engine.checkpoint.keys import split
 from engine.errors import BadModel
 from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced, SavedModule
-from engine.methods.base import MapMethod, PeftConfig
+from engine.law import MapMethod, PeftConfig
 from engine.hosts.beside import SAVED, OwnWeight, mixed
 from engine.model.inject import Placement
 from engine.model.targets import modules, whole_target

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.hosts.adapted import Adapted
-from engine.methods.base import by_pattern
+from engine.law import by_pattern
 from engine.methods.lora import LoraConfig
 from engine.methods.registry import law
 from engine.model.targets import modules, plan, shortest_names

@@ -13,7 +13,7 @@ from types import MethodType
 from torch import nn
 
 from engine.errors import StudioError
-from engine.methods.base import PeftConfig
+from engine.law import PeftConfig
 from engine.model.tuner import tuner_of
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engine.checkpoint.shared import by_law, shared_specs
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.replaced import Replaced
-from engine.methods.base import Method, Site, TargetedConfig, Tensors, TensorSpec
+from engine.law import Method, Site, TargetedConfig, Tensors, TensorSpec
 from engine.hosts.beside import BIAS
 from engine.model.targets import Target
 

@@ -21,7 +21,7 @@ from engine.errors import BadAdapter, CannotMerge, WrongBase
 from engine.hosts.quantized.protocol import settle
 from engine.hosts.replaced import Replaced
 from engine.hosts.stack import LiveStack
-from engine.methods.base import PeftConfig, Tensors
+from engine.law import PeftConfig, Tensors
 from engine.model.companions import saved_modules, with_heads
 from engine.model.inject import check_name, inject
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engine.errors import BadModel
 from engine.hosts.adapted import Adapted
-from engine.methods.base import by_pattern
+from engine.law import by_pattern
 from engine.methods.lora import LoraConfig
 from engine.numerics.quantize import nearest
 from engine.methods.registry import law

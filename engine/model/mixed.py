@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engine.checkpoint.hub import upload
 from engine.checkpoint.save import Saving, save_adapters
 from engine.errors import BadAdapter
-from engine.methods.base import PeftConfig
+from engine.law import PeftConfig
 from engine.model.peft_model import PeftModel
 from engine.store.atomic import write_json
 from engine.store.library import read_json

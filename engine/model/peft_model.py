@@ -19,7 +19,7 @@ from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import Saving, save_adapters
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.stack import LiveStack
-from engine.methods.base import PeftConfig, Routed, TargetedConfig, Tensors
+from engine.law import PeftConfig, Routed, TargetedConfig, Tensors
 from engine.methods.prompt import PromptLearningConfig
 from engine.methods.registry import law
 from engine.model.adaption_prompt import AdaptionPrompts

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint.report import LoadReport
-from engine.methods.base import Tensors
+from engine.law import Tensors
 from engine.methods.prompt import PROMPT, PromptLearningConfig, PromptMethod
 from engine.methods.registry import method
 from engine.model.lone import LoneTuner, match

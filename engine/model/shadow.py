@@ -20,7 +20,7 @@ from engine.checkpoint.keys import file_key, split
 from engine.checkpoint.report import LoadReport
 from engine.errors import UnsupportedLayer
 from engine.hosts.shadow import PairedCache, ShadowBlock, ShadowState
-from engine.methods.base import Tensors, TensorSpec
+from engine.law import Tensors, TensorSpec
 from engine.methods.shadow import METHOD, ShadowConfig
 from engine.model.lone import LoneTuner, match
 from engine.model.shadow_alone import DetachedShadowModel, class_error, last_words

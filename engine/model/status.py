@@ -15,7 +15,7 @@ from engine.hosts.adapted import Adapted
 from engine.hosts.adaption_prompt import LookingAttention
 from engine.hosts.replaced import Replaced
 from engine.hosts.stack import LiveStack
-from engine.methods.base import PeftConfig
+from engine.law import PeftConfig
 from engine.model.kbit import quantization_backend
 from engine.model.lone import LoneTuner
 from engine.model.tuner import AT, tuner_of

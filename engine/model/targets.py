@@ -21,7 +21,7 @@ from engine.hosts.host import Layout, host_of
 from engine.hosts.linear import LinearHost
 from engine.hosts.parameter import AdaptedParameter, ParameterLayout, Read, cannot_be_read
 from engine.hosts.replaced import Replaced, check_whole, whole_site
-from engine.methods.base import Method, Site, TargetedConfig, Whole
+from engine.law import Method, Site, TargetedConfig, Whole
 from engine.methods.trainable_tokens import TrainableTokens
 
 # Where `target_modules` is left open: by the model's `config.model_type`, as PEFT chooses for LoRA and its relatives.

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from engine.checkpoint.shared import by_law
-from engine.methods.base import Method, Schedule, Tensors
+from engine.law import Method, Schedule, Tensors
 
 
 class TrainingHooks:

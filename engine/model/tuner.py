@@ -25,7 +25,7 @@ from engine.hosts.quantized.protocol import settle
 from engine.hosts.replaced import Replaced
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack, Samples
-from engine.methods.base import Method, PeftConfig, Routed, Schedule, TargetedConfig, Tensors, TensorSpec
+from engine.law import Method, PeftConfig, Routed, Schedule, TargetedConfig, Tensors, TensorSpec
 from engine.methods.registry import law
 from engine.model.companions import with_companions, with_heads
 from engine.model.embeddings import with_embeddings

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from engine.checkpoint.load import locate, read_tensors
 from engine.checkpoint.report import LoadReport
 from engine.hosts.adapted import Adapted
-from engine.methods.base import Method, PeftConfig
+from engine.law import Method, PeftConfig
 from engine.methods.registry import law
 from engine.methods.xlora import METHOD, SCALINGS, XLoraConfig
 from engine.model.targets import Plan, Target, modules

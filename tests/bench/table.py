@@ -18,7 +18,7 @@ import engine
 from engine.hosts.host import host_of
 from engine.hosts.parameter import cannot_be_read
 from engine.methods import registry
-from engine.methods.base import MapMethod, Method, Site, Whole
+from engine.law import MapMethod, Method, Site, Whole
 from engine.methods.trainable_tokens import TrainableTokens
 from tests.bench.methods import CASES, RESULTS, WORK
 from tests.support.methods import METHODS

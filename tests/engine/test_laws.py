@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 import engine
 from engine import LoraConfig, PeftModel, get_peft_model
 from engine.hosts.host import host_of
-from engine.methods.base import MapMethod
+from engine.law import MapMethod
 from engine.methods.registry import law
 from tests.support.dense import DenseConfig
 from tests.support.methods import METHODS, Row

@@ -15,7 +15,7 @@ from torch import nn
 import engine
 from engine.methods import monteclora
 from engine.methods.alora import calculate_alora_offsets
-from engine.methods.base import Run, Site
+from engine.law import Run, Site
 from engine.methods.registry import law
 from tests.support.tiny import make_model
 

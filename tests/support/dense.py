@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from engine.methods.base import Method, TargetedConfig, TensorSpec
+from engine.law import Method, TargetedConfig, TensorSpec
 from engine.methods.registry import register_method
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from engine.hosts.linear import LinearHost
 from engine.hosts.quantized.protocol import Backend, backend_of
-from engine.methods.base import Site
+from engine.law import Site
 
 
 class QuantizedLinearHost(LinearHost):

@@ -12,7 +12,7 @@ from torch import nn
 
 from engine import IA3Config, LoHaConfig, LoraConfig, OFTConfig
 from engine.errors import UnsupportedLayer
-from engine.methods.base import Factors, Method, TargetedConfig, TensorSpec
+from engine.law import Factors, Method, TargetedConfig, TensorSpec
 from engine.methods.registry import register_method
 from tests.support.one import one
 

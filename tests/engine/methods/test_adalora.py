@@ -8,7 +8,7 @@ from torch import nn
 
 from engine import AdaLoraConfig, PeftModel, get_peft_model
 from engine.methods.adalora import METHOD, RankSchedule, orthogonality
-from engine.methods.base import Site
+from engine.law import Site
 from tests.support.one import one
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from engine import ArrowConfig, LoraConfig, create_arrow_model, get_peft_model
 from engine.methods.arrow import main_direction
-from engine.methods.base import Factors
+from engine.law import Factors
 from tests.support.one import One
 
 

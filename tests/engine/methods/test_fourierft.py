@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from engine import FourierFTConfig, get_peft_model
-from engine.methods.base import random_places
+from engine.law import random_places
 from tests.support.one import one
 
 

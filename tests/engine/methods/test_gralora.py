@@ -9,7 +9,7 @@ from torch import nn
 
 from engine import GraloraConfig, get_peft_model
 from engine.errors import UnsupportedLayer
-from engine.methods.base import Site
+from engine.law import Site
 from engine.methods.gralora import METHOD
 from tests.support.one import one
 

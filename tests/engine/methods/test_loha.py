@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from engine import LoHaConfig
-from engine.methods.base import Site
+from engine.law import Site
 from engine.methods.loha import METHOD
 from tests.support.one import one
 

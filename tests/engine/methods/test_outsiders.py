@@ -37,7 +37,7 @@ from typing import ClassVar
 
 import torch
 
-from engine.methods.base import MapMethod, TargetedConfig, TensorSpec
+from engine.law import MapMethod, TargetedConfig, TensorSpec
 from engine.specs.fields import knob
 
 

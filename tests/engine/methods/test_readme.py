@@ -48,5 +48,5 @@ def test_it_keeps_the_laws(newcomer, monkeypatch, tmp_path, law, layer):
 def test_it_is_one_short_file_that_knows_the_base_of_methods_alone(newcomer):
     source = Path(newcomer.__file__).read_text(encoding="utf-8")
     assert len(source.splitlines()) < 70
-    assert set(re.findall(r"^(?:from|import) (engine[\w.]*)", source, re.MULTILINE)) == {"engine.methods.base", "engine.specs.fields"}
+    assert set(re.findall(r"^(?:from|import) (engine[\w.]*)", source, re.MULTILINE)) == {"engine.law", "engine.specs.fields"}
     assert "LORA_XS" in registry.names()

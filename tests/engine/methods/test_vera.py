@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from engine import PeftModel, VeraConfig, get_peft_model
-from engine.methods.base import Site
+from engine.law import Site
 from engine.methods.vera import METHOD
 from tests.support.one import one
 

@@ -80,7 +80,7 @@ rubbish = strategies.one_of(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=strategies.lists(rubbish, min_size=1, max_size=5), number=strategies.integers(10**6, 10**9))
 def test_no_rubbish_ever_ends_it(pipes, lines, number):
-    pipes.write(*lines, {"id": number, "do": "describe-data", "spec": {"path": "/nowhere"}})
+    pipes.write(*lines, {"id": number, "do": "describe-data", "spec": {"data": "/nowhere"}})
     while (message := pipes.read())["id"] != number:
         assert set(message) <= {"id", "failed", "done", "event"}
     assert message["failed"]["code"] == "bad-data"
