@@ -26,13 +26,20 @@ from engine.model.adaption_prompt import AdaptionPrompts
 from engine.model.kbit import tell_what_is_widened
 from engine.model.lone import LoneTuner
 from engine.model.prompt_learning import PromptParts, Prompts
-from engine.model.shadow import Shadows
 from engine.model.status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
 from engine.model.tuner import Tuner
 from engine.model.xlora import XLoraTuner
 from engine.store.hub import HUB_ARGUMENTS, hub_arguments
 
-_TUNERS = {"ADAPTION_PROMPT": AdaptionPrompts, "XLORA": XLoraTuner, "SHADOW": Shadows}       # for all other methods: `Tuner`
+_TUNERS = {"ADAPTION_PROMPT": AdaptionPrompts, "XLORA": XLoraTuner}       # … `Shadows`; for all other methods: `Tuner`
+
+
+def _tuner_of(peft_type: str) -> type[Tuner | LoneTuner]:
+    if peft_type == "SHADOW":              # brings half of transformers along, so that only those wait for it who use it
+        from engine.model.shadow import Shadows
+
+        return Shadows
+    return _TUNERS.get(peft_type, Tuner)
 
 
 class PeftModel(PromptParts, nn.Module):
@@ -60,7 +67,7 @@ class PeftModel(PromptParts, nn.Module):
                  torch_device: str | None = None, ignore_mismatched_sizes: bool = False):
         super().__init__()
         self.prompts = Prompts(model) if isinstance(peft_config, PromptLearningConfig) else None
-        self.base_model = model if self.prompts else _TUNERS.get(peft_config.peft_type, Tuner)(model)
+        self.base_model = model if self.prompts else _tuner_of(peft_config.peft_type)(model)
         if self.prompts:
             if type(self).with_prompt is PromptParts.with_prompt:
                 raise ValueError("A prompt needs to know its task: set `task_type` (CAUSAL_LM, SEQ_CLS …) and use `get_peft_model`.")
