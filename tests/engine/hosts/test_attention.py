@@ -45,7 +45,7 @@ def dense(before: nn.Module, peft: PeftModel, strengths: dict[str, float]) -> nn
     model = copy.deepcopy(before)
     with torch.no_grad():
         for name, strength in strengths.items():
-            state = get_peft_model_state_dict(peft, name)
+            state = get_peft_model_state_dict(peft, adapter_name=name)
             p = {k.removeprefix("base_model.model.attn."): t for k, t in state.items()}
             model.attn.in_proj_weight += strength * 2 * p["lora_B.weight"] @ p["lora_A.weight"]
             model.attn.out_proj.weight += strength * 2 * p["base_layer.out_proj.lora_B.weight"] @ p["base_layer.out_proj.lora_A.weight"]
@@ -131,11 +131,11 @@ def test_the_output_projection_alone():
     with torch.no_grad():
         model.attn.out_proj.weight += 2 * p["lora_B.weight"] @ p["lora_A.weight"]
     torch.testing.assert_close(peft(x), model(x))              # PEFT ignores it here
-    assert set(get_peft_model_state_dict(peft, "a0")) == {f"base_model.model.attn.out_proj.lora_{k}.weight" for k in "AB"}
+    assert set(get_peft_model_state_dict(peft, adapter_name="a0")) == {f"base_model.model.attn.out_proj.lora_{k}.weight" for k in "AB"}
     peft.add_adapter("both", attention(), autocast_adapter_dtype=False)        # another adapter on the whole attention
     peft.set_adapter(["a0", "both"])
     running = peft(x)
-    assert set(get_peft_model_state_dict(peft, "a0")) == {f"base_model.model.attn.out_proj.lora_{k}.weight" for k in "AB"}
+    assert set(get_peft_model_state_dict(peft, adapter_name="a0")) == {f"base_model.model.attn.out_proj.lora_{k}.weight" for k in "AB"}
     torch.testing.assert_close(peft.merge_and_unload()(x), running)
 
 

@@ -104,7 +104,7 @@ def test_wrappers_nest_as_the_parameters_are_declared_whatever_came_first(order)
         f"base_model.model.experts.{'base_layer.' * depth}lora_A.a{order.index(name)}.weight"
         for depth, name in reversed(list(enumerate(["shared", "down_proj", "gate_up_proj"])))]
     for i in range(3):                     # a file knows its own adapter's parameters only
-        assert set(get_peft_model_state_dict(peft, f"a{i}")) == {f"base_model.model.experts.lora_{k}.weight" for k in "AB"}
+        assert set(get_peft_model_state_dict(peft, adapter_name=f"a{i}")) == {f"base_model.model.experts.lora_{k}.weight" for k in "AB"}
     running = peft(x)
     for name in ("a1", "a0"):
         peft.delete_adapter(name)
