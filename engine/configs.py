@@ -17,6 +17,13 @@ from engine.store.library import read_json
 
 FORMAT_VERSION = "0.21.2"                  # the PEFT release whose file format is written
 
+# Where `target_modules` is left open, by the model's family (`config.model_type`), as PEFT chooses: see `engine.law.Method.layers`
+MLP_OUT = dict.fromkeys(["gpt2", "gpt_bigcode"], ["mlp.c_proj"])           # of methods that want as many outputs as inputs, or nearly
+QV_OF_PHI = {"phi": ["q_proj", "v_proj"]}
+_MANY = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+MANY_LAYERS = {"t5": ["q", "k", "v", "o", "wi", "wo"], "mt5": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"], "bart": _MANY, "opt": _MANY,
+               "deberta-v2": ["query_proj", "key_proj", "value_proj", "dense"]}
+
 
 @dataclass
 class PeftConfig:

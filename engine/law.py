@@ -128,6 +128,7 @@ class Method(ABC):
     only_bias: ClassVar[bool] = False      # ΔW is always zero, `bias_delta` is all there is
     thrifty: ClassVar[bool] = False        # `apply` costs less than the two thin products of `factors`: then it does not fuse either
     adds_to_loss: ClassVar[bool] = False   # `extra_loss` belongs to the loss that the model's own forward gives out, too, as in PEFT
+    layers: ClassVar[Mapping[str, list[str]]] = {}             # by family (`config.model_type`): what learns by default, where not LoRA's layers
     hears: ClassVar[tuple[str, ...]] = ()  # arguments of the model's call that are meant for it: it finds them in `Run.extras`
 
     def settle(self, cfg: Any, model_type: str | None) -> None:
@@ -135,6 +136,8 @@ class Method(ABC):
 
         Raises `ValueError` if one is needed and the family is not known.
         """
+        if cfg.target_modules is None and model_type in self.layers:
+            cfg.target_modules = sorted(self.layers[model_type])
 
     # --- what it holds ---
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from engine.configs import MANY_LAYERS
 from engine.law import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec
 from engine.schedules.adalora import RankSchedule, orthogonality
 from engine.specs.fields import knob
@@ -104,6 +105,7 @@ class AdaLora(Method):
     help = "LoRA that finds out by itself which layers need how much. Needs the number of training steps in advance."
     config = AdaLoraConfig
     prefix = "lora_"
+    layers = {**MANY_LAYERS, "roberta": ["query", "key", "value", "dense"]}
     dropped = "lora_dropout"
     adds_to_loss = True
 

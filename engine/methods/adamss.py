@@ -88,10 +88,6 @@ class Adamss(Method):
     begins_at_base = True
     sees_bias = True
 
-    def settle(self, cfg: AdamssConfig, model_type: str | None) -> None:
-        if cfg.target_modules is None and model_type == "vit":     # where PEFT chooses otherwise than for LoRA
-            cfg.target_modules = ["query", "value"]
-
     def refuses(self, cfg: AdamssConfig, site: Site) -> str:
         return "AdaMSS mixes all channels, which a grouped convolution cannot." if site.groups > 1 else ""
 

@@ -14,6 +14,11 @@ from torch import Tensor
 from engine.law import Method, Site, TargetedConfig, Tensors, TensorSpec
 from engine.specs.fields import knob
 
+# by model family: what gives the values, where it is named apart from the rest; as PEFT chooses
+_VALUES = {**dict.fromkeys(["opt", "gptj", "gpt_neo", "bart", "llama", "llama4", "mistral", "mixtral", "phi", "gemma", "gemma2", "gemma3_text",
+                            "qwen2", "qwen3"], ["v_proj"]),
+           "t5": ["v"], "mt5": ["v"], "roberta": ["value"], "bert": ["value"], "deberta-v2": ["value_proj"]}
+
 
 @dataclass
 class BeftConfig(TargetedConfig):
@@ -32,6 +37,7 @@ class Beft(Method):
     help = "A few numbers a layer. Good for a tone with very few examples; it cannot learn facts."
     config = BeftConfig
     prefix = "beft_"
+    layers = _VALUES
     only_bias = True
 
     def refuses(self, cfg: BeftConfig, site: Site) -> str:

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from engine.configs import MLP_OUT
 from engine.law import Init, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, by_pattern
 from engine.specs.fields import knob
 
@@ -47,6 +48,7 @@ class C3A(Method):
     help = "Small files that reach every direction of a layer. Quick; both widths of a layer must be multiples of the block size."
     config = C3AConfig
     prefix = "c3a_"
+    layers = MLP_OUT
     light = True
 
     def block(self, cfg: C3AConfig, site: Site) -> int:

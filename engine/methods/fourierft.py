@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from engine.configs import MLP_OUT
 from engine.law import Method, Run, Site, TargetedConfig, Tensors, TensorSpec, by_pattern, random_places
 from engine.specs.fields import knob
 
@@ -50,6 +51,7 @@ class FourierFT(Method):
     help = "Tiny files: a thousand numbers a layer by default. For styles rather than facts."
     config = FourierFTConfig
     prefix = "fourierft_"
+    layers = MLP_OUT
     light = True
 
     def refuses(self, cfg: FourierFTConfig, site: Site) -> str:

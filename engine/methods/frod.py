@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import UnsupportedLayer
+from engine.configs import QV_OF_PHI
 from engine.law import Method, Run, Site, TargetedConfig, Tensors, TensorSpec
 from engine.numerics.frames import common_frame, off_diagonal
 from engine.specs.fields import knob
@@ -60,12 +61,9 @@ class Frod(Method):
     help = "Changes a layer in full with few learned numbers. Slow to start on large models; the frame makes files large."
     config = FrodConfig
     prefix = "frod_"
+    layers = QV_OF_PHI
     begins_at_base = True
     dropped = "frod_dropout"
-
-    def settle(self, cfg: FrodConfig, model_type: str | None) -> None:
-        if cfg.target_modules is None:     # where PEFT chooses otherwise than for LoRA
-            cfg.target_modules = {"phi": ["q_proj", "v_proj"], "vit": ["query", "value"]}.get(model_type)
 
     def refuses(self, cfg: FrodConfig, site: Site) -> str:
         if site.kind == "embedding":

@@ -59,11 +59,12 @@ class Ia3(MapMethod):
     help = "Turns single channels up or down: the smallest files there are, free once baked in. Holds very little."
     config = IA3Config
     prefix = "ia3_"
+    layers = {family: targets for family, (targets, _) in _FAMILIES.items()}
 
     def settle(self, cfg: IA3Config, model_type: str | None) -> None:
-        targets, feedforward = _FAMILIES.get(model_type, (None, None))
-        cfg.target_modules = targets if cfg.target_modules is None else cfg.target_modules
-        cfg.feedforward_modules = feedforward if cfg.feedforward_modules is None else cfg.feedforward_modules
+        super().settle(cfg, model_type)
+        if cfg.feedforward_modules is None and model_type in _FAMILIES:
+            cfg.feedforward_modules = sorted(_FAMILIES[model_type][1])
         if cfg.feedforward_modules is None:
             raise ValueError("Please specify `feedforward_modules` in `peft_config`")
 

@@ -37,10 +37,12 @@ class LnTuning(Whole):
     help = "Only the model's norms learn: tiny files, good for a tone or a modality, little new knowledge."
     config = LNTuningConfig
     prefix = "ln_tuning_layers"
+    layers = _FAMILIES
 
     def settle(self, cfg: Any, model_type: str | None) -> None:
-        if cfg.target_modules is None and model_type in _FAMILIES:
-            cfg.target_modules = sorted(_FAMILIES[model_type])
+        super().settle(cfg, model_type)
+        if cfg.target_modules is None:     # LoRA's layers, which would be the others' choice, are no norms
+            raise ValueError("Please specify `target_modules` in `peft_config`")
 
     def in_file(self, leaf: str) -> str:
         return f"{self.prefix}.{leaf}"

@@ -62,11 +62,12 @@ class Osf(Method):
     help = "Learns only where the model knows little, so that it forgets nothing. For teaching one thing after another; large files."
     config = OSFConfig
     prefix = "osf_"
+    layers = _FAMILIES
     begins_at_base = True
 
     def settle(self, cfg: OSFConfig, model_type: str | None) -> None:
-        if cfg.target_modules is None:
-            cfg.target_modules = _FAMILIES.get(model_type, "all-linear")
+        super().settle(cfg, model_type)
+        cfg.target_modules = "all-linear" if cfg.target_modules is None else cfg.target_modules
 
     def kept(self, cfg: OSFConfig, site: Site) -> int:
         """The number of main directions that stay."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.init import kaiming_uniform_
 
+from engine.configs import QV_OF_PHI
 from engine.law import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, seeded
 from engine.specs.fields import knob
 
@@ -55,6 +56,7 @@ class Pvera(Method):
     help = "VeRA that trains with noise, which helps with few examples. Tiny files."
     config = PveraConfig
     prefix = "pvera_"
+    layers = {**QV_OF_PHI, "dinov2": ["query", "value"]}
     dropped = "pvera_dropout"
     light = True                           # where it is asked to draw when answering; otherwise it runs by its factors
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from engine.configs import QV_OF_PHI
 from engine.law import Method, Site, TargetedConfig, Tensors, TensorSpec, check_places, random_places
 from engine.specs.fields import knob
 
@@ -52,6 +53,7 @@ class Shira(Method):
     help = "Changes a few entries of each weight. Quick to switch, mixes with little interference; runs as one weight."
     config = ShiraConfig
     prefix = "shira_"
+    layers = QV_OF_PHI
 
     def refuses(self, cfg: ShiraConfig, site: Site) -> str:
         if cfg.r * (site.out + site.columns) <= site.out * site.columns:

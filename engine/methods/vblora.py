@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from engine.configs import MANY_LAYERS
 from engine.law import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec, check_places
 from engine.specs.fields import knob
 
@@ -55,6 +56,7 @@ class VBLora(Method):
     help = "Very small files, as all layers share their building blocks. For styles rather than facts."
     config = VBLoRAConfig
     prefix = "vblora_"
+    layers = MANY_LAYERS
     dropped = "vblora_dropout"
 
     def refuses(self, cfg: VBLoRAConfig, site: Site) -> str:

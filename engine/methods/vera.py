@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.init import kaiming_uniform_
 
+from engine.configs import QV_OF_PHI
 from engine.law import Factors, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, seeded
 from engine.specs.fields import knob
 
@@ -51,6 +52,7 @@ class Vera(Method):
     help = "Tiny files: only two vectors a layer are learned. For styles rather than facts."
     config = VeraConfig
     prefix = "vera_"
+    layers = QV_OF_PHI
     dropped = "vera_dropout"
 
     def refuses(self, cfg: VeraConfig, site: Site) -> str:

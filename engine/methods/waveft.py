@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from engine.configs import MLP_OUT
 from engine.law import Method, Run, Site, TargetedConfig, Tensors, TensorSpec, by_pattern, random_places
 from engine.numerics.wavelets import FAMILIES, analysis, low_pass, synthesis
 from engine.specs.fields import knob
@@ -56,6 +57,7 @@ class WaveFT(Method):
     help = "Small files; each learned number touches a small patch of the weight. For styles rather than facts."
     config = WaveFTConfig
     prefix = "waveft_"
+    layers = MLP_OUT
     light = True
 
     def number(self, cfg: WaveFTConfig, site: Site) -> int:

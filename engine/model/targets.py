@@ -26,15 +26,17 @@ from engine.methods.trainable_tokens import TrainableTokens
 
 # Where `target_modules` is left open: by the model's `config.model_type`, as PEFT chooses for LoRA and its relatives.
 _QV = ["q_proj", "v_proj"]
-DEFAULT_TARGETS: dict[str, list[str]] = {
+DEFAULT_TARGETS: dict[str, list[str] | str] = {
     **dict.fromkeys(["bart", "opt", "gptj", "gpt_neo", "llama", "llama4", "mistral", "mixtral", "stablelm", "gemma", "gemma2",
                      "gemma3_text", "qwen2", "qwen3"], _QV),
-    **dict.fromkeys(["bert", "roberta", "xlm-roberta", "electra", "layoutlm", "vit"], ["query", "value"]),
+    **dict.fromkeys(["bert", "roberta", "xlm-roberta", "electra", "layoutlm"], ["query", "value"]),
     **dict.fromkeys(["bloom", "gpt_neox", "chatglm", "falcon", "RefinedWeb", "RefinedWebModel"], ["query_key_value"]),
     **dict.fromkeys(["t5", "mt5"], ["q", "v"]), **dict.fromkeys(["gpt2", "gpt_bigcode"], ["c_attn"]),
     "phi": ["q_proj", "v_proj", "fc1", "fc2"], "blip-2": ["q", "v", "q_proj", "v_proj"], "deberta-v2": ["query_proj", "value_proj"],
     "deberta": ["in_proj"], "mpt": ["Wqkv"], "btlm": ["c_proj", "c_attn"], "codegen": ["qkv_proj"],
-    "nemotron_h": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "vit": ["query", "value", "q_proj", "v_proj"],           # as the library names them until its fourth release, and since
+    "nemotron_h": ["q_proj", "k_proj", "v_proj", "o_proj"], "rwkv": ["key", "value", "receptance", "output"],
+    "rwkv7": ["r_proj", "k_proj", "v_proj", "o_proj", "key", "value"], "gemma4": r".*language_model\..*\.(q_proj|v_proj)",
 }
 
 
@@ -238,7 +240,8 @@ def _wanted(model: nn.Module, config: TargetedConfig) -> str | list[str] | _AllL
             return []
         if model_type not in DEFAULT_TARGETS:
             raise ValueError("Please specify `target_modules` in `peft_config`")
-        targets = sorted(DEFAULT_TARGETS[model_type])
+        targets = DEFAULT_TARGETS[model_type]
+        targets = targets if isinstance(targets, str) else sorted(targets)
     if isinstance(targets, str) and targets.lower() == "all-linear":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         names = frozenset({"score", "classifier"}) if config.task_type == "SEQ_CLS" else frozenset()

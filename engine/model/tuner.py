@@ -124,10 +124,10 @@ class Tuner(TrainingHooks, Shelves):
         with collector_at_rest(), ExitStack() as failing:
             self._replicate(config, failing)
             method, config = law(config), with_heads(config, heads)
-            planned, report = self.plan(method, config), LoadReport()
             if isinstance(config, TargetedConfig):
                 failing.callback(setattr, config, "target_modules", config.target_modules)
-                config.target_modules = planned.resolved
+            planned, report = self.plan(method, config), LoadReport()
+            config.target_modules = planned.resolved
             placed = with_companions(self.model, placements(planned.targets, method, config), config)
             if file is not None:
                 placed, needless = with_embeddings(self.model, placed, file, config)

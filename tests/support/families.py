@@ -11,13 +11,22 @@ BLOCKS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
     "Llama": {**SIZES, **BLOCKS, **SPECIAL, "num_key_value_heads": 2},
+    "Qwen2": {**SIZES, **BLOCKS, **SPECIAL, "num_key_value_heads": 2},
+    "Qwen3": {**SIZES, **BLOCKS, **SPECIAL, "num_key_value_heads": 2, "head_dim": 8},
     "Mistral": {**SIZES, **BLOCKS, **SPECIAL, "num_key_value_heads": 2, "num_hidden_layers": 3, "sliding_window": 6},
     "Gemma3Text": {**SIZES, **BLOCKS, **SPECIAL, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 6},
+    "Phi": {**SIZES, **BLOCKS, **SPECIAL, "num_key_value_heads": 2},
+    "Phi3": {**SIZES, **BLOCKS, **SPECIAL, "num_key_value_heads": 2},
+    "Mixtral": {**SIZES, **BLOCKS, **SPECIAL, "num_key_value_heads": 2, "num_local_experts": 3},
+    "Qwen3Moe": {**SIZES, **BLOCKS, **SPECIAL, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 3, "num_experts_per_tok": 2,
+                 "moe_intermediate_size": 16},
     "GPT2": {**SIZES, **SPECIAL, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "OPT": {**SPECIAL, "vocab_size": 64, "init_std": 0.3, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64,
             "max_position_embeddings": 64, "word_embed_proj_dim": 32},
     "Bert": {**SIZES, **BLOCKS},
     "Roberta": {**SIZES, **BLOCKS, "pad_token_id": 1},
+    "DebertaV2": {**SIZES, **BLOCKS, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+    "ViT": {**BLOCKS, "initializer_range": 0.3, "image_size": 8, "patch_size": 4, "num_labels": 3},
     "T5": {"vocab_size": 64, "initializer_factor": 1.5, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
            "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
     "Bart": {"vocab_size": 64, "init_std": 0.3, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
@@ -39,6 +48,13 @@ def family(name: str, head: str, seed: int = 0, **settings: Any) -> torch.nn.Mod
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.eos_token_id = None
     return model.eval()
+
+
+def inputs(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a model of any family is called with."""
+    if model.main_input_name == "pixel_values":
+        return {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8).sin()}
+    return {"input_ids": ids(), **({"decoder_input_ids": ids(2, 4) + 3} if model.config.is_encoder_decoder else {})}
 
 
 def ids(batch: int = 2, length: int = 10) -> torch.Tensor:
