@@ -1,23 +1,23 @@
-"""A file, or a folder of files, to tables: looks at the ending, and into the file where the ending does not say enough."""
+"""A file, or the files of a folder or a zip, to tables: looks at the ending, and into the file where the ending does not say enough."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.data.readers import chats, documents, mails, records, tables
+from engine.data.readers import archive, chats, documents, mails, pages, records, tables
 from engine.data.readers.text import open_text
 from engine.data.table import Table, checked
 from engine.errors import BadData
 
-KINDS = ("csv", "tsv", "xlsx", "json", "jsonl", "parquet", "txt", "md", "docx", "pdf", "mbox", "eml")
-_ALIASES = {"tab": "tsv", "ndjson": "jsonl", "text": "txt", "markdown": "md", "pq": "parquet", "xlsm": "xlsx", "log": "txt"}
+KINDS = ("csv", "tsv", "xlsx", "json", "jsonl", "parquet", "txt", "md", "docx", "pdf", "html", "mbox", "eml", "zip")
+_ALIASES = {"tab": "tsv", "ndjson": "jsonl", "text": "txt", "markdown": "md", "pq": "parquet", "xlsm": "xlsx", "log": "txt",
+            "htm": "html", "xhtml": "html"}
 _WAY_OUT = {                               # kinds that people have and that are not read, with the way to one that is
     "xls": "Open it in its program and save it as xlsx or CSV.", "ods": "Open it in its program and save it as xlsx or CSV.",
     "doc": "Open it in its program and save it as docx.", "odt": "Open it in its program and save it as docx.",
-    "zip": "Unpack it first, then choose the folder or the file with your examples.", "gz": "Unpack it first.", "7z": "Unpack it first.",
+    "gz": "Unpack it first.", "7z": "Unpack it first, or pack it as zip.", "rar": "Unpack it first, or pack it as zip.", "tar": "Unpack it first.",
     "gguf": "This is a model. Choose the file with your examples.", "safetensors": "This is a model. Choose the file with your examples.",
-    "html": "Export the chat or table as JSON, text or CSV instead.", "htm": "Export the chat or table as JSON, text or CSV instead.",
 }
 MAX_FILES = 10_000
 
@@ -29,7 +29,7 @@ def _read_txt(path: Path) -> Table:
 _READERS: dict[str, Callable[[Path], Table]] = {
     "csv": tables.read_csv, "tsv": lambda path: tables.read_csv(path, "tsv"), "xlsx": tables.read_xlsx, "parquet": tables.read_parquet,
     "json": records.read_json, "jsonl": records.read_jsonl, "txt": _read_txt, "md": documents.read_md, "docx": documents.read_docx,
-    "pdf": documents.read_pdf, "mbox": mails.read_mbox, "eml": mails.read_eml,
+    "pdf": documents.read_pdf, "html": pages.read_html, "mbox": mails.read_mbox, "eml": mails.read_eml,
 }
 
 
@@ -39,9 +39,9 @@ def kind_of(path: Path) -> str:
     return _ALIASES.get(ending, ending)
 
 
-def read(path: Path | str) -> Table:
+def read(path: Path | archive.Inside | str) -> Table:
     """Recognise one file. Raises `BadData`: no such file, empty, unreadable, cut off, protected, of a kind that is not read."""
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     if not path.exists():
         raise BadData(f"The file {path.name} does not exist.", f"It was looked for in {path.parent}.", "Choose it again.", path=str(path))
     if path.is_dir():
@@ -64,19 +64,19 @@ def read(path: Path | str) -> Table:
 
 
 def read_all(path: Path | str) -> tuple[list[Table], list[str]]:
-    """The tables of a file or of all files in a folder (letters in it together), and sentences about what was passed over.
+    """The tables of a file, or of all files in a folder or a zip (letters in it together), and sentences about what was passed over.
 
     Raises `BadData` if nothing in it can be read.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not path.is_dir() and (kind_of(path) != "zip" or not path.exists()):
         return [read(path)], []
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not any(part.startswith(("." , "~$", "__MACOSX"))
-                                                                                  for part in file.relative_to(path).parts))
+    files, notes = _in_folder(path) if path.is_dir() else _in_zip(path)
+    what = "folder" if path.is_dir() else "archive"
     if len(files) > MAX_FILES:
-        raise BadData(f"The folder {path.name} holds {len(files):,} files.", f"At most {MAX_FILES:,} can be read at once.",
+        raise BadData(f"The {what} {path.name} holds {len(files):,} files.", f"At most {MAX_FILES:,} can be read at once.",
                       "Choose the folder with your examples only.", path=str(path))
-    found, notes, letters = [], [], [file for file in files if kind_of(file) == "eml"]
+    found, letters = [], [file for file in files if kind_of(file) == "eml"]
     for file in files:
         if kind_of(file) in _READERS and kind_of(file) != "eml":
             try:
@@ -90,5 +90,42 @@ def read_all(path: Path | str) -> tuple[list[Table], list[str]]:
         notes.append(f"{len(others)} other file{'s were' if len(others) > 1 else ' was'} passed over: {', '.join(others[:3])}"
                      f"{' …' if len(others) > 3 else '.'}")
     if not found:
-        raise BadData(f"The folder {path.name} has no file that can be read.", " ".join(notes[:3]), f"Read are {', '.join(KINDS)}.", path=str(path))
+        raise BadData(f"The {what} {path.name} has no file that can be read.", " ".join(notes[:3]), f"Read are {', '.join(KINDS)}.", path=str(path))
     return found, notes
+
+
+def _in_folder(path: Path) -> tuple[list[Path | archive.Inside], list[str]]:
+    """The files below a folder, archives opened, and what was passed over."""
+    files, notes = [], []
+    for file in sorted(file for file in path.rglob("*") if _is_meant(file.relative_to(path).parts) and file.is_file()):
+        if kind_of(file) == "zip":
+            try:
+                inside, passed_over = _in_zip(file)
+            except BadData as problem:
+                inside, passed_over = [], [f"{file.name} was passed over: {problem.what}"]
+            files += inside
+            notes += passed_over
+        else:
+            files.append(file)
+    return files, notes
+
+
+def _in_zip(path: Path) -> tuple[list[archive.Inside], list[str]]:
+    """The files in an archive, and what was passed over. Raises `BadData`."""
+    try:
+        files = archive.members(path, lambda name: kind_of(name) in _READERS and _is_meant(name.parts))
+        notes = [f"{name[:80]} was passed over: its name leads out of the archive." for name in archive.astray(path)[:3]]
+    except OSError as problem:
+        raise BadData(f"The file {path.name} cannot be opened.", str(problem.strerror or problem), "Check that you may read it.",
+                      path=str(path)) from problem
+    files = [file for file in files if _is_meant(file.parts)]
+    notes += [f"{file.name} was passed over: an archive inside an archive is not opened." for file in files if kind_of(file) in _ARCHIVES]
+    return [file for file in files if kind_of(file) not in _ARCHIVES], notes
+
+
+_ARCHIVES = ("zip", "gz", "7z", "rar", "tar", "xz", "bz2")
+
+
+def _is_meant(parts: tuple[str, ...]) -> bool:
+    """Not what programs leave behind: hidden files, locks of office programs, a Mac's extra files."""
+    return not any(part.startswith((".", "~$", "__MACOSX")) for part in parts)

@@ -97,6 +97,10 @@ def understood(tables: list[Table], passed_over: list[str], roles: dict[str, str
             passed_over.append(f"{table.path.name} was passed over: {problem.what}")
     if not parts:
         raise problems[0]
+    if chats := [part for part in parts if part.table.speakers]:      # an export's other files list users, projects, ratings
+        passed_over += [f"{part.table.path.name} was passed over: it stands beside a chat and holds no conversation."
+                        for part in parts if part.guessed]
+        return [part for part in parts if part in chats or not part.guessed]
     return parts
 
 

@@ -36,7 +36,9 @@ _NO_TEXT = re.compile(r"^\s*(?:<[^>]{3,40}>|[^\n]{0,20}\b(?:omitted|weggelassen|
 
 
 @dataclass(frozen=True)
-class _Said:
+class Said:
+    """One message of a chat between people."""
+
     line: int
     when: datetime | None
     who: str
@@ -53,24 +55,24 @@ def read_chat_text(text: Text) -> Table | None:
         return None
     month_first = _month_first(text)
 
-    def said() -> Iterator[_Said]:
-        found: _Said | None = None
+    def said() -> Iterator[Said]:
+        found: Said | None = None
         for (_, number), raw, _ in text.lines():
             line = _clean(raw)
             if match := _match(line):
                 if found:
                     yield found
                 day, clock, who, what = match
-                found = _Said(number, _time(day, clock, month_first), who.strip(), what)
+                found = Said(number, _time(day, clock, month_first), who.strip(), what)
             elif _NOTICE.match(line):      # “Messages are end-to-end encrypted”, “Anna added Ben”
                 if found:
                     yield found
                 found = None
             elif found:
-                found = _Said(found.line, found.when, found.who, f"{found.what}\n{line}")
+                found = Said(found.line, found.when, found.who, f"{found.what}\n{line}")
         if found:
             yield found
-    return _chat(text.path, said)
+    return chat_table(text.path, said)
 
 
 def _clean(line: str) -> str:
@@ -117,7 +119,7 @@ def read_chat_json(path: Path, first: Any, items: Callable[[], Iterable[tuple[in
         return _assistant_chats(path, "claude", items, _claude)
     chats = [first] if _is_telegram(first) else first.get("chats", {}).get("list") if isinstance(first.get("chats"), dict) else None
     if isinstance(chats, list) and chats and all(_is_telegram(chat) for chat in chats):
-        return _chat(path, lambda: (said for chat in chats for said in _telegram(chat)))
+        return chat_table(path, lambda: (said for chat in chats for said in _telegram(chat)))
     return None
 
 
@@ -155,7 +157,7 @@ def _is_telegram(chat: Any) -> bool:
     return isinstance(messages, list) and any(isinstance(m, dict) and m.get("type") == "message" and {"date", "from"} <= m.keys() for m in messages)
 
 
-def _telegram(chat: dict) -> Iterator[_Said]:
+def _telegram(chat: dict) -> Iterator[Said]:
     for number, message in enumerate(chat["messages"], 1):
         if message.get("type") == "message" and message.get("from"):
             parts = message.get("text", "")
@@ -164,12 +166,12 @@ def _telegram(chat: dict) -> Iterator[_Said]:
                 when = datetime.fromisoformat(str(message.get("date", "")))
             except ValueError:
                 when = None
-            yield _Said(number, when, str(message["from"]), text)
+            yield Said(number, when, str(message["from"]), text)
 
 
 # --- from messages to conversations ------------------------------------------------------------
 
-def _chat(path: Path, said: Callable[[], Iterable[_Said]]) -> Table:
+def chat_table(path: Path, said: Callable[[], Iterable[Said]]) -> Table:
     """Cut what was said into conversations, and guess who answers: whoever least often begins one."""
     spoke, began, last = Counter(), Counter(), None
     for word in said():
@@ -198,5 +200,5 @@ def _chat(path: Path, said: Callable[[], Iterable[_Said]]) -> Table:
     return Table(path, "chat", speakers, numbered(records), known={who: "assistant" if who == answers else "user" for who in speakers}, speakers=True)
 
 
-def _apart(before: _Said, after: _Said) -> bool:
+def _apart(before: Said, after: Said) -> bool:
     return before.when is not None and after.when is not None and not timedelta() <= after.when - before.when <= PAUSE

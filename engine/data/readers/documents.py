@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.names import ANSWERS, QUESTIONS, fold, is_known
-from engine.data.readers.tables import careful_zip, opened
+from engine.data.readers.archive import careful_zip, seekable
+from engine.data.readers.tables import opened
 from engine.data.readers.text import open_text
 from engine.data.table import Mark, Table, Walk, damaged, numbered
 from engine.errors import BadData
@@ -64,7 +65,7 @@ def read_md(path: Path) -> Table:
                 lines.append(line.rstrip())
         if lines:
             yield start, "\n".join(lines), False
-    return _document(path, "md", paragraphs)
+    return document(path, "md", paragraphs)
 
 
 def read_docx(path: Path) -> Table:
@@ -72,20 +73,21 @@ def read_docx(path: Path) -> Table:
     careful_zip(path, "word/document.xml")
     import docx
 
-    document = opened(path, lambda: docx.Document(str(path)))
-    tables = [rows for table in document.tables if len(rows := opened(path, lambda table=table: _table(table))) > 1
+    source = seekable(path)
+    word = opened(path, lambda: docx.Document(str(source) if isinstance(source, Path) else source))
+    tables = [rows for table in word.tables if len(rows := opened(path, lambda table=table: _table(table))) > 1
               and sum(is_known(cell) for cell in rows[0]) >= 2]
     if tables:
         columns = tables[0][0]
         records = [(n, dict(zip(columns, cells))) for n, cells in enumerate((c for rows in tables if rows[0] == columns for c in rows[1:]), 2)]
         return Table(path, "docx", columns, numbered(lambda: records))
     paragraphs = opened(path, lambda: [(n, p.text.strip(), (p.style.name or "").startswith(("Heading", "Title", "Überschrift", "Titre")))
-                                        for n, p in enumerate(document.paragraphs, 1) if p.text.strip()])
-    paragraphs += [(len(paragraphs) + n, " | ".join(cells), False) for table in document.tables
+                                        for n, p in enumerate(word.paragraphs, 1) if p.text.strip()])
+    paragraphs += [(len(paragraphs) + n, " | ".join(cells), False) for table in word.tables
                    for n, cells in enumerate(opened(path, lambda table=table: _table(table)), 1) if any(cells)]
     if not paragraphs:
         raise BadData(f"The file {path.name} has no text.", "Pictures and drawings cannot be learned.", "Choose another file.", path=str(path))
-    return _document(path, "docx", lambda: paragraphs)
+    return document(path, "docx", lambda: paragraphs)
 
 
 def _table(table) -> list[list[str]]:
@@ -99,10 +101,11 @@ def read_pdf(path: Path) -> Table:
     import pypdf
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         if b"%PDF" not in file.read(1024):
             raise damaged(path, "it does not begin as a PDF")
-    reader = opened(path, lambda: pypdf.PdfReader(path))
+    source = seekable(path)
+    reader = opened(path, lambda: pypdf.PdfReader(source))
     if reader.is_encrypted and not _opens(reader):
         raise BadData(f"The file {path.name} is protected by a password.", do="Save it without a password.", path=str(path))
     pages = opened(path, lambda: len(reader.pages))
@@ -116,7 +119,7 @@ def read_pdf(path: Path) -> Table:
     if next(paragraphs(), None) is None:
         raise BadData(f"The file {path.name} has no text.", "Its pages are pictures, as from a scanner.", "Have the text recognised first (OCR).",
                       path=str(path))
-    return _document(path, "pdf", paragraphs)
+    return document(path, "pdf", paragraphs)
 
 
 def _opens(reader) -> bool:
@@ -145,7 +148,7 @@ def _page(text: str) -> list[str]:
 
 # --- what the paragraphs say -------------------------------------------------------------------
 
-def _document(path: Path, kind: str, paragraphs: Callable[[], Iterable[Paragraph]]) -> Table:
+def document(path: Path, kind: str, paragraphs: Callable[[], Iterable[Paragraph]]) -> Table:
     """Questions and answers if they are marked, or if most headings ask; else passages of about `PASSAGE` letters."""
     if table := _asked(path, kind, paragraphs):
         return table
@@ -216,5 +219,3 @@ def _passages(paragraphs: Iterable[Paragraph]) -> Iterator[tuple[int, dict[str, 
         held.append((text, heading))
     if held and not all(h for _, h in held):
         yield line, {"text": "\n\n".join(t for t, _ in held)}
-
-

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import email
 import email.policy
-import html.parser
 import re
 from collections.abc import Callable, Iterable, Iterator
 from email.message import EmailMessage
 from pathlib import Path
 
+from engine.data.readers.pages import html_text
 from engine.data.table import MAX_CELL, Table, damaged, numbered
 
 MAX_MAIL = 32 << 20                        # bytes; what is longer is an attachment with a letter in front
@@ -22,7 +22,7 @@ Mails = Callable[[], Iterable[tuple[int, EmailMessage]]]
 
 def read_mbox(path: Path) -> Table:
     """A mailbox of any size: read twice, letter by letter."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         if not file.read(5) == b"From ":
             raise damaged(path, "a mailbox begins with the word “From”")
     return mail_table(path, "mbox", lambda: _letters(path))
@@ -59,7 +59,7 @@ def _reference(mail: EmailMessage) -> str | None:
 
 def _letters(path: Path) -> Iterator[tuple[int, EmailMessage]]:
     start, lines, size = 1, [], 0
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         blank = True
         for number, line in enumerate(file, 1):
             if blank and line.startswith(b"From "):
@@ -112,33 +112,3 @@ def parts_of(body: str) -> tuple[str, str]:
     kept = [paragraph for paragraph in re.split(r"\n{2,}", text) if not _WROTE.match(" ".join(paragraph.split()))]
     kept = ["\n".join(line for line in paragraph.split("\n") if not _WROTE.match(line.strip())) for paragraph in kept]
     return "\n\n".join(part.strip() for part in kept if part.strip()), "\n".join(quoted).strip()
-
-
-class _Words(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.words, self._mute, self._quoted = [], 0, 0
-
-    def handle_starttag(self, tag: str, attrs) -> None:
-        self._mute += tag in ("style", "script", "head")
-        self._quoted += tag == "blockquote"
-        if tag in ("br", "p", "div", "tr", "li", "blockquote"):
-            self.words.append("\n> " if self._quoted else "\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._mute -= tag in ("style", "script", "head") and self._mute > 0
-        if tag == "blockquote" and self._quoted:
-            self._quoted -= 1
-            self.words.append("\n")
-
-    def handle_data(self, data: str) -> None:
-        if not self._mute:
-            self.words.append(re.sub(r"\s+", " ", data))
-
-
-def html_text(markup: str) -> str:
-    """The words of an HTML page, without styles and scripts; what it quotes is marked with “>”."""
-    reader = _Words()
-    reader.feed(markup)
-    reader.close()
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.strip() for line in "".join(reader.words).split("\n"))).strip()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import csv
 import datetime
-import zipfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from engine.data.names import is_known
+from engine.data.readers.archive import careful_zip, seekable
 from engine.data.readers.text import open_text
 from engine.data.table import MAX_CELL, START, Mark, Table, Walk, bad_line, damaged, numbered
 from engine.errors import BadData
 
-MAX_UNPACKED = 1 << 31                     # bytes that an office file may unpack to
-MAX_SQUEEZED = 200                         # and how many times its own size, from 64 MB on
 _LOOK = 20                                 # rows that are looked at to find the header
 Rows = Callable[[Mark], Iterator[tuple[Mark, int, list[str]]]]
 
@@ -45,7 +43,7 @@ def read_csv(path: Path, kind: str = "csv") -> Table:
             why = (f"A cell has more than {MAX_CELL:,} characters; probably a quotation mark is never closed." if "limit" in str(problem)
                    else "A quotation mark is never closed, or stands in the middle of a cell.")
             raise bad_line(path, after[0][1] - 1, why, "Look at this line, or save the file again from your program.", str(problem)) from problem
-    return _with_header(path, kind, rows)
+    return with_header(path, kind, rows)
 
 
 def _delimiter(text: str) -> str:
@@ -64,7 +62,7 @@ def _delimiter(text: str) -> str:
 
 # --- the header, for every kind of table -------------------------------------------------------
 
-def _with_header(path: Path, kind: str, rows: Rows, start: Mark = START) -> Table:
+def with_header(path: Path, kind: str, rows: Rows, start: Mark = START) -> Table:
     """Find the line that names the columns, and give every row after it these names."""
     first = list(islice(rows(start), _LOOK))
     if not first:
@@ -117,7 +115,7 @@ def read_xlsx(path: Path) -> Table:
     careful_zip(path, "xl/workbook.xml")
 
     def sheets() -> Iterator[tuple[str, Rows]]:
-        book = opened(path, lambda: load_workbook(path, read_only=True, data_only=True))
+        book = opened(path, lambda: load_workbook(seekable(path), read_only=True, data_only=True))
         try:
             for sheet in book.worksheets:
                 sheet.reset_dimensions()   # what the file claims about its own size is not believed
@@ -128,7 +126,7 @@ def read_xlsx(path: Path) -> Table:
     tables, notes = [], []
     for title, rows in sheets():
         try:
-            found = _with_header(path, "xlsx", rows)
+            found = with_header(path, "xlsx", rows)
         except BadData as problem:
             if "has no examples" not in problem.what:
                 raise
@@ -145,7 +143,7 @@ def read_xlsx(path: Path) -> Table:
     def records() -> Iterator[tuple[int, dict[str, Any]]]:
         for title, rows in sheets():
             if title in wanted:
-                yield from _with_header(path, "xlsx", rows)
+                yield from with_header(path, "xlsx", rows)
     return Table(path, "xlsx", tables[0][1], numbered(records), notes=notes)
 
 
@@ -168,28 +166,6 @@ def as_text(value: Any) -> str:
     if isinstance(value, datetime.datetime):
         return value.date().isoformat() if value.time() == datetime.time() else value.isoformat(" ", "minutes")
     return str(value)
-
-
-def careful_zip(path: Path, member: str) -> None:
-    """Look at an office file before any of it is unpacked. Raises `BadData`: no zip, damaged, protected, a bomb, another kind."""
-    with open(path, "rb") as file:
-        head = file.read(8)
-    if head.startswith(b"\xd0\xcf\x11\xe0"):
-        raise BadData(f"The file {path.name} is protected by a password or is of an old kind.",
-                      do="Open it in its own program and save it anew, without a password.", path=str(path))
-    try:
-        with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as problem:
-        raise damaged(path, problem) from problem
-    whole, packed = sum(part.file_size for part in parts), max(path.stat().st_size, 1)
-    if whole > MAX_UNPACKED or whole > max(MAX_SQUEEZED * packed, 64 << 20) or len(parts) > 20_000:
-        raise BadData(f"The file {path.name} is not opened.", f"It would unpack to {whole / 1e9:.1f} GB, as files made to fill a computer do.",
-                      "Choose another file.", path=str(path))
-    if any(part.flag_bits & 1 for part in parts):
-        raise BadData(f"The file {path.name} is protected by a password.", do="Save it without a password.", path=str(path))
-    if member not in archive.NameToInfo:
-        raise damaged(path, f"there is no {member} in it", "Check which program it comes from, and save it again.")
 
 
 def opened(path: Path, make: Callable[[], Any]) -> Any:
@@ -220,7 +196,7 @@ def read_parquet(path: Path) -> Table:
     """Row groups are read in small batches; marks are row numbers."""
     from pyarrow import parquet
 
-    file = opened(path, lambda: parquet.ParquetFile(path))
+    file = opened(path, lambda: parquet.ParquetFile(seekable(path)))
     columns = list(file.schema_arrow.names)
     sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     file.close()
@@ -229,7 +205,7 @@ def read_parquet(path: Path) -> Table:
         row, groups, skip = mark[0], list(range(len(sizes))), mark[0]
         while groups and skip >= sizes[groups[0]]:
             skip -= sizes[groups.pop(0)]
-        with opened(path, lambda: parquet.ParquetFile(path)) as file:
+        with opened(path, lambda: parquet.ParquetFile(seekable(path))) as file:
             for batch in _guarded(path, file.iter_batches(batch_size=256, row_groups=groups)):
                 if skip >= batch.num_rows:
                     skip -= batch.num_rows

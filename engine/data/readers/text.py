@@ -39,7 +39,7 @@ class Text:
         Raises `BadData` for a line of more than `MAX_LINE` characters.
         """
         place = max(place, self.begin)
-        with open(self.path, "rb") as raw:
+        with self.path.open("rb") as raw:
             raw.seek(place)
             reader = io.TextIOWrapper(raw, encoding=self.encoding, errors="replace", newline="")
             while line := reader.readline(MAX_LINE):
@@ -50,14 +50,14 @@ class Text:
 
     def blocks(self) -> Iterator[str]:
         """The text in pieces of about a quarter of a million letters."""
-        with open(self.path, "rb") as raw:
+        with self.path.open("rb") as raw:
             raw.seek(self.begin)
             reader = io.TextIOWrapper(raw, encoding=self.encoding, errors="replace")
             while block := reader.read(_BLOCK):
                 yield block
 
     def head(self, letters: int = 65536) -> str:
-        with open(self.path, "rb") as raw:
+        with self.path.open("rb") as raw:
             raw.seek(self.begin)
             return io.TextIOWrapper(raw, encoding=self.encoding, errors="replace").read(letters)
 
@@ -72,7 +72,7 @@ def open_text(path: Path) -> Text:
 
 def _recognise(path: Path) -> Text:
     """A byte order mark decides; then UTF-8; then UTF-16 by its many zero bytes; then a guess by frequency of letters."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         head = file.read(4096)
     for start, (what, do) in FOREIGN.items():
         if head.startswith(start) and (b"\0" in head or start in (b"%PDF", b"PK\x03\x04")):
@@ -95,7 +95,7 @@ def _recognise(path: Path) -> Text:
 def _fault(path: Path, encoding: str) -> int | None:
     """The first block of the file that is not in this encoding (as a byte), or None. Holds one block at a time."""
     decoder = codecs.getincrementaldecoder(encoding)()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while block := file.read(_BLOCK):
             try:
                 decoder.decode(block)
@@ -116,7 +116,7 @@ def _guess(path: Path) -> str:
     from charset_normalizer import from_bytes
 
     sample, size = [], 0
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         for line in file:
             if not line.isascii():
                 sample.append(line[:2000])

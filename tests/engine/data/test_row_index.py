@@ -52,20 +52,20 @@ def test_the_split_is_read_lazily_and_is_the_split_of_the_rows(tmp_path):
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
 def test_memory_stays_bounded_however_long_the_file(tmp_path, name):
-    """40,000 rows (32 MB of text): index, split and a walk hold a small part of it at any time."""
-    path = write(tmp_path / name, 40_000, letters=400)
+    """12,000 rows (10 MB of text): index, split and a walk hold a small part of it at any time."""
+    path = write(tmp_path / name, 12_000, letters=400)
     shapes._latest.clear()
     load(write(tmp_path / f"small{path.suffix}", 10))          # what is imported is no part of it
     tracemalloc.start()
     try:
         rows = load(path).rows
         learned, tested = split(rows, 0.1)
-        assert sum(1 for _ in learned) + sum(1 for _ in tested) == 40_000
-        assert rows[39_999].messages[0]["content"] == "Was ist 39999?"
+        assert sum(1 for _ in learned) + sum(1 for _ in tested) == 12_000
+        assert rows[11_999].messages[0]["content"] == "Was ist 11999?"
         held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert path.stat().st_size > 30e6 and held < 1.5e6 and peak < 4e6
+    assert path.stat().st_size > 9e6 and held < 1e6 and peak < 3.5e6
 
 
 def test_a_file_is_read_once_and_anew_when_it_changes(tmp_path):

@@ -1,0 +1,159 @@
+"""Zip files: those that people send, read where they lie, and those that office files are.
+
+Nothing is ever unpacked to the disk. A file inside an archive is an `Inside`: it has as much of `pathlib.Path` as the readers use, so that
+they read it as any other. What is read of it is bounded by what the archive's directory says, and that is bounded here.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+
+from engine.data.table import damaged
+from engine.errors import BadData
+
+MAX_UNPACKED = 1 << 31                     # bytes that an archive may unpack to
+MAX_SQUEEZED = 200                         # and how many times its own size, from 64 MB on
+MAX_MEMBERS = 20_000
+MAX_HELD = 256 << 20                       # bytes of an office file inside an archive: such a file cannot be read piece by piece
+_READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)      # LZMA may ask for gigabytes before its first byte
+
+
+class Inside:
+    """A file inside a zip: name, suffix, parent, size and bytes."""
+
+    def __init__(self, archive: zipfile.ZipFile, part: zipfile.ZipInfo, outside: Path):
+        self._archive, self._part, self.outside = archive, part, outside
+        self._path = PurePosixPath("".join(c for c in part.filename if c.isprintable()))
+        self.name, self.suffix, self.parent, self.parts = self._path.name, self._path.suffix, self._path.parent, self._path.parts
+
+    def __str__(self) -> str:
+        return f"{self.outside}/{self._path}"
+
+    def exists(self) -> bool:
+        return True
+
+    def is_dir(self) -> bool:
+        return False
+
+    def stat(self) -> SimpleNamespace:
+        """Only the size."""
+        return SimpleNamespace(st_size=self._part.file_size)
+
+    def open(self, mode: str = "rb") -> io.BufferedIOBase:
+        """A stream of its bytes. Seeking in it means reading on, or anew from the beginning. Raises `BadData` if it is damaged."""
+        try:
+            return _Careful(self._archive.open(self._part), self)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as problem:
+            raise damaged(self, problem) from problem
+
+    def read_bytes(self) -> bytes:
+        with self.open() as file:
+            return file.read()
+
+
+class _Careful(io.BufferedIOBase):
+    """The stream of a member; whatever is wrong with it is one sentence."""
+
+    def __init__(self, stream: zipfile.ZipExtFile, member: Inside):
+        self._stream, self._member = stream, member
+
+    def _do(self, method: str, *values):
+        try:
+            return getattr(self._stream, method)(*values)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, zipfile.zlib.error) as problem:
+            raise damaged(self._member, problem) from problem
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._do("read", size)
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._do("read1", size)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._do("seek", place, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def seekable(path: Path | Inside) -> Path | io.BytesIO:
+    """What a library that leaps about in its file is given. Raises `BadData` for what is too large to be held."""
+    if not isinstance(path, Inside):
+        return path
+    if path.stat().st_size > MAX_HELD:
+        raise BadData(f"The file {path.name} is too large to be read inside an archive.", f"It has {path.stat().st_size / 1e6:,.0f} MB.",
+                      "Unpack the archive first, then choose the folder.", path=str(path))
+    return io.BytesIO(path.read_bytes())
+
+
+def members(path: Path, is_read) -> list[Inside]:
+    """The files in an archive, in the order of their names; ``is_read`` (name → bool) says which of them will ever be opened.
+
+    Raises `BadData`: no zip, damaged, protected by a password, made to fill a computer, packed in a way that is not read.
+    """
+    archive, parts = _directory(path)
+    parts = [part for part in parts if not part.is_dir()]
+    wanted = [part for part in parts if is_read(PurePosixPath(part.filename)) and not leads_away(part)]
+    _check_size(path, wanted, path.stat().st_size)
+    if any(part.flag_bits & 1 for part in wanted):
+        raise BadData(f"The file {path.name} is protected by a password.", do="Unpack it first, then choose the folder.", path=str(path))
+    if strange := [part for part in wanted if part.compress_type not in _READABLE]:
+        raise BadData(f"The file {path.name} is packed in a way that is not read here.", f"The first such file in it is {strange[0].filename}.",
+                      "Unpack it first, then choose the folder.", path=str(path))
+    return sorted((Inside(archive, part, path) for part in parts if not leads_away(part)), key=str)
+
+
+def astray(path: Path) -> list[str]:
+    """Names in an archive that point out of it, or are links."""
+    return [part.filename for part in _directory(path)[1] if leads_away(part)]
+
+
+def leads_away(part: zipfile.ZipInfo) -> bool:
+    """Whether a member's name leaves the archive (../, /, C:) or the member is a link to somewhere."""
+    name = part.filename.replace("\\", "/")
+    return name.startswith("/") or ".." in name.split("/") or name[1:2] == ":" or stat.S_ISLNK(part.external_attr >> 16)
+
+
+def careful_zip(path: Path | Inside, member: str) -> None:
+    """Look at an office file before any of it is unpacked. Raises `BadData`: no zip, damaged, protected, a bomb, another kind."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head.startswith(b"\xd0\xcf\x11\xe0"):
+        raise BadData(f"The file {path.name} is protected by a password or is of an old kind.",
+                      do="Open it in its own program and save it anew, without a password.", path=str(path))
+    archive, parts = _directory(path)
+    archive.close()
+    _check_size(path, parts, path.stat().st_size)
+    if any(part.flag_bits & 1 for part in parts):
+        raise BadData(f"The file {path.name} is protected by a password.", do="Save it without a password.", path=str(path))
+    if member not in archive.NameToInfo:
+        raise damaged(path, f"there is no {member} in it", "Check which program it comes from, and save it again.")
+
+
+def _directory(path: Path | Inside) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
+    try:
+        archive = zipfile.ZipFile(seekable(path))
+        return archive, archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as problem:
+        raise damaged(path, problem) from problem
+
+
+def _check_size(path: Path | Inside, parts: list[zipfile.ZipInfo], packed: int) -> None:
+    whole = sum(part.file_size for part in parts)
+    if whole > MAX_UNPACKED or whole > max(MAX_SQUEEZED * max(packed, 1), 64 << 20) or len(parts) > MAX_MEMBERS:
+        raise BadData(f"The file {path.name} is not opened.", f"It would unpack to {whole / 1e9:.1f} GB, as files made to fill a computer do.",
+                      "Choose another file.", path=str(path))
