@@ -5,13 +5,18 @@ import sys
 
 
 def main() -> int:
-    """``--worker``: the process that does the work. ``cli …``: the command line. Otherwise: the window."""
+    """``--worker``: the process that does the work. ``--member``: one of several that teach together. ``cli …``: the command line.
+    Otherwise: the window."""
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     if word == "--worker":
         sys.argv.pop(1)
         from engine.worker.__main__ import main as work
 
         return work() or 0
+    if word == "--member":
+        from engine.train.launch import main as join
+
+        return join([])
     if word == "cli":
         sys.argv.pop(1)
         os.environ.setdefault("ADAPTER_STUDIO_COMMAND", "adapter-studio cli")

@@ -80,13 +80,18 @@ class TrainSpec(Spec):
     seed: int = knob(0, label="Seed", low=0, high=2**31 - 1, advanced=True, help="Same seed, same data, same machine: the identical file.")
     checkpoint_seconds: float = knob(60.0, label="Save at least every", unit="s", low=0, advanced=True,
                                      help="A checkpoint is written after this time or a tenth of the run, whichever comes first.")
+    processes: int = knob(0, label="Processes", term="num_processes (torchrun)", low=0, high=64, advanced=True,
+                          help="How many work on it at the same time, each on its share of every step; 0 takes one for each graphics card.")
     prompts: list[str] = knob(factory=list, label="Pinned questions", help="Answered again at every checkpoint, to hear the change.")
     roles: dict = knob(factory=dict, label="Columns", advanced=True,
                        help="What the columns mean, where the file does not tell: column → question, answer, context, system, text and so on.")
     edits: list[Edit] = knob(factory=list, label="Changes of the examples", advanced=True, help="What was dropped, masked or shortened.")
 
     def problems(self) -> dict[str, str]:
-        return super().problems() | data_problems(self.roles, self.edits)
+        found = super().problems() | data_problems(self.roles, self.edits)
+        if not found and self.processes > self.rows_per_step:
+            found["processes"] = f"{self.processes} processes cannot share {self.rows_per_step} examples a step: some would have nothing to do."
+        return found
 
 
 @dataclass

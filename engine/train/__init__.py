@@ -2,7 +2,9 @@
 
 
 def train(spec, run):
-    """Teach one adapter; see `engine.train.loop.train`. (Imported late: this package must load without torch.)"""
-    from engine.train.loop import train as job
+    """Teach one adapter, by one process or several; see `engine.train.loop.train`. (Imported late: this package must load without torch.)"""
+    from engine.train import launch, loop
 
-    return job(spec, run)
+    spec.check()
+    size = launch.wanted(spec)
+    return loop.train(spec, run) if size == 1 else launch.together(spec, run, size)

@@ -24,14 +24,14 @@ from torch import Tensor
 from engine.errors import BadData, DamagedCheckpoint
 from engine.store.atomic import replacing_folder
 
-FORMAT, KEPT = 1, 2
+FORMAT, KEPT = 2, 2
 
 
 @dataclass
 class Checkpoint:
     """All that a run needs to go on. Tensors are on the CPU; ``progress`` and ``identity`` are plain JSON.
 
-    ``identity`` (hashes of spec, data and base) says to which run the checkpoint belongs.
+    ``identity`` (hashes of spec, data and base) says to which run the checkpoint belongs; ``generators`` has an entry for each process.
     """
 
     step: int
@@ -40,11 +40,11 @@ class Checkpoint:
     best: dict[str, Tensor]
     progress: dict
     identity: dict
-    generators: dict = field(default_factory=lambda: generators())
+    generators: list[dict] = field(default_factory=lambda: [generators()])
 
 
 def generators() -> dict:
-    """The state of torch's, Python's and numpy's global random generators (and of the graphics cards'), as JSON."""
+    """This process's state of torch's, Python's and numpy's global random generators (and of the graphics cards'), as JSON."""
     kind, words, position, has_gauss, gauss = numpy.random.get_state()
     version, internal, gauss_next = random.getstate()
     cards = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

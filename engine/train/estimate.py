@@ -15,11 +15,13 @@ from engine.errors import OutOfMemory, explain
 from engine.specs import PlanReport, TrainSpec
 from engine.train.batching import Schedule, common_prefix, computed_tokens, micro_batches, portion
 from engine.train.checkpoint import KEPT
+from engine.train.launch import wanted
 from engine.train.loop import SAMPLE_SHARE, evaluation_points, memory_mb
 from engine.train.loss import Objective
 from engine.train.optim import Optimizer
 from engine.train.precision import choose, exact_computing
 from engine.train.prepare import best_device, load_student, read_material, schedule_of
+from engine.train.team import Team
 
 PROBE_SECONDS = 6.0                        # a probe stops repeating after this long
 SPREAD = 0.1                               # what no probe sees: other programs, a warmer processor
@@ -34,13 +36,15 @@ class _Cost:
     spread: float                          # relative error of the fit
     shared: int
     budget: int                            # padded tokens of a micro-batch at most
+    team: int = 1                          # processes that share a step; the slowest counts
 
     def portions(self, lengths: list[int]) -> list[int]:
         """Computed tokens of each micro-batch."""
         return [computed_tokens(len(part), max(lengths[i] for i in part), self.shared) for part in micro_batches(lengths, self.budget, self.shared)]
 
     def __call__(self, lengths: list[int]) -> float:
-        return sum(self.token * tokens + self.batch for tokens in self.portions(lengths))
+        shares = (Team(rank, self.team).share(lengths) for rank in range(self.team))
+        return max(sum(self.token * tokens + self.batch for tokens in self.portions([lengths[i] for i in share])) for share in shares)
 
 
 def estimate(spec: TrainSpec) -> PlanReport:
@@ -62,6 +66,7 @@ def estimate(spec: TrainSpec) -> PlanReport:
             step, peak, probed = _probe(model, objective, optimizer, material, schedule)
         except (MemoryError, RuntimeError) as problem:
             raise (shortage if isinstance(shortage := explain(problem), OutOfMemory) else problem) from problem
+    step.team = wanted(spec)
     seconds, tokens, widest = 0.0, 0, 0
     for k in range(len(schedule)):
         of_step = [lengths[i] for i in schedule[k]]
@@ -75,7 +80,7 @@ def estimate(spec: TrainSpec) -> PlanReport:
         seconds += teaching * SAMPLE_SHARE / 2
     trainable = sum(p.numel() for p in parameters.values())
     megabytes = trainable * 4 / 1e6
-    memory = max(resting - before, 0) + max(peak - resting, 0) * max(1.0, widest / probed)
+    memory = (step.team if best_device() == "cpu" else 1) * (max(resting - before, 0) + max(peak - resting, 0) * max(1.0, widest / probed))
     error = seconds * (SPREAD + step.spread) + 1
     report = PlanReport(rows=len(material.learn), steps=len(schedule), tokens=tokens, seconds=round(seconds + start_up, 1),
                         seconds_error=round(error, 1), memory_mb=round(memory, 1), free_memory_mb=round(psutil.virtual_memory().available / 1e6, 1),

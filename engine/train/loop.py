@@ -2,6 +2,7 @@
 
 Between two steps (and two micro-batches) it listens for pause, cancel and sample. Everything that decides about numbers is a function of
 (spec, data, step), or is in the checkpoint; so a run that was killed and goes on ends in the same bytes as one that was not.
+Several processes are the same loop (`engine.train.team`): each has its share of a step's rows, and the first one's events are the job's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 import psutil
 import torch
 
-from engine.errors import Diverged, OutOfMemory, explain
+from engine.errors import Diverged, OutOfMemory, StudioError, explain
 from engine.events import Evaluated, Event, Finished, Note, Progress, Sample, Saved, Step, Stopped
 from engine.generate.sampling import answer
 from engine.specs import TrainSpec
@@ -26,6 +27,7 @@ from engine.train.optim import Optimizer, learning_rate, speed_at
 from engine.train.precision import exact_computing
 from engine.train.prepare import Material, best_device, load_student, read_material, schedule_of, settled_precision
 from engine.train.presets import method_settings
+from engine.train.team import Team
 
 EVALUATIONS, EVALUATION_SHARE = 10, 0.2    # through the run, besides the one of the untouched base; fewer if they would cost more than this
 PATIENCE = 3                               # evaluations in a row without a better one, after which an early stop ends the run
@@ -33,7 +35,7 @@ SCHEDULE = "schedule/"                     # before the names of a schedule's te
 SAMPLE_TOKENS, SAMPLE_SHARE = 60, 0.15     # length of a sample answer; share of the time that samples in between may cost
 
 
-def train(spec: TrainSpec, run: RunFolder) -> Iterator[Event]:
+def train(spec: TrainSpec, run: RunFolder, team: Team | None = None) -> Iterator[Event]:
     """Teach one adapter. A job (see `engine.store.runs`): yields events, ends with `Finished` or `Stopped`.
 
     ``Finished.result``: adapter (folder), steps, error_before, error_after (on unseen examples, of the kept state; None without held-out
@@ -44,7 +46,8 @@ def train(spec: TrainSpec, run: RunFolder) -> Iterator[Event]:
         OutOfMemory: even one example at a time does not fit. DiskFull: the checkpoint before it is kept.
     """
     spec.check()
-    if (result := finish.earlier_result(spec, run)) is not None:   # killed between the last rename and the last word
+    team = team or Team()
+    if (result := team.lead(lambda: finish.earlier_result(spec, run))) is not None:   # killed between the last rename and the last word
         yield Finished(result)
         return
     yield Progress("Reading the examples")
@@ -53,21 +56,26 @@ def train(spec: TrainSpec, run: RunFolder) -> Iterator[Event]:
     for text in material.notes:
         yield Note(text, "warning")
     yield Progress("Loading the model")
-    precision = settled_precision(spec, run)
-    yield Note(precision.sentence)
+    precision = team.lead(lambda: settled_precision(spec, run))
+    yield Note(precision.sentence if team.size == 1 else f"{precision.sentence} {team.size} processes share the examples of each step.")
     with exact_computing(precision, best_device()):
-        yield from Training(spec, run, material, load_student(spec, precision, len(schedule_of(spec, material)))).run()
+        model = load_student(spec, precision, len(schedule_of(spec, material)))     # alike for all
+        if team.rank:
+            torch.manual_seed(spec.seed + team.rank)           # but dropout falls for each in its own way
+        yield from Training(spec, run, material, model, team).run()
 
 
-class _Interrupted(Exception):
-    """Somebody asked to stop; carries "pause" or "cancel"."""
+class _Interrupted(StudioError):
+    """Somebody asked to stop; ``what`` is "pause" or "cancel"."""
+
+    code = "interrupted"
 
 
 class Training:
     """One run. ``step`` counts finished steps; what `_state` names is all that survives a kill."""
 
-    def __init__(self, spec: TrainSpec, run: RunFolder, material: Material, model):
-        self.spec, self.run_folder, self.material, self.model = spec, run, material, model
+    def __init__(self, spec: TrainSpec, run: RunFolder, material: Material, model, team: Team):
+        self.spec, self.run_folder, self.material, self.model, self.team = spec, run, material, model, team
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.schedule = schedule_of(spec, material)
         self.objective = Objective(model, spec.checkpointing == "on")
@@ -91,15 +99,15 @@ class Training:
         yield from self._resume()
         try:
             while True:
-                self._ending = self.step > 0 and self.run_folder.asked("finish")
+                self._ending = self.step > 0 and self.team.lead(lambda: self.run_folder.asked("finish"))
                 if self._evaluation_is_due():
                     yield from self._evaluate()
                 if self.over:
                     break
-                self._listen()
-                if self._save_is_due():
+                self.team.together(self._listen)
+                if self.team.lead(self._save_is_due):
                     yield from self._save()
-                if self.run_folder.asked("sample"):
+                if self.team.lead(lambda: self.run_folder.asked("sample")):
                     self.run_folder.clear("sample")
                     yield from self._sample(always=True)
                 yield from self._one_step()
@@ -109,7 +117,7 @@ class Training:
             self.optimizer.forget()
             if self.step != self._saved_step:
                 yield from self._save()
-            yield Stopped(str(request), resumable=True, step=self.step)
+            yield Stopped(request.what, resumable=True, step=self.step)
         except (MemoryError, RuntimeError, OSError) as error:
             raise explain(error) from error
 
@@ -136,7 +144,8 @@ class Training:
         while True:
             before = torch.get_rng_state()  # dropout of a step that is repeated falls as it fell
             try:
-                error = self._accumulate(rows, learned)
+                error = sum(self.team.together(lambda: self._accumulate(rows, learned))) / learned
+                self.team.add_gradients([*self.parameters.values()])
                 break
             except _Interrupted:
                 torch.set_rng_state(before)
@@ -161,16 +170,18 @@ class Training:
                    self._seconds_left(), self.step / self.schedule.per_pass)
 
     def _accumulate(self, rows: list, learned: int) -> float:
-        """Gradients of the whole step, micro-batch by micro-batch. Returns the mean error of a learned token in nats."""
+        """Gradients of this process's part of the step, micro-batch by micro-batch. Returns its summed error in nats."""
         total = 0.0
         for batch in self._batches(rows):
             self._listen()
             total += self.objective.backward(batch, learned)
-        if (more := self.model.extra_loss()) is not None:     # of the adapter's tensors alone
+        if self.team.leads and (more := self.model.extra_loss()) is not None:     # of the adapter's tensors alone
             more.backward()
-        return total / learned
+        return total
 
     def _batches(self, rows: list) -> Iterator[Batch]:
+        """This process's share of the rows, in micro-batches."""
+        rows = [rows[i] for i in self.team.share([len(row.ids) for row in rows])]
         shared = common_prefix(rows) if self.objective.side_by_side else 0
         for part in micro_batches([len(row.ids) for row in rows], self.budget, shared):
             yield self.objective.collate([rows[i] for i in part])
@@ -215,11 +226,15 @@ class Training:
             yield from self._sample(always=self.step == 0)
 
     def _unseen_error(self) -> float:
-        rows, total = self.material.test, 0.0
-        for batch in self._batches(rows):
-            self._listen()
-            total += self.objective.error(batch)
-        return total / sum(row.learned for row in rows)
+        """Mean error of a learned token on the unseen examples, in nats."""
+        def of_mine() -> float:
+            total = 0.0
+            for batch in self._batches(self.material.test):
+                self._listen()
+                total += self.objective.error(batch)
+            return total
+
+        return sum(self.team.together(of_mine)) / sum(row.learned for row in self.material.test)
 
     def _best(self) -> list | None:
         """[step, error] of the best evaluation; the untouched base is no candidate, it is what was there before."""
@@ -231,15 +246,17 @@ class Training:
 
     def _sample(self, always: bool) -> Iterator[Event]:
         """Answers to the pinned questions; in between only while they cost little time. They touch nothing that is learned."""
-        if not self.spec.prompts or not always and self._sample_seconds > SAMPLE_SHARE * self._step_seconds:
+        if not self.spec.prompts or not always and self.team.lead(lambda: self._sample_seconds > SAMPLE_SHARE * self._step_seconds):
             return
         start = time.monotonic()
         for prompt in self.spec.prompts:
-            self._listen()
-            system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
-            yield Sample(self.step, prompt, answer(self.model, self.material.tokenizer, [*system, {"role": "user", "content": prompt}],
-                                                   max_new_tokens=SAMPLE_TOKENS))
+            self.team.together(self._listen)
+            yield Sample(self.step, prompt, self.team.lead(lambda prompt=prompt: self._answer(prompt)))
         self._sample_seconds += time.monotonic() - start
+
+    def _answer(self, prompt: str) -> str:
+        system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
+        return answer(self.model, self.material.tokenizer, [*system, {"role": "user", "content": prompt}], max_new_tokens=SAMPLE_TOKENS)
 
     # --- checkpoints ---
 
@@ -248,20 +265,22 @@ class Training:
             self.step % self.save_every == 0 or time.monotonic() - self._saved_at >= self.spec.checkpoint_seconds)
 
     def _save(self) -> Iterator[Event]:
+        generators = self.team.together(checkpoints.generators)
         try:
-            path = checkpoints.save(self.run_folder.checkpoints, self._state())
+            path = self.team.lead(lambda: str(checkpoints.save(self.run_folder.checkpoints, self._state(generators))))
         except OSError as error:
             raise explain(error) from error
         self._saved_at, self._saved_step = time.monotonic(), self.step
-        yield Saved(self.step, str(path))
+        yield Saved(self.step, path)
 
-    def _state(self) -> checkpoints.Checkpoint:
+    def _state(self, generators: list[dict]) -> checkpoints.Checkpoint:
         now = time.monotonic()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         optimizer = {name: tensor.detach().cpu() for name, tensor in self.optimizer.state().items()}
         optimizer |= {SCHEDULE + name: tensor.detach().cpu() for name, tensor in self.model.tuner.schedule_state().items()}
         return checkpoints.Checkpoint(self.step, self._weights(), optimizer, self.best, {
-            "budget": self.budget, "errors": self.errors, "evaluations": self.evaluations, "seconds": self.seconds}, self.material.identity)
+            "budget": self.budget, "errors": self.errors, "evaluations": self.evaluations, "seconds": self.seconds}, self.material.identity,
+            generators)
 
     def _weights(self) -> dict:
         return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
@@ -270,7 +289,7 @@ class Training:
     _ending = False                        # asked to finish: seen once a step, so that the last state is tested too
 
     def _resume(self) -> Iterator[Event]:
-        checkpoints.sweep(self.run_folder.checkpoints)
+        self.team.lead(lambda: checkpoints.sweep(self.run_folder.checkpoints))
         state, notes = checkpoints.newest(self.run_folder.checkpoints, self.material.identity)
         for text in notes:
             yield Note(text, "warning")
@@ -282,7 +301,11 @@ class Training:
         self.step, self.best, self.budget = state.step, state.best, state.progress["budget"]
         self.errors, self.evaluations, self.seconds = state.progress["errors"], state.progress["evaluations"], state.progress["seconds"]
         self._saved_step = self.step
-        checkpoints.restore_generators(state.generators)
+        if self.team.rank < len(state.generators):
+            checkpoints.restore_generators(state.generators[self.team.rank])
+        if len(state.generators) != self.team.size:
+            yield Note(f"{self.team.size} {'process goes' if self.team.size == 1 else 'processes go'} on with what {len(state.generators)} began: "
+                       "it is taught as planned, but what is left to chance falls otherwise.", "warning", self.step)
         yield Note(f"Going on from step {self.step}.", step=self.step)
 
     @torch.no_grad()
@@ -305,9 +328,10 @@ class Training:
         self.model.eval()
         yield from self._sample(always=True)
         seconds = self.seconds + time.monotonic() - self._clock
-        yield Finished(finish.place(self.spec, self.run_folder, self.model, self.material, {
-            "steps": self.step, "error_before": before, "error_after": after, "best_step": kept, "rows": len(self.material.learn),
-            "held_out": len(self.material.test), "seconds": round(seconds, 1)}, self.optimizer.rate, self.evaluations))
+        result = {"steps": self.step, "error_before": before, "error_after": after, "best_step": kept, "rows": len(self.material.learn),
+                  "held_out": len(self.material.test), "seconds": round(seconds, 1)}
+        yield Finished(self.team.lead(lambda: finish.place(self.spec, self.run_folder, self.model, self.material, result, self.optimizer.rate,
+                                                           self.evaluations)))
 
     def _seconds_left(self) -> float:
         each = self._step_seconds / self._steps_here

@@ -23,7 +23,7 @@ from engine.train.batching import Schedule
 from engine.train.precision import Precision, choose
 from engine.train.presets import ANY_LENGTH, adapter_config, method_settings, unusable
 
-_FREE = ("out", "prompts", "checkpoint_seconds")     # settings that may change without changing what is learned
+_FREE = ("out", "prompts", "checkpoint_seconds", "processes")     # settings that may change without changing what is learned
 
 
 @dataclass

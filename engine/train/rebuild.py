@@ -11,8 +11,8 @@ from engine.specs import RebuildSpec
 from engine.store.atomic import write_json
 from engine.store.recipe import plan_of, read_recipe
 from engine.store.runs import RunFolder
+from engine.train import train
 from engine.train.finish import versions
-from engine.train.loop import train
 
 
 def rebuild(spec: RebuildSpec, run: RunFolder) -> Iterator[Event]:

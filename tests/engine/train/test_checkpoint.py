@@ -35,7 +35,7 @@ def test_random_generators_go_on_where_they_were(tmp_path):
     path = save(tmp_path, state())
     expected = random.gauss(0, 1), numpy.random.normal(), torch.randn(3).tolist()
     random.seed(2), numpy.random.seed(2), torch.manual_seed(2)
-    restore_generators(read(path).generators)
+    restore_generators(read(path).generators[0])
     assert (random.gauss(0, 1), numpy.random.normal(), torch.randn(3).tolist()) == expected
 
 
