@@ -176,6 +176,17 @@ def _round(module: nn.Module) -> tuple[dict[str, AdaptedParameter], nn.Module]:
     return wrappers, module
 
 
+def experts(model: nn.Module) -> dict[str, list[str]]:
+    """Path of a module that holds the weights of many experts → names of those parameters, in order."""
+    found = {}
+    for path, module in modules(model):
+        holder = module if module._parameters or not isinstance(module, AdaptedParameter) else unwrapped(_round(module)[1])
+        names = [name for name, p in holder._parameters.items() if p is not None and p.dim() == 3]
+        if names and host_of(holder) is None:
+            found[path] = names
+    return found
+
+
 def on_module(path: str, module: nn.Module, model: nn.Module | None = None) -> list[Target]:
     """What an adapter on this module sits on. Raises `UnsupportedLayer`."""
     wrappers, layer = _round(module)

@@ -31,6 +31,7 @@ from engine.model.companions import with_companions, with_heads
 from engine.model.embeddings import with_embeddings
 from engine.model.inject import Given, check_name, inject, placements
 from engine.model.lone import LoneTuner
+from engine.model.renamed import as_named_now
 from engine.model.replication import replicate_layers
 from engine.model.targets import Plan, plan
 from engine.model.training import TrainingHooks
@@ -124,6 +125,7 @@ class Tuner(TrainingHooks, Shelves):
         with collector_at_rest(), ExitStack() as failing:
             self._replicate(config, failing)
             method, config = law(config), with_heads(config, heads)
+            config, file = as_named_now(self.model, method, config, file)
             if isinstance(config, TargetedConfig):
                 failing.callback(setattr, config, "target_modules", config.target_modules)
             planned, report = self.plan(method, config), LoadReport()
