@@ -97,6 +97,8 @@ def _answer(tokenizer, messages: list[dict], i: int, text: str) -> tuple[int, in
     """Character range [start, end) of answer ``i`` with its end-of-turn sign, or None if the template is not prefix-stable there."""
     before = chat_text(tokenizer, messages[:i], cue=True)
     after = text if i == len(messages) - 1 else chat_text(tokenizer, messages[:i + 1])
+    if not text.startswith(after):         # Phi-3 ends every text with the sign, but not every answer
+        after = after.removesuffix(tokenizer.eos_token or "")
     if not (text.startswith(before) and text.startswith(after) and len(after) > len(before)):
         return None
     return len(before), len(after.rstrip())    # the line break behind the end-of-turn sign is never spoken

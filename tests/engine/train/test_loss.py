@@ -1,8 +1,7 @@
-"""The lean loss is the plain loss: against transformers' own, against one big batch, and without cross-talk between rows."""
+"""The lean loss is the plain loss: cut as you like, long or short, with a head that learns. Family by family: `test_families`."""
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig, MambaConfig, MistralConfig, Qwen3Config
 
 from engine import LoraConfig, get_peft_model
 from engine.data.render import IGNORED, Rendered
@@ -13,20 +12,6 @@ from engine.train.loss import Objective
 from tests.support.tiny import make_model
 
 LENGTHS = [5, 60, 17, 33, 9, 48, 12]
-COMMON = dict(vocab_size=384, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-              head_dim=12, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-
-
-def family(name):
-    torch.manual_seed(0)
-    if name == "llama":
-        return make_model()
-    config = {"qwen3": lambda: Qwen3Config(**COMMON), "gemma2": lambda: Gemma2Config(**COMMON, sliding_window=8, final_logit_softcapping=3.0),
-              "mistral": lambda: MistralConfig(**COMMON, sliding_window=8),
-              "mamba": lambda: MambaConfig(vocab_size=384, hidden_size=48, num_hidden_layers=2, state_size=4, initializer_range=0.2),
-              "granite": lambda: GraniteConfig(**COMMON, logits_scaling=4.0),
-              "gpt2": lambda: GPT2Config(vocab_size=384, n_embd=48, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)}
-    return AutoModelForCausalLM.from_config(config[name]()).eval()
 
 
 def rows(lengths=LENGTHS, alike=0):
@@ -40,8 +25,8 @@ def rows(lengths=LENGTHS, alike=0):
     return made
 
 
-def student(name="llama", **settings):
-    model = get_peft_model(family(name), LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}))
+def student(**settings):
+    model = get_peft_model(make_model(), LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}))
     torch.manual_seed(2)
     with torch.no_grad():
         for p in model.parameters():
@@ -61,32 +46,6 @@ def plain(model, row):
     out = model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([row.labels]), use_cache=False)
     out.loss.backward()
     return float(out.loss.detach()), gradients(model)
-
-
-FAMILIES = {"llama": (True, True), "qwen3": (True, True), "gpt2": (True, True), "mistral": (True, False), "mamba": (True, False),
-            "gemma2": (True, False), "granite": (True, True)}
-
-
-@pytest.mark.parametrize("alike", [0, 4])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_loss_and_gradient_equal_transformers_row_by_row(name, alike):
-    """Ragged rows in one micro-batch equal each row run alone by transformers: no cross-talk, no padding, the right normalisation;
-    whether they share their beginning or not."""
-    model, made = student(name), rows([max(n, 9) for n in LENGTHS], alike)
-    objective = Objective(model)
-    assert (objective.lean, objective.side_by_side) == FAMILIES[name]
-    learned = sum(row.learned for row in made)
-    alone = [plain(model, row) for row in made]
-    expected = sum(error * row.learned for (error, _), row in zip(alone, made))
-    batch = objective.collate(made)
-    assert batch.layout is None or batch.layout.prefix == (2 if alike else 0)      # the shortest row learns its fourth token
-    assert objective.backward(batch, learned) == pytest.approx(expected, rel=1e-5)
-    together = sum(g * row.learned / learned for (_, g), row in zip(alone, made))
-    assert float((gradients(model) - together).norm() / together.norm()) < 1e-5
-    assert objective.error(batch) == pytest.approx(expected, rel=1e-5)
-    for row, (error, g) in zip(made, alone):                   # and every single row
-        assert objective.backward(objective.collate([row]), row.learned) / row.learned == pytest.approx(error, rel=1e-5)
-        assert float((gradients(model) - g).norm() / g.norm()) < 1e-5
 
 
 def test_long_rows_go_through_the_other_kernel_to_the_same_result(monkeypatch):
@@ -150,24 +109,3 @@ def test_an_adapter_on_the_head_gets_its_gradient(monkeypatch):
     error, expected = plain(model, row)
     assert Objective(model).backward(collate([row]), row.learned) / row.learned == pytest.approx(error, rel=1e-5)
     assert float((gradients(model) - expected).norm() / expected.norm()) < 1e-5
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_what_is_computed_twice_gives_the_same_gradients(family):
-    model, made = student(family), rows()
-    learned = sum(row.learned for row in made)
-
-    def gradients(objective):
-        model.zero_grad()
-        torch.manual_seed(1)
-        model.train()
-        error = objective.backward(collate(made), learned)
-        return error, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-
-    plain = Objective(model)
-    before = gradients(plain)
-    assert plain.checkpoint() and not plain.checkpoint()
-    after = gradients(plain)
-    assert before[0] == pytest.approx(after[0], rel=1e-6)
-    for name, gradient in before[1].items():
-        torch.testing.assert_close(after[1][name], gradient, rtol=1e-4, atol=1e-7)
