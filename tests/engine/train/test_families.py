@@ -150,12 +150,13 @@ TEMPLATES = {                              # how each family's own template writ
                "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
     "Llama 2, Mistral": "{{ bos_token }}" + TURN + "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% elif m.role == 'user' %}"
                         "[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
-    "Qwen3": TURN + "<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
-             "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "Qwen3": TURN + "<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+             "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     "Gemma": "{{ bos_token }}" + TURN + "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
              "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
              "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
-    "Phi-3": TURN + "<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
+    "Phi-3": TURN + "<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+             "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
     "Granite": TURN + "<|start_of_role|>{{ m.role }}<|end_of_role|>{{ m.content }}<|end_of_text|>\n{% endfor %}"
                "{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}",
     "GPT-2, OPT, Phi": None,               # none: the engine's plain one
