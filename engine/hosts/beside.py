@@ -97,19 +97,21 @@ class OwnWeight(_Mixin):
     was enlarged before it was trained (PEFT: ``save_embedding_layers``, which writes it over the base). Linear layers and embeddings."""
 
     needs_base: ClassVar[bool] = True
+    only_bias: ClassVar[bool] = False
+    weight_file: ClassVar[str] = "base_layer.weight"
     plain: Method
 
     def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
         shape = (site.columns, site.out) if site.kind == "embedding" else (site.out, site.columns)
-        return {**super().tensors(cfg, site), WEIGHT: TensorSpec(shape, torch.nn.init.zeros_, trainable=False, file="base_layer.weight")}
+        return {**super().tensors(cfg, site), WEIGHT: TensorSpec(shape, torch.nn.init.zeros_, trainable=False, file=self.weight_file)}
 
     def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
-        weight = found.pop("base_layer.weight", None)
+        weight = found.pop(self.weight_file, None)
         p = super().decode(found, cfg, site)
         return p if weight is None else {**p, WEIGHT: weight}
 
     def encode(self, p: Tensors, cfg: Any, site: Site) -> Tensors:
-        return super().encode(p, cfg, site) | {"base_layer.weight": p[WEIGHT]}
+        return super().encode(p, cfg, site) | {self.weight_file: p[WEIGHT]}
 
     def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
         own = p[WEIGHT].T if site.kind == "embedding" else p[WEIGHT]
@@ -123,6 +125,25 @@ class OwnWeight(_Mixin):
 
     def apply(self, p: Tensors, cfg: Any, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> None:
         return None
+
+
+class PlainWeight(OwnWeight):
+    """The same at a layer that the adapter's method does not sit on."""
+
+    weight_file = "weight"
+
+
+class TiedWeight(OwnWeight):
+    """The same at a layer whose weight is that of another one, which has the tensor."""
+
+    def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
+        return self.plain.tensors(cfg, site)
+
+    def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
+        return self.plain.decode(found, cfg, site)
+
+    def encode(self, p: Tensors, cfg: Any, site: Site) -> Tensors:
+        return self.plain.encode(p, cfg, site)
 
 
 # --- layers that share a weight ---

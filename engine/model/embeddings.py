@@ -18,10 +18,10 @@ from engine.errors import BadModel
 from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced, SavedModule
 from engine.law import MapMethod, PeftConfig
-from engine.hosts.beside import SAVED, OwnWeight, mixed
+from engine.hosts.beside import SAVED, STILL, OwnWeight, PlainWeight, TiedWeight, mixed
 from engine.model.inject import Placement
-from engine.model.targets import modules, whole_target
-from engine.model.tying import tied_modules, weight_of
+from engine.model.targets import modules, on_module, whole_target
+from engine.model.tying import shared_weights, tied_modules, weight_of
 from engine.store.library import read_json
 
 if TYPE_CHECKING:
@@ -70,24 +70,49 @@ def with_embeddings(model: nn.Module, placed: Sequence[Placement], file: Mapping
 
     These are what is the same in the base, as it mostly is: then only the file is larger than it had to be.
     """
-    placed, at = list(placed), {p.target.path: i for i, p in enumerate(placed)}
+    at = {p.target.path: p for p in placed}
     ends = _embeddings(model)
-    whole: list[Placement] = []
+    changed: list[str] = []
     needless: list[str] = []
     for key in file:
         path, name = split(key, {f"{p}.base_layer" for p in ends} | ends.keys()) or ("", "")
         path = path.removesuffix(".base_layer")
-        if name != "weight" or path not in ends or (weight := weight_of(ends[path])) is None or weight.is_meta:
+        if name != "weight" or path not in ends or (weight := weight_of(ends[path])) is None or weight.is_meta or _learned(at.get(path)):
             continue
-        learned = path in at and (placed[at[path]].target.site.leaves or isinstance(placed[at[path]].method, MapMethod))     # whole
-        if not learned and _same(file[key], weight):
+        if _same(file[key], weight):
             needless.append(key)
-        elif path not in at:
-            target = whole_target(path, ends[path], "An embedding in the adapter's file", SavedModule)
+        else:
+            changed.append(path)
+    return (_heard(model, placed, changed, config) if changed else list(placed)), needless
+
+
+def _learned(place: Placement | None) -> bool:
+    """Whether an adapter has the whole layer, or turns it: then no other weight is for it to bring along."""
+    return place is not None and bool(place.target.site.leaves or isinstance(place.method, MapMethod))
+
+
+def _heard(model: nn.Module, placed: Sequence[Placement], changed: Sequence[str], config: PeftConfig) -> list[Placement]:
+    """The placements, with what hears the other weights of these layers and of all that share them."""
+    at, sharing, known = {p.target.path: p for p in placed}, shared_weights(model), dict(modules(model))
+    whole: list[Placement] = []
+    for path in changed:
+        group = [path, *(other for group in sharing if path in group for other in group if other not in changed)]
+        if not any(other in at and not _learned(at[other]) for other in group):
+            target = whole_target(path, known[path], "An embedding in the adapter's file", SavedModule)
             whole.append(Placement(target, SAVED, config, target.site))
-        elif not learned:
-            placed[at[path]] = replace(placed[at[path]], method=mixed(OwnWeight, placed[at[path]].method))
-    return placed + [p for p in tied_modules(model, whole) if p.target.path not in at], needless
+            continue
+        for other in group:                # the layer that has the tensor comes first
+            if (place := at.pop(other, None)) is None:
+                target, = on_module(other, known[other])
+                place, own = Placement(target, STILL, config, target.site), PlainWeight
+            else:
+                own = OwnWeight
+            if other == path:
+                at[other] = replace(place, method=mixed(own, place.method))
+            else:
+                follows = not _learned(place) and place.twin in ("", path)
+                at[other] = replace(place, method=mixed(TiedWeight, place.method), twin=path) if follows else place
+    return [*at.values(), *(p for p in tied_modules(model, whole) if p.target.path not in at)]
 
 
 def _same(tensor: Tensor, weight: Tensor) -> bool:

@@ -31,24 +31,27 @@ def changed(**settings):
     return model
 
 
-@pytest.mark.parametrize("tied, targets", [(True, ["q_proj"]), (False, ["q_proj"]), (False, ["q_proj", "embed_tokens"]), (False, ["lm_head"]),
-                                           (False, ["embed_tokens", "lm_head"])])
-def test_saved_embeddings_are_heard_with_the_adapter(targets, tied, tmp_path):
-    model = get_peft_model(changed(tied=tied), lora(target_modules=targets)).eval()
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "apart"])
+@pytest.mark.parametrize("settings", [{}, {"target_modules": ["q_proj", "embed_tokens"]}, {"target_modules": ["lm_head"]},
+                                      {"target_modules": ["embed_tokens", "lm_head"]}, {"trainable_token_indices": [3, 5]},
+                                      {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+                                      {"target_modules": ["lm_head"], "ensure_weight_tying": True}], ids=str)
+def test_saved_embeddings_are_heard_with_the_adapter(settings, tied, tmp_path):
+    model = get_peft_model(changed(tied=tied), lora(**settings)).eval()
     model.save_pretrained(tmp_path, save_embedding_layers=True)
     again = PeftModel.from_pretrained(make_model(tied=tied), tmp_path).eval()
     assert again.load_report.complete, again.load_report.sentence()
-    torch.testing.assert_close(logits(again), logits(model), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(again), logits(model), atol=2e-4, rtol=1e-4)
     with again.disable_adapter():
         torch.testing.assert_close(logits(again), logits(make_model(tied=tied)))
     expected = logits(again)
     again.merge_adapter()
-    torch.testing.assert_close(logits(again), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(again), expected, atol=2e-4, rtol=1e-4)
     again.unmerge_adapter()
     again.save_pretrained(tmp_path / "twice")
     third = PeftModel.from_pretrained(make_model(tied=tied), tmp_path / "twice").eval()
-    torch.testing.assert_close(logits(third), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(logits(third.merge_and_unload()), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(third), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(third.merge_and_unload()), expected, atol=2e-4, rtol=1e-4)
     plain = again.unload()
     torch.testing.assert_close(logits(plain), logits(make_model(tied=tied)))
 
