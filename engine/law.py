@@ -98,6 +98,12 @@ class Factors:
     scale: float
     bias: Tensor | None = None
 
+    @staticmethod
+    def of(learned: "Factors", still: "Factors") -> "Factors":
+        """The sum of two without biases."""
+        A, B = still.A.to(learned.A.dtype), still.B.to(learned.B.dtype)
+        return Factors(torch.cat([learned.A, A]), torch.cat([learned.B, B * (still.scale / learned.scale)], dim=1), learned.scale)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -191,6 +197,14 @@ class Method(ABC):
 
     def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors | None:
         """The low-rank form of ΔW where there is one: then the adapter fuses with its neighbours and runs in two thin products."""
+        return None
+
+    def parts(self, p: Tensors, cfg: Any, site: Site) -> tuple[Factors, Factors] | None:
+        """`factors` in two, where a part of ΔW never learns: (what learns, the rest). Training takes the rest into the weight."""
+        return None
+
+    def whole(self, p: Tensors, cfg: Any, site: Site) -> Callable[[Tensor], Tensor] | None:
+        """``x ↦ (W0 + ΔW)·x`` without W0, where the adapter's tensors make up all of the weight, to rounding: training runs that alone."""
         return None
 
     def gain(self, p: Tensors, cfg: Any, site: Site, W0: Tensor) -> tuple[Tensor, Factors] | None:

@@ -1,8 +1,7 @@
-"""One low-rank adapter that learns on a plain linear layer: the path that a training runs.
+"""One adapter that learns on a plain linear layer: the paths that a training runs.
 
-Layer and adapter are one operation. It keeps its input for the backward pass (or what its input can be made from again) and nothing
-else: what passes through the ranks is computed again, dropout falls again from its seed, and no tensor of the output's size is made
-beside the output.
+Layer and low-rank adapter are one operation. It keeps for the backward pass its input (or what its input can be made from again) and what passes
+through the ranks, which is thin: dropout falls again from its seed, and no tensor of the output's size is made beside the output.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.hosts.recompute import Origin
-from engine.law import MapMethod, Method
+from engine.law import Factors, MapMethod, Method
 from engine.hosts.beside import BIAS
 
 if TYPE_CHECKING:
@@ -26,34 +25,80 @@ Thin = tuple[float, int]                   # share of the inputs that dropout ta
 
 
 def learning_low_rank(layer: "Adapted", stack: "LiveStack", name: str, otherwise: "Program") -> "Program | None":
-    """A program for a lone low-rank adapter, or None if layer or method do more than two thin products.
-
-    ``otherwise`` runs whatever this cannot at the moment of the call: somebody looks at the base's own output or learns its weight, the
-    numbers are cast on the way (autocast), or a transform or compiler wants to see through it.
-    """
+    """A program for a lone low-rank adapter, or None if layer or method do more than two thin products; ``otherwise``: see `_plainly`."""
     tenant, base, p = layer.tenants[name], layer.base_layer, layer.all_tensors(name)
     method, config, site = tenant.method, tenant.config, tenant.site
     plain = type(method).apply is Method.apply and type(method).kept_outputs is Method.kept_outputs and not isinstance(method, MapMethod)
     if type(base) is not nn.Linear or not plain or BIAS in p or (f := method.factors(p, config, site)) is None or f.bias is not None:
         return None
-    share = method.dropout(config)
+    share, still = method.dropout(config), _Still(layer, name) if method.parts(p, config, site) is not None else None
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         weight, bias = base.weight, base.bias
-        if (args or kwargs or x.dtype != weight.dtype or weight.requires_grad or (bias is not None and bias.requires_grad) or _is_watched(base)
-                or torch.is_autocast_enabled(x.device.type)
-                or torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()):
+        if args or kwargs or not _plainly(base, x):
             return otherwise(x, args, kwargs)
-        f = method.factors(p, config, site)
+        strength = stack.strength(name)
+        if still is not None and weight.dtype in (torch.float32, torch.float64):
+            f, rest = method.parts(p, config, site)
+            weight = still.on(weight, rest, strength)
+        else:
+            f = method.factors(p, config, site)
         thin = (share, int(torch.randint(2 ** 62, ()))) if share and layer.training else (0.0, 0)
-        return _LowRank.apply(x, weight, bias, f.A, f.B, stack.strength(name) * f.scale, thin)
+        return _LowRank.apply(x, weight, bias, f.A, f.B, strength * f.scale, thin)
 
     return program
+
+
+def learning_in_place(layer: "Adapted", stack: "LiveStack", name: str, otherwise: "Program") -> "Program | None":
+    """A program for a lone adapter that holds all of the weight itself, so that W0 need not run (see `Method.whole`); else None."""
+    tenant, base, p = layer.tenants[name], layer.base_layer, layer.all_tensors(name)
+    method, config, site = tenant.method, tenant.config, tenant.site
+    if type(base) is not nn.Linear or not layer.training or BIAS in p or layer._kept is not None or method.dropout(config):
+        return None
+    whole = method.whole(p, config, site)
+
+    def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        if args or kwargs or stack.strength(name) != 1 or x.dtype.itemsize < 4 or not _plainly(base, x):
+            return otherwise(x, args, kwargs)
+        y = whole(x)
+        return y if base.bias is None else y + base.bias
+
+    return None if whole is None else program
+
+
+def _plainly(base: nn.Linear, x: Tensor) -> bool:
+    """Whether nothing but the sum of layer and adapter is asked for at this call.
+
+    Otherwise somebody looks at the base's own output or learns its weight, the numbers are cast on the way (autocast), or a transform or
+    compiler wants to see through it.
+    """
+    weight, bias = base.weight, base.bias
+    return not (x.dtype != weight.dtype or weight.requires_grad or (bias is not None and bias.requires_grad) or _is_watched(base)
+                or torch.is_autocast_enabled(x.device.type)
+                or torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling())
 
 
 def _is_watched(base: nn.Module) -> bool:
     """Whether somebody sees or replaces what the layer itself computes."""
     return bool(base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or "forward" in base.__dict__)
+
+
+class _Still:
+    """The weight with that part of an adapter which never learns (see `Method.parts`): made once, and kept beside W0 while the layer learns."""
+
+    def __init__(self, layer: "Adapted", name: str):
+        self._watched = [t for t in layer.all_tensors(name).values() if not t.requires_grad]
+        self._of: Tensor | None = None
+        self._stamp: tuple = ()
+
+    def on(self, weight: Tensor, rest: Factors, strength: float) -> Tensor:
+        """``W + strength · scale · B · A``."""
+        stamp = (weight._version, strength, *(t._version for t in self._watched))
+        if self._of is not weight or self._stamp != stamp:
+            with torch.no_grad():
+                self._sum = torch.addmm(weight, rest.B.to(weight.dtype), rest.A.to(weight.dtype), alpha=strength * rest.scale)
+            self._of, self._stamp = weight, stamp
+        return self._sum
 
 
 class _LowRank(torch.autograd.Function):
@@ -64,30 +109,30 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float, thin: Thin) -> Tensor:
-        origin = Origin.of(x) if x.requires_grad else None
-        kept = (x,) if origin is None else origin.inputs
+        needs_a, needs_b = ctx.needs_input_grad[3:5]
+        origin = Origin.of(x) if needs_a and x.requires_grad else None
+        kept = (() if not needs_a else (x,)) if origin is None else origin.inputs
         ctx.recipe = None if origin is None else origin.recipe.expect()
         ctx.scale, ctx.thin, ctx.columns = scale, thin, x.shape[-1]
-        ctx.save_for_backward(weight, A, B, *kept)
         y = F.linear(x, weight, bias)
         h = _thinned(x.reshape(-1, x.shape[-1]), thin) @ A.to(x.dtype).T
+        ctx.save_for_backward(weight, A, B, h if needs_b else None, *kept)
         return y.reshape(-1, y.shape[-1]).addmm_(h, B.to(x.dtype).T, alpha=scale).view(y.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, A, B, *kept = ctx.saved_tensors
+        weight, A, B, h, *kept = ctx.saved_tensors
         needs_x, needs_a, needs_b = ctx.needs_input_grad[0], *ctx.needs_input_grad[3:5]
         shape = (*grad.shape[:-1], ctx.columns)
         grad = grad.reshape(-1, grad.shape[-1])
-        into_ranks = grad @ (B.to(grad.dtype) * ctx.scale)
         to_x = to_a = to_b = None
-        if needs_a or needs_b or ctx.recipe is not None:
+        if needs_x or needs_a:
+            into_ranks = grad @ (B.to(grad.dtype) * ctx.scale)
+        if needs_a:
             x = kept[0] if ctx.recipe is None else ctx.recipe.make(*kept)
-            x = _thinned(x.reshape(-1, ctx.columns), ctx.thin)
-            if needs_a:
-                to_a = (into_ranks.T @ x).to(A.dtype)
-            if needs_b:
-                to_b = (grad.T @ (x @ A.to(grad.dtype).T)).to(B.dtype) * ctx.scale
+            to_a = (into_ranks.T @ _thinned(x.reshape(-1, ctx.columns), ctx.thin)).to(A.dtype)
+        if needs_b:                        # this way round the product is a third quicker
+            to_b = ((h.T * ctx.scale) @ grad).T.to(B.dtype)
         if needs_x:
             to_x = grad @ weight
             if ctx.thin[0]:

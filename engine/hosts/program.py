@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.hosts.fused import Group, fused, in_one, mixed
 from engine.hosts.gated import gated
-from engine.hosts.learning import learning_low_rank
+from engine.hosts.learning import learning_in_place, learning_low_rank
 from engine.hosts.stack import LiveStack
 from engine.law import Factors, MapMethod, Method, Routed, Router, Run, Tensors
 from engine.hosts.beside import BIAS, own_bias
@@ -105,8 +105,9 @@ def build(layer: "Adapted", stack: LiveStack, learning: bool) -> Program:
     if all(v.fuses and BIAS not in v.p for v in voices):
         return in_one(_group(layer, stack, voices))
     program = _beside(layer, stack, voices)
-    lean = learning_low_rank(layer, stack, heard[0], program) if learning and len(heard) == 1 else None
-    return lean or program
+    if not learning or len(heard) > 1:
+        return program
+    return learning_low_rank(layer, stack, heard[0], program) or learning_in_place(layer, stack, heard[0], program) or program
 
 
 def _beside(layer: "Adapted", stack: LiveStack, voices: list[Voice]) -> Program:

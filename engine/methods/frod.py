@@ -17,8 +17,11 @@ from torch import Tensor
 from engine.errors import UnsupportedLayer
 from engine.configs import QV_OF_PHI
 from engine.law import Method, Run, Site, TargetedConfig, Tensors, TensorSpec
-from engine.numerics.frames import common_frame, off_diagonal
+from engine.numerics.frames import Spread, common_frame, off_diagonal
 from engine.specs.fields import knob
+
+ROUNDING = 1e-5                            # what of W0, as a share, may lie outside of the frame where training runs without W0
+SPARSE = 0.05                              # up to which share of entries S is quicker as a sparse matrix
 
 
 @dataclass
@@ -110,6 +113,7 @@ class Frod(Method):
         return {"frod_lambda_s_values": TensorSpec((count(cfg, width),), zeros if cfg.init_weights else _noise),
                 "frod_lambda_l": TensorSpec((width,), zeros if cfg.init_weights else _noise),
                 "frod_lambda_l_init": TensorSpec((width,), zeros, trainable=False, saved=False),
+                "frod_rest": TensorSpec((), zeros, trainable=False, saved=False),
                 "frod_U": TensorSpec((site.out, width), zeros, trainable=False, saved=False)}
 
     def start(self, p: Tensors, cfg: FrodConfig, site: Site, W0: Tensor, fresh: Set[str]) -> None:
@@ -121,6 +125,7 @@ class Frod(Method):
         lengths = torch.linalg.norm(B, dim=0)
         p["frod_U"].copy_(torch.where(lengths > 1e-12, B / lengths, 0))
         p["frod_lambda_l_init"].copy_(lengths)
+        p["frod_rest"].copy_(torch.linalg.norm(W - (p["frod_U"].double().cpu() * lengths) @ V.T) / torch.linalg.norm(W).clamp(min=1e-30))
         if "frod_lambda_l" in fresh:
             p["frod_lambda_l"].add_(p["frod_lambda_l_init"])
 
@@ -129,6 +134,19 @@ class Frod(Method):
         rows, columns = p[f"frod_s_indices.{category(site.path)}"]
         shift = p["frod_lambda_l"] - p["frod_lambda_l_init"]
         return torch.diag(shift).index_put((rows, columns), p["frod_lambda_s_values"])
+
+    def whole(self, p: Tensors, cfg: FrodConfig, site: Site) -> Callable[[Tensor], Tensor] | None:
+        """``x ↦ U · (S + diag(l)) · Vᵀ · x``, as PEFT runs it, where that is W0 at the start."""
+        places, V, l = p[f"frod_s_indices.{category(site.path)}"], p[f"frod_V.{category(site.path)}"], p["frod_lambda_l"]
+        if site.kind != "linear" or p["frod_rest"] > ROUNDING or cfg.sparse_rate > SPARSE:
+            return None
+
+        def run(x: Tensor) -> Tensor:
+            z = V.T.to(x.dtype) @ x.reshape(-1, site.columns).T
+            z = Spread.apply(p["frod_lambda_s_values"].to(x.dtype), places, z) + l.to(x.dtype)[:, None] * z
+            return F.linear(z.T, p["frod_U"].to(x.dtype)).view(*x.shape[:-1], site.out)
+
+        return run
 
     def delta(self, p: Tensors, cfg: FrodConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         middle = self.middle(p, site)

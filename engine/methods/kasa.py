@@ -49,10 +49,12 @@ class Kasa(Variant):
         p[CUT_U].copy_(U[:, -rank:] * S[-rank:])
         p[CUT_V].copy_(V[-rank:])
 
-    def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors:
+    def parts(self, p: Tensors, cfg: Any, site: Site) -> tuple[Factors, Factors]:
         f = self.inner.factors(p, cfg, site)
-        return Factors(torch.cat([f.A, p[CUT_V].to(f.A.dtype)]),
-                       torch.cat([f.scale * f.B * p[DIAGONAL].to(f.B.dtype), -p[CUT_U].to(f.B.dtype)], dim=1), 1.0)
+        return Factors(f.A, f.B * (f.scale * p[DIAGONAL].to(f.B.dtype)), 1.0), Factors(p[CUT_V], p[CUT_U], -1.0)
+
+    def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors:
+        return Factors.of(*self.parts(p, cfg, site))
 
     def extra_loss(self, cfg: Any, layers: Mapping[str, Tensors]) -> Tensor:
         return sum(regularization(p, cfg.kasa_config.beta, cfg.kasa_config.gamma) for p in layers.values())

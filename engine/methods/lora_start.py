@@ -77,11 +77,13 @@ class FromBase(Variant):
             return balanced(known["U"], known["S"], known["V"], scale)
         return _along_gradient(known["gradient"].to(W0), W0, rank, scale, cfg.lora_ga_config)
 
-    def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors:
+    def parts(self, p: Tensors, cfg: Any, site: Site) -> tuple[Factors, Factors] | None:
         f = self.inner.factors(p, cfg, site)
-        if FIRST_A not in p:
-            return f
-        return Factors(torch.cat([f.A, p[FIRST_A].flatten(1).to(f.A.dtype)]), torch.cat([f.B, -p[FIRST_B].flatten(1).to(f.B.dtype)], dim=1), f.scale)
+        return (f, Factors(p[FIRST_A].flatten(1), p[FIRST_B].flatten(1), -f.scale)) if FIRST_A in p else None
+
+    def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors:
+        parts = self.parts(p, cfg, site)
+        return Factors.of(*parts) if parts else self.inner.factors(p, cfg, site)
 
 
 def balanced(U: Tensor, S: Tensor, V: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+AT_A_TIME = 1 << 22                        # numbers that are gathered in one piece
 
 
 def off_diagonal(width: int, count: int, generator: torch.Generator) -> Tensor:
@@ -15,6 +18,30 @@ def off_diagonal(width: int, count: int, generator: torch.Generator) -> Tensor:
     drawn = torch.randperm(width * (width - 1), generator=generator)[:count]
     rows, columns = drawn // (width - 1), drawn % (width - 1)
     return torch.stack([rows, columns + (columns >= rows)])
+
+
+class Spread(torch.autograd.Function):
+    """``S·z`` with S ``(width, width)`` that has ``values`` at ``places`` ``(2, count)`` and is zero elsewhere; z ``(width, n)``, float32 or better."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, places: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(values, places, z)
+        return torch.sparse.mm(_sparse(values, places, len(z)), z)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        values, places, z = ctx.saved_tensors
+        to_values = to_z = None
+        if ctx.needs_input_grad[0]:
+            parts = places.split(max(1, AT_A_TIME // z.shape[1]), dim=1)
+            to_values = torch.cat([grad.index_select(0, r).mul_(z.index_select(0, c)).sum(1) for r, c in parts])
+        if ctx.needs_input_grad[2]:
+            to_z = torch.sparse.mm(_sparse(values, places.flip(0), len(z)), grad)
+        return to_values, None, to_z
+
+
+def _sparse(values: Tensor, places: Tensor, width: int) -> Tensor:
+    return torch.sparse_coo_tensor(places, values, (width, width), check_invariants=False)
 
 
 def common_frame(weights: Sequence[Tensor], ridge: float) -> Tensor:

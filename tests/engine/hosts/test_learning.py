@@ -11,7 +11,7 @@ from engine.hosts.recompute import Origin, recomputed
 
 def student(dropout: float = 0.0, bias: bool = True, dtype: torch.dtype = torch.float64, **settings):
     base = nn.Sequential(nn.Linear(6, 8, bias=bias), nn.Linear(8, 4, bias=bias)).to(dtype)
-    peft = get_peft_model(base, LoraConfig(r=3, target_modules=["0", "1"], lora_dropout=dropout, init_lora_weights=False, **settings),
+    peft = get_peft_model(base, LoraConfig(r=3, target_modules=["0", "1"], lora_dropout=dropout, **{"init_lora_weights": False, **settings}),
                           autocast_adapter_dtype=dtype == torch.bfloat16)
     return peft.train()
 
@@ -33,6 +33,29 @@ def test_the_same_numbers_as_the_plain_path(monkeypatch, bias, settings):
     monkeypatch.setattr(learning, "_is_watched", lambda base: True)
     for ours, plain in zip(lean, gradients(peft, x), strict=True):
         torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("settings", [{"init_lora_weights": "pissa"}, {"kasa_config": {"beta": 1e-4}}])
+def test_what_never_learns_is_in_the_weight_and_w0_is_as_it_was(monkeypatch, settings):
+    peft, x = student(**{"init_lora_weights": True, **settings}), torch.randn(2, 5, 6, dtype=torch.float64)
+    base = peft.adapted["0"].base_layer.weight
+    before = base.detach().clone()
+    for strength in (1.0, 0.7, None):
+        if strength is None:               # somebody else's weights are loaded into the base
+            with torch.no_grad():
+                base.mul_(2)
+            before = base.detach().clone()
+        else:
+            peft.stack.set_strength("default", strength)
+        for p in peft.parameters():
+            if p.requires_grad:
+                p.data.add_(0.1)
+        lean = gradients(peft, x)
+        with monkeypatch.context() as plain_path:
+            plain_path.setattr(learning, "_is_watched", lambda base: True)
+            for ours, plain in zip(lean, gradients(peft, x), strict=True):
+                torch.testing.assert_close(ours, plain)
+        assert torch.equal(base, before)
 
 
 def test_dropout_falls_again_as_it_fell():

@@ -13,6 +13,7 @@ from torch import nn
 import engine
 from engine import FrodConfig, PeftModel, get_peft_model
 from engine.errors import UnsupportedLayer
+from engine.hosts import learning
 from engine.numerics.frames import off_diagonal
 from tests.support.one import one
 
@@ -48,10 +49,25 @@ def test_without_the_frame_in_its_file_it_is_made_again(tmp_path):
 
 
 def test_it_starts_with_exactly_no_effect():
-    """PEFT's start is off by the rounding of a decomposition."""
+    """PEFT's start is off by the rounding of a decomposition; so is ours, but only while it trains."""
     torch.manual_seed(2)
     base, x = Blocks(), torch.randn(3, 6)
-    assert torch.equal(get_peft_model(copy.deepcopy(base), config(engine))(x), base(x))
+    assert torch.equal(get_peft_model(copy.deepcopy(base), config(engine)).eval()(x), base(x))
+
+
+def test_training_without_the_weight_is_training_with_it(monkeypatch):
+    layer = nn.Linear(24, 16).double()
+    peft, adapted = one(layer, FrodConfig(sparse_rate=0.04))
+    x, names, found = torch.randn(2, 3, 24).double(), [n for n, p in peft.named_parameters() if p.requires_grad], []
+    peft.train()
+    for watched in (False, True):
+        monkeypatch.setattr(learning, "_is_watched", lambda base: watched)
+        entering = x.clone().requires_grad_()
+        y = peft(entering)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [entering, *(peft.get_parameter(n) for n in names)])])
+    for without, plain in zip(*found, strict=True):
+        torch.testing.assert_close(without, plain, atol=1e-4, rtol=1e-5)           # the frame is found in float32
+    assert not torch.equal(found[0][0], found[1][0])
 
 
 @pytest.mark.parametrize("learning", [True, False])
