@@ -29,20 +29,22 @@ def learning_low_rank(layer: "Adapted", stack: "LiveStack", name: str, otherwise
     tenant, base, p = layer.tenants[name], layer.base_layer, layer.all_tensors(name)
     method, config, site = tenant.method, tenant.config, tenant.site
     plain = type(method).apply is Method.apply and type(method).kept_outputs is Method.kept_outputs and not isinstance(method, MapMethod)
-    if type(base) is not nn.Linear or not plain or BIAS in p or (f := method.factors(p, config, site)) is None or f.bias is not None:
+    if type(base) is not nn.Linear or not plain or BIAS in p:
         return None
-    share, still = method.dropout(config), _Still(layer, name) if method.parts(p, config, site) is not None else None
+    still = _Still(layer, name) if base.weight.dtype in (torch.float32, torch.float64) and method.parts(p, config, site) is not None else None
+    if still is None and ((f := method.factors(p, config, site)) is None or f.bias is not None):
+        return None
+    share = method.dropout(config)
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        weight, bias = base.weight, base.bias
+        weight, bias, strength = base.weight, base.bias, stack.strength(name)
         if args or kwargs or not _plainly(base, x):
             return otherwise(x, args, kwargs)
-        strength = stack.strength(name)
-        if still is not None and weight.dtype in (torch.float32, torch.float64):
+        if still is None:
+            f = method.factors(p, config, site)
+        else:
             f, rest = method.parts(p, config, site)
             weight = still.on(weight, rest, strength)
-        else:
-            f = method.factors(p, config, site)
         thin = (share, int(torch.randint(2 ** 62, ()))) if share and layer.training else (0.0, 0)
         return _LowRank.apply(x, weight, bias, f.A, f.B, strength * f.scale, thin)
 

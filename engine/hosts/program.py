@@ -98,16 +98,14 @@ def build(layer: "Adapted", stack: LiveStack, learning: bool) -> Program:
         return layer._bare
     if not learning and not layer.host.packed and not any(v.routed for v in voices) and not all(v.cheap for v in voices):
         return _composed(layer, stack, heard)
-    if len(voices) == 1 and voices[0].dense:
-        return _learning_whole(layer, stack, heard)
     if any(v.turns for v in voices):
         return _nested(layer, stack, voices)
     if all(v.fuses and BIAS not in v.p for v in voices):
         return in_one(_group(layer, stack, voices))
-    program = _beside(layer, stack, voices)
-    if not learning or len(heard) > 1:
-        return program
-    return learning_low_rank(layer, stack, heard[0], program) or learning_in_place(layer, stack, heard[0], program) or program
+    if len(voices) > 1 or not learning:
+        return _beside(layer, stack, voices)
+    plain = _learning_whole(layer, stack, heard) if voices[0].dense else _beside(layer, stack, voices)
+    return learning_low_rank(layer, stack, heard[0], plain) or learning_in_place(layer, stack, heard[0], plain) or plain
 
 
 def _beside(layer: "Adapted", stack: LiveStack, voices: list[Voice]) -> Program:

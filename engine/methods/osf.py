@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from engine.law import Method, Site, TargetedConfig, Tensors, TensorSpec
+from engine.law import Factors, Method, Site, TargetedConfig, Tensors, TensorSpec
 from engine.specs.fields import knob
 
 U, S, V = "osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low"
@@ -107,10 +107,19 @@ class Osf(Method):
                 if name in fresh:
                     p[name].copy_(p[origin])
 
-    def delta(self, p: Tensors, cfg: OSFConfig, site: Site, W0: Tensor | None = None) -> Tensor:
+    def turned(self, p: Tensors) -> tuple[Tensor, Tensor]:
+        """U and V, whose gradients are kept out of the main directions."""
         u = _Orthogonal.apply(p[U], p[U_MAIN] if U_MAIN in p else p[U0], U_MAIN in p)
         v = _Orthogonal.apply(p[V].T, (p[V_MAIN] if V_MAIN in p else p[V0]).T, V_MAIN in p).T
-        return (u * p[S]) @ v - (p[U0] * p[S0]) @ p[V0]
+        return u, v
+
+    def parts(self, p: Tensors, cfg: OSFConfig, site: Site) -> tuple[Factors, Factors]:
+        u, v = self.turned(p)
+        return Factors(v, u * p[S], 1.0), Factors(p[V0], p[U0] * p[S0], -1.0)
+
+    def delta(self, p: Tensors, cfg: OSFConfig, site: Site, W0: Tensor | None = None) -> Tensor:
+        learned, still = self.parts(p, cfg, site)
+        return learned.B @ learned.A - still.B @ still.A
 
 
 class _Orthogonal(torch.autograd.Function):
