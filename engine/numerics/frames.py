@@ -21,7 +21,10 @@ def off_diagonal(width: int, count: int, generator: torch.Generator) -> Tensor:
 
 
 class Spread(torch.autograd.Function):
-    """``S·z`` with S ``(width, width)`` that has ``values`` at ``places`` ``(2, count)`` and is zero elsewhere; z ``(width, n)``, float32 or better."""
+    """``S·z`` with S ``(width, width)`` that has ``values`` at ``places`` ``(2, count)`` and is zero elsewhere.
+
+    z ``(width, n)`` is float32 or better. Of S only the values get a gradient, a few at a time.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, places: Tensor, z: Tensor) -> Tensor:
