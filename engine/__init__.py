@@ -68,6 +68,7 @@ _PUBLIC = {
     "engine.model.kbit": ("cast_mixed_precision_params", "prepare_model_for_kbit_training"),
     "engine.model.helpers": ("check_if_peft_model", "disable_input_dtype_casting", "rescale_adapter_scale", "update_forward_signature",
                              "update_generate_signature", "update_signature"),
+    "engine.model.kappa": ("KappaTuneSelector", "find_kappa_target_modules"),
     "engine.model.cartridge": ("compose_cartridge_adapters", "initialize_kv_prefix_from_past_key_values", "initialize_kv_prefix_from_text",
                                "prompt_embeddings_from_past_key_values"),
     "engine.model.tasks": ("PeftModelForCausalLM", "PeftModelForFeatureExtraction", "PeftModelForQuestionAnswering", "PeftModelForSeq2SeqLM",

@@ -39,7 +39,7 @@ class Saving:
 
 def adapter_tensors(model: nn.Module, name: str, state_dict: Mapping[str, Tensor] | None = None,
                     save_embedding_layers: bool | str = False) -> dict[str, Tensor]:
-    """An adapter's tensors under their names in the file; detached, contiguous, on the CPU, in the layers' order.
+    """An adapter's tensors under their names in the file; detached, contiguous, on the CPU (unless they hold no values), in the layers' order.
 
     Args:
         state_dict: the whole model's, whose values are taken instead of the model's own.
@@ -67,7 +67,8 @@ def adapter_tensors(model: nn.Module, name: str, state_dict: Mapping[str, Tensor
             found[_key(tuner, tenant.site.in_file, key)] = tensor
     for path, tensor in embeddings_to_save(tuner, name, save_embedding_layers).items():
         found.setdefault(_key(tuner, *path.rsplit(".", 1)), tensor)
-    return {key: instead.get(id(tensor), tensor).detach().cpu().contiguous() for key, tensor in found.items()}
+    found = {key: instead.get(id(tensor), tensor).detach() for key, tensor in found.items()}
+    return {key: tensor if tensor.is_meta else tensor.cpu().contiguous() for key, tensor in found.items()}
 
 
 def _began_at_codes(tenant: Tenant, p: Tensors, encoded: Tensors) -> Tensors:
@@ -100,8 +101,17 @@ def save_adapters(model: nn.Module, folders: Mapping[str, Path], root: Path, sav
         tensors, config = adapter_tensors(model, name, saving.state_dict, saving.save_embedding_layers), tuner_of(model).peft_config[name]
         ready[name] = (tensors, config) if saving.initial is None else since(tensors, config, saving.initial)
     for name, (tensors, config) in ready.items():
-        write_adapter(folders[name], tensors, config)
+        write_adapter(folders[name], tensors, _with_class_of_base(config, tuner_of(model).model))
     write_card(model, root)
+
+
+def _with_class_of_base(config: PeftConfig, base: nn.Module) -> PeftConfig:
+    """The config, which names the class of the base where there is no task to tell it; `AutoPeftModel` makes one of it."""
+    if config.task_type is not None:
+        return config
+    config = copy.copy(config)
+    config.auto_mapping = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
+    return config
 
 
 def write_adapter(folder: Path | str, tensors: dict[str, Tensor], config: PeftConfig) -> None:

@@ -106,7 +106,7 @@ def set_base_model_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]
     inside = {name: key for name, key, _ in _base(model)}
     missing, unexpected = [name for name in inside if name not in state_dict], sorted(set(state_dict) - inside.keys())
     if strict and (unexpected or missing):
-        raise RuntimeError(f"Error(s) in loading state_dict: missing keys: {sorted(missing)}; unexpected keys: {unexpected}")
+        raise RuntimeError(f"Error(s) in loading state_dict. Missing keys: {sorted(missing)}. Unexpected keys: {unexpected}.")
     done = model.load_state_dict({inside[name]: tensor for name, tensor in state_dict.items() if name in inside}, strict=False)
     if (tuner := tuner_of(model)) is not None:
         tuner.stack.changed()

@@ -60,7 +60,7 @@ def dress(cls: type[PeftConfig], peft_type: str) -> None:
 
 def as_sets(config: PeftConfig) -> None:
     """Lists of module names as the sets that they are in PEFT."""
-    for name in _SETS:
+    for name in _SETS if config.peft_type != PeftType.TRAINABLE_TOKENS else ():
         if isinstance(getattr(config, name, None), (list, tuple)):
             setattr(config, name, set(getattr(config, name)))
 

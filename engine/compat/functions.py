@@ -15,9 +15,10 @@ from engine.checkpoint import state
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import write_adapter
 from engine.hosts.adapted import Adapted, unwrapped
+from engine.hosts.host import host_of
 from engine.law import PeftConfig
 from engine.mix import to_lora
-from engine.model import status
+from engine.model import lora_calibrate, status
 from engine.model.mixed import PeftMixedModel
 from engine.model.peft_model import PeftModel
 from engine.model.status import TunerLayerStatus, TunerModelStatus
@@ -96,6 +97,14 @@ def _told(model: nn.Module, function: str) -> nn.Module:
 def register_peft_method(**_: Any) -> None:
     """Refused: methods for this engine are written against its own protocol (`engine.register_method`)."""
     raise NotImplementedError("A method written for PEFT's layer classes cannot be registered here: see engine.register_method.")
+
+
+def preprocess_loraga(model: nn.Module, lora_config: PeftConfig, train_step: Callable[[], None], cache_file: str | None = None) -> None:
+    """As `engine.preprocess_loraga`; until the adapter is made each layer shows its gradient, as in PEFT."""
+    lora_calibrate.preprocess_loraga(model, lora_config, train_step, cache_file)
+    for path, found in lora_config.calibration.items():
+        layer = unwrapped(model.get_submodule(path))
+        layer._peft_loraga_grad = host_of(layer).native(found["gradient"], layer.weight)
 
 
 # --- conversion to LoRA, as far as PEFT goes; `engine.to_lora` goes further ---

@@ -22,7 +22,7 @@ class PeftWarning(UserWarning):
     """Warnings of adapters."""
 
 
-class _Told(type):
+class Told(type):
     """The type of classes that stand for others: an object is an instance if `holds` says so."""
 
     holds: Callable[[Any], bool]
@@ -31,13 +31,13 @@ class _Told(type):
         return type.__instancecheck__(cls, thing) or ("holds" in cls.__dict__ and cls.holds(thing))
 
 
-class BaseTunerLayer(metaclass=_Told):
+class BaseTunerLayer(metaclass=Told):
     """Any layer with adapters."""
 
     holds = staticmethod(lambda thing: isinstance(thing, (Adapted, Replaced)) and not isinstance(thing, (SavedModule, TrainableTokensWrapper)))
 
 
-class BaseTuner(metaclass=_Told):
+class BaseTuner(metaclass=Told):
     """What stands between a `PeftModel` and the user's model."""
 
     holds = staticmethod(lambda thing: isinstance(thing, Tuner))
@@ -47,25 +47,25 @@ def _words(thing: Any) -> bool:
     return isinstance(thing, Adapted) and bool(thing.tenants) and all(isinstance(t.method, TokenAdapter) for t in thing.tenants.values())
 
 
-class ModulesToSaveWrapper(metaclass=_Told):
+class ModulesToSaveWrapper(metaclass=Told):
     """A module that is trained as a whole."""
 
     holds = staticmethod(lambda thing: isinstance(thing, SavedModule))
 
 
-class TrainableTokensWrapper(metaclass=_Told):
+class TrainableTokensWrapper(metaclass=Told):
     """A layer of which some rows are trained, beside an adapter of another kind."""
 
     holds = staticmethod(_words)
 
 
-class TrainableTokensLayer(metaclass=_Told):
+class TrainableTokensLayer(metaclass=Told):
     """The rows themselves."""
 
     holds = staticmethod(lambda thing: isinstance(thing, Adapted) and any(isinstance(t.method, TrainableTokens) for t in thing.tenants.values()))
 
 
-class AuxiliaryTrainingWrapper(metaclass=_Told):
+class AuxiliaryTrainingWrapper(metaclass=Told):
     """Either of the two."""
 
     holds = staticmethod(lambda thing: isinstance(thing, (ModulesToSaveWrapper, TrainableTokensWrapper)))
@@ -79,14 +79,14 @@ def kind(name: str, peft_type: str, layer: str = "") -> type:
         layer: only round a layer of this class (``Linear`` …).
     """
     def sits(thing: Any) -> bool:
-        return isinstance(thing, (Adapted, Replaced)) and any(t.config.peft_type == peft_type for t in thing.tenants.values()) and (
+        return isinstance(thing, BaseTunerLayer) and any(t.config.peft_type == peft_type for t in thing.tenants.values()) and (
             not layer or type(thing.bare).__name__ == layer)
 
     def tunes(thing: Any) -> bool:
         return isinstance(thing, Tuner) and any(c.peft_type == peft_type for c in thing.peft_config.values())
 
     holds = tunes if name.endswith("Model") else sits
-    return _Told(name, (BaseTuner if name.endswith("Model") else BaseTunerLayer,), {
+    return Told(name, (BaseTuner if name.endswith("Model") else BaseTunerLayer,), {
         "holds": staticmethod(holds), "uses_shared_state": False, "__module__": "peft", "__doc__": f"PEFT's {name}, by what it holds."})
 
 

@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
+from engine.checkpoint.save import adapter_tensors
 from engine.compat.configs import as_sets
+from engine.compat.kinds import PeftWarning
 from engine.law import TargetedConfig
 from engine.methods.registry import method
 from engine.model.lone import LoneTuner
@@ -83,13 +84,20 @@ class TunerViews:
     def admit(self: Tuner, name: str, config: Any, **kwargs: Any) -> Any:
         done = TunerViews.native["admit"](self, name, config, **kwargs)
         _as_given(self.peft_config, name, config)
+        self.model.__dict__["peft_config"] = self.peft_config
         own = {id(t): (layer, key.partition(".")[0]) for layer in self.layers.values() if name in layer.tenants
                for key, t in layer.tensors(name).items()}
+        for layer in self.layers.values():
+            layer.bare.__dict__.pop("_peft_loraga_grad", None)
         for layer in self.layers.values():                    # one whose weight is another's shows the other's tensors as its own
             for tensor in layer.tenants[name].shared.values() if name in layer.tenants else ():
                 if (owner := own.get(id(tensor))) is not None and owner[0] is not layer:
                     layer.__dict__.setdefault("_owners", {})[owner[1]] = owner[0]
         return done
+
+    def leave(self: Tuner, *args: Any, **kwargs: Any) -> nn.Module:
+        self.model.__dict__.pop("peft_config", None)
+        return TunerViews.native["leave"](self, *args, **kwargs)
 
     def get_model_config(self: Tuner, model: nn.Module) -> dict[str, Any]:
         config = getattr(model, "config", {"model_type": "custom"})
@@ -134,11 +142,8 @@ class TunerViews:
 
     def get_nb_savable_parameters(self: Tuner, adapter: str = "default") -> tuple[int, int]:
         """(numbers of a VB-LoRA in its file, in units of four bytes; what else trains)."""
-        from engine.checkpoint.save import adapter_tensors
-
         ours = {id(p) for layer in self.layers.values() for p in layer.tensors(adapter).values()} | {id(p) for p in self.tensors(adapter).values()}
-        direct = SimpleNamespace(peft_config=self.peft_config, lone=None, adapted=self.layers, shared_tensors=self.tensors)
-        stored = adapter_tensors(direct, adapter).values()
+        stored = adapter_tensors(self, adapter).values()
         return (sum(t.numel() * t.element_size() for t in stored) // 4,
                 sum(p.numel() for p in self.model.parameters() if p.requires_grad and id(p) not in ours))
 
@@ -269,6 +274,8 @@ class ModelViews:
         if unknown := [name for name in names if name not in self.peft_config]:
             raise ValueError(f"You passed an invalid `selected_adapters` arguments, current supported adapter names are "
                              f"{list(self.peft_config)} - got {unknown}.")
+        for name in names:
+            tell_of_shards(self, name)
         ModelViews.native["save_pretrained"](self, save_directory, selected_adapters=names, is_main_process=is_main_process,
                                              save_embedding_layers=save_embedding_layers, **kwargs)
         for name in names if is_main_process else ():
@@ -299,6 +306,15 @@ class ModelViews:
 
     def set_adapter(self: PeftModel, adapter_name: str | Iterable[str], inference_mode: bool = False) -> None:
         ModelViews.native["set_adapter"](self, adapter_name, inference_mode)
+
+
+def tell_of_shards(model: PeftModel, name: str) -> None:
+    """Warn, as PEFT does, of LoRA's matrices that are none: parts that the processes of a training were to put together first."""
+    torn = [key for key, tensor in adapter_tensors(model, name).items()
+            if (".lora_A." in key or ".lora_B." in key) and (tensor.dim() < 2 or not tensor.numel())]
+    if torn:
+        warnings.warn(f"{len(torn)} matrices of the adapter {name!r} are incomplete ({torn[0]} …): DeepSpeed ZeRO-3 / FSDP shards have to be "
+                      "gathered before `save_pretrained`, or the file will fit no model.", PeftWarning, stacklevel=3)
 
 
 # --- the old file format ---

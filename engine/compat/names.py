@@ -29,16 +29,18 @@ _MIXED = ("LORA", "ADALORA", "LOHA", "LOKR", "SHIRA", "IA3", "BEFT", "ROAD", "HI
 _HERE = {name: module for module, names in {
     "engine.compat.functions": """infer_device _get_submodules register_peft_method convert_to_lora save_as_lora shift_tokens_right transpose
         id_tensor_storage set_peft_model_state_dict fsdp_auto_wrap_policy build_peft_weight_mapping _freeze_adapter _get_batch_size
-        get_layer_status get_model_status""",
+        get_layer_status get_model_status preprocess_loraga""",
     "engine.checkpoint.state": "get_peft_model_state_dict get_base_model_state_dict set_base_model_state_dict",
     "engine.compat.families": "_get_module_names_tied_with_embedding _get_no_split_modules",
     "engine.checkpoint.load": "load_peft_weights", "engine.methods.registry": "get_peft_config",
     "engine.model.kbit": "prepare_model_for_kbit_training cast_mixed_precision_params",
     "engine.model.direct": "inject_adapter_in_model delete_adapter set_adapter set_requires_grad cast_adapter_dtype",
-    "engine.model.helpers": """check_if_peft_model rescale_adapter_scale disable_input_dtype_casting update_forward_signature
-        update_generate_signature update_signature""",
+    "engine.model.helpers": "disable_input_dtype_casting update_forward_signature update_generate_signature update_signature",
+    "engine.compat.optimizers": "create_lorafa_optimizer LoraFAOptimizer", "engine.compat.blocks": "BlockDiagonalLinear",
+    "engine.compat.xlora": "XLoraLayer",
+    "engine.compat.helpers": "check_if_peft_model rescale_adapter_scale DoraCaching MontecloraTrainerMixin MontecloraSampler",
     "engine.model.status": "TunerLayerStatus TunerModelStatus",
-    "engine.train.lora_optim": "create_loraplus_optimizer create_lorafa_optimizer create_riemannian_optimizer LoraFAOptimizer",
+    "engine.train.lora_optim": "create_loraplus_optimizer create_riemannian_optimizer",
     "engine.compat.kinds": """BaseTuner BaseTunerLayer ModulesToSaveWrapper AuxiliaryTrainingWrapper TrainableTokensWrapper TrainableTokensLayer
         BufferDict PeftError PeftWarning""",
 }.items() for name in names.split()}
@@ -59,9 +61,7 @@ find_kappa_target_modules get_base_model_state_dict get_eva_state_dict get_layer
 get_peft_model_state_dict initialize_kv_prefix_from_past_key_values initialize_kv_prefix_from_text initialize_lora_eva_weights
 inject_adapter_in_model load_peft_weights prepare_model_for_kbit_training preprocess_loraga prompt_embeddings_from_past_key_values
 replace_lora_weights_loftq save_as_lora set_base_model_state_dict set_peft_model_state_dict shift_tokens_right""".split()
-_INSIDE = """CordaConfig preprocess_corda MontecloraSampler hotswap_adapter prepare_model_for_compiled_hotswap rescale_adapter_scale
-disable_input_dtype_casting update_forward_signature update_generate_signature update_signature DoraCaching KappaTuneSelector
-MontecloraTrainerMixin """.split()
+_INSIDE = "CordaConfig preprocess_corda hotswap_adapter prepare_model_for_compiled_hotswap".split()
 
 
 def public() -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 
+from engine.compat import blocks
 from engine.compat.kinds import AuxiliaryTrainingWrapper, TrainableTokensLayer, TrainableTokensWrapper, layer_class
 from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced, SavedModule
@@ -26,12 +28,13 @@ def attach(views: type, cls: type) -> None:
 
 def attach_all() -> None:
     """Dress the engine's classes; once a process."""
-    from engine.compat import configs, model, names
+    from engine.compat import configs, model, names, xlora
     from engine.methods.registry import config_class
     from engine.methods.registry import names as known
     from engine.model.lone import LoneTuner
     from engine.model.peft_model import PeftModel
     from engine.model.tuner import Tuner
+    from engine.model.xlora import XLoraTuner
 
     for peft_type in known():
         if peft_type in names._CONFIGS:
@@ -43,6 +46,7 @@ def attach_all() -> None:
     attach(ReplacedViews, Replaced)
     attach(model.TunerViews, Tuner)
     attach(model.LoneViews, LoneTuner)
+    attach(xlora.XLoraViews, XLoraTuner)
     attach(model.ModelViews, PeftModel)
 
 
@@ -51,6 +55,12 @@ class _PerAdapter(MutableMapping):
 
     def __init__(self, layer: Adapted, read: Any, write: Any = None):
         self._layer, self._read, self._write = layer, read, write
+
+    def settle(self) -> None:
+        """Be an ordinary dict from now on, with the values of this moment."""
+        values = dict(self)
+        self._read, self._layer = values.__getitem__, SimpleNamespace(tenants={name: name for name in values})
+        self._write = None
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._layer.tenants:
@@ -70,6 +80,10 @@ class _PerAdapter(MutableMapping):
 
     def __delitem__(self, name: str) -> None:
         raise TypeError("Use delete_adapter.")
+
+    def copy(self) -> dict[str, Any]:
+        """As an ordinary dict."""
+        return dict(self)
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._layer.tenants))
@@ -99,18 +113,22 @@ def _scale(tenant: Any) -> float:
 
 
 def _rescale(tenant: Any, value: float) -> Any:
-    """The tenant with settings that give this scale: alpha grows in proportion."""
+    """The tenant with settings that give this scale: alpha grows in proportion to what it was at first."""
     import copy
     import dataclasses
 
-    config, now = copy.copy(tenant.config), _scale(tenant)
-    factor = value / now if now else 0.0
+    origin = dataclasses.replace(tenant, config=getattr(tenant.config, "_unscaled", tenant.config))
+    config, first = copy.copy(origin.config), _scale(origin)
+    if value == first:
+        return origin
+    factor = value / first if first else 0.0
     field = next((f for f in ("lora_alpha", "alpha") if hasattr(config, f)), None)
     if field is None:
         raise TypeError(f"The scaling of {type(config).__name__} cannot be changed.")
     setattr(config, field, getattr(config, field) * factor)
     if getattr(config, "alpha_pattern", None):
         config.alpha_pattern = {k: v * factor for k, v in config.alpha_pattern.items()}
+    config._unscaled = origin.config
     return dataclasses.replace(tenant, config=config)
 
 
@@ -128,11 +146,25 @@ class WrapperViews:
 
     r = property(lambda layer: _PerAdapter(layer, lambda t: _rank(layer, t)))
     lora_alpha, alpha = _setting("lora_alpha", "alpha"), _setting("alpha", "lora_alpha")
-    scaling = property(lambda layer: _PerAdapter(layer, _scale, _rescale))
     use_rslora, use_dora, lora_bias = (_setting(n, default=False) for n in ("use_rslora", "use_dora", "lora_bias"))
     is_feedforward = property(lambda layer: any(getattr(t.method, "acts_in", lambda *_: False)(t.config, t.site) for t in layer.tenants.values()))
     lora_dropout = property(lambda layer: _PerAdapter(layer, lambda t: _dropout(t.method.dropout(t.config))))
     fan_in_fan_out = property(lambda layer: type(layer.bare).__name__ == "Conv1D")
+
+    @property
+    def scaling(self: Adapted) -> MutableMapping:
+        """The same object each time, so that a program which has kept it and gives the layer another one still has the old numbers."""
+        if "_scaling" not in self.__dict__:
+            self.__dict__["_scaling"] = _PerAdapter(self, _scale, _rescale)
+        return self.__dict__["_scaling"]
+
+    @scaling.setter
+    def scaling(self: Adapted, scaling: Mapping[str, float]) -> None:
+        values, before = dict(scaling), self.__dict__.pop("_scaling", None)
+        if before is not None:
+            before.settle()
+        for name, value in values.items():
+            self.scaling[name] = value
 
     @property
     def in_features(self: Adapted) -> int:
@@ -163,8 +195,9 @@ class WrapperViews:
 
     @property
     def active_adapter(self: Adapted) -> str | list[str]:
+        """Of a tuner layer a list, of what stands beside one the name, if there is one."""
         names = self.active_adapters
-        return names[0] if len(names) == 1 else names
+        return names[0] if len(names) == 1 and isinstance(self, SavedModule) else names
 
     @property
     def _adapters(self: Adapted) -> set[str]:
@@ -265,6 +298,7 @@ class LayerViews:
     def add(self: Adapted, name: str, tenant: Any, tensors: Any) -> None:
         """As ever, and the layer gets the class of its first kind of adapters."""
         LayerViews.native["add"](self, name, tenant, tensors)
+        blocks.show(self, name)
         self.__class__ = _classes(self)[0]
 
     def named_modules(self: Adapted, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
@@ -331,6 +365,13 @@ class LayerViews:
         if not isinstance(self, TrainableTokensWrapper):
             raise AttributeError("token_adapter")
         return self
+
+    @property
+    def original_module(self: Adapted) -> nn.Module:
+        """What was there before rows of it were trained."""
+        if not isinstance(self, TrainableTokensWrapper):
+            raise AttributeError("original_module")
+        return self.base_layer
 
     @property
     def token_indices(self: Adapted) -> _PerAdapter:

@@ -6,7 +6,7 @@ for a state of the stack (see `engine.hosts.program`); this file keeps the tenso
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -277,6 +277,11 @@ class Adapted(Shelves):
         if self._kept is None:
             self._kept = (self._host.weight(self.bare), self._host.bias_of(self.bare))
         self._host.put(self.bare, nn.Parameter(weight, requires_grad=False), None if bias is None else nn.Parameter(bias, requires_grad=False))
+
+    def merged_tensors(self) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor], None]]]:
+        """(pristine tensor, the one that stands in its place, what puts another there); nothing where it is kept in few bits."""
+        if self._kept is not None and not self._host.packed:
+            yield self._kept[0], self._host.weight(self.bare), lambda W: self._host.put(self.bare, W, self._host.bias_of(self.bare))
 
     def unmerge(self) -> None:
         """Restore W0, bit for bit: it is the same tensor that was there before."""

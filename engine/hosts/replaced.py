@@ -7,7 +7,7 @@ Each adapter has its own copy beside the module, under PEFT's names. One of them
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -224,6 +224,12 @@ class Replaced(Shelves):
         if found:
             self._kept = {**state_of(self.bare), **(self._kept or {})}
             self._put({leaf: t.clone() for leaf, t in found.items()})
+
+    def merged_tensors(self) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor], None]]]:
+        """(pristine tensor, the one that stands in its place, what puts another there)."""
+        now = {} if self._kept is None else state_of(self.bare)
+        yield from ((self._kept[leaf], tensor, lambda other, leaf=leaf: self._put({leaf: other})) for leaf, tensor in now.items()
+                    if tensor is not self._kept[leaf])
 
     def unmerge(self) -> None:
         """Restore the module's tensors, bit for bit."""

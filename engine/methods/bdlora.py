@@ -22,12 +22,13 @@ class BlockDiagonal(Variant):
     title = "BD-LoRA"
     help = "LoRA in blocks, for serving many adapters on several graphics cards at once."
 
-    def _blocked(self, cfg: Any, site: Site) -> list[str]:
+    def blocked(self, cfg: Any, site: Site) -> list[str]:
+        """Which of the two factors is in blocks."""
         patterns = {A: cfg.use_bdlora.target_modules_bd_a, B: cfg.use_bdlora.target_modules_bd_b}
         return [name for name, found in patterns.items() if any(pattern in site.path for pattern in found or [])]
 
     def refuses(self, cfg: Any, site: Site) -> str:
-        blocked, n, rank = self._blocked(cfg, site), cfg.use_bdlora.nblocks, self.inner.rank(cfg, site)
+        blocked, n, rank = self.blocked(cfg, site), cfg.use_bdlora.nblocks, self.inner.rank(cfg, site)
         if site.kind != "linear":
             return "BD-LoRA sits on linear layers only."
         if len(blocked) == 2:
@@ -39,7 +40,7 @@ class BlockDiagonal(Variant):
         return self.inner.refuses(cfg, site)
 
     def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
-        table, blocked, n = self.inner.tensors(cfg, site), self._blocked(cfg, site), cfg.use_bdlora.nblocks
+        table, blocked, n = self.inner.tensors(cfg, site), self.blocked(cfg, site), cfg.use_bdlora.nblocks
         for name in blocked:
             table[name] = self._block(table[name], n, torch.nn.init.kaiming_uniform_ if name == A else torch.nn.init.zeros_)
         return table
@@ -53,7 +54,7 @@ class BlockDiagonal(Variant):
         return replace(whole, shape=(whole.shape[0], whole.shape[1] // n), init=start)
 
     def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors:
-        whole = {name: torch.block_diag(*p[name].chunk(cfg.use_bdlora.nblocks)) for name in self._blocked(cfg, site)}
+        whole = {name: torch.block_diag(*p[name].chunk(cfg.use_bdlora.nblocks)) for name in self.blocked(cfg, site)}
         return self.inner.factors({**p, **whole}, cfg, site)
 
 

@@ -22,21 +22,25 @@ FIRST_A, FIRST_B = "lora_first_A.weight", "lora_first_B.weight"
 
 
 class FromBase(Variant):
-    """A law round LoRA. Embeddings start as they always do, as in PEFT."""
+    """A law round LoRA. Embeddings start as they always do, as in PEFT; LoRA-GA is for linear layers alone."""
 
     title = "LoRA"
     help = "LoRA that begins with the strongest directions of the model's own weights: learns faster at the start."
 
+    @staticmethod
+    def _as_ever(cfg: Any, site: Site) -> bool:
+        return site.kind == "embedding" or cfg.init_lora_weights == "lora_ga" and site.kind != "linear"
+
     def refuses(self, cfg: Any, site: Site) -> str:
         rank, needed = self.inner.rank(cfg, site), 2 if cfg.init_lora_weights == "lora_ga" else 1
-        if site.kind != "embedding" and needed * rank > min(site.out, site.columns):
+        if not self._as_ever(cfg, site) and needed * rank > min(site.out, site.columns):
             return (f"The start “{cfg.init_lora_weights}” takes {needed * rank} directions from the layer's own weight, "
                     f"which has {min(site.out, site.columns)}: choose a smaller `r`.")
         return self.inner.refuses(cfg, site)
 
     def tensors(self, cfg: Any, site: Site) -> dict[str, TensorSpec]:
         table = self.inner.tensors(cfg, site)
-        if site.kind == "embedding":
+        if self._as_ever(cfg, site):
             return table
         # what W0 alone decides is made again from it; what chance or data decided is in the file
         repeatable = cfg.init_lora_weights in ("pissa", "olora")
@@ -120,7 +124,7 @@ def _along_gradient(gradient: Tensor, W0: Tensor, rank: int, scale: float, cfg: 
     A0, B0 = V.T[for_a], U[:, for_b] * S[for_b]
     if cfg.scale == "stable":
         B0 = B0 * (W0.shape[0] ** 0.25 / cfg.stable_gamma ** 0.5)
-    elif cfg.scale == "weight_svd" and S[for_b[0]] > 0:
+    elif cfg.scale == "weight_svd" and S[for_b[0]] > torch.finfo(S.dtype).eps * max(gradient.shape) * S[0]:       # a direction that there is
         B0 = B0 * (torch.svd_lowrank(W0, q=rank, niter=4)[1][0] / S[for_b[0]])
     elif cfg.scale == "gd_scale":
         A0, B0 = A0 / scale, B0 / scale

@@ -107,15 +107,19 @@ class XLora(Router):
         def gate(x: Tensor, run: Run) -> Tensor | None:
             if SCALINGS not in run.extras:
                 return None
-            strengths = run.extras[SCALINGS][:, :, site.index]
-            if cfg.top_k_lora is not None:
-                best = strengths.topk(min(cfg.top_k_lora, strengths.shape[-1]), -1).indices
-                strengths = torch.zeros_like(strengths).scatter(-1, best, strengths.gather(-1, best))
-            if cfg.enable_softmax_topk:
-                strengths = strengths.masked_fill(strengths == 0, -torch.inf).softmax(-1).nan_to_num(0.0)
-            return strengths[..., numbers] * cfg.global_scaling_weight
+            return best(run.extras[SCALINGS][:, :, site.index], cfg)[..., numbers] * cfg.global_scaling_weight
 
         return experts, gate
+
+
+def best(strengths: Tensor, cfg: XLoraConfig) -> Tensor:
+    """Strengths ``(batch, seq, experts)`` with those of all but the best experts at zero, if the config asks for that."""
+    if cfg.top_k_lora is not None:
+        top = strengths.topk(min(cfg.top_k_lora, strengths.shape[-1]), -1).indices
+        strengths = torch.zeros_like(strengths).scatter(-1, top, strengths.gather(-1, top))
+    if cfg.enable_softmax_topk:
+        strengths = strengths.masked_fill(strengths == 0, -torch.inf).softmax(-1).nan_to_num(0.0)
+    return strengths
 
 
 METHOD = XLora()

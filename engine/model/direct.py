@@ -46,7 +46,7 @@ def _aim(config: TargetedConfig, state_dict: Mapping[str, Tensor]) -> None:
     if getattr(config, "target_parameters", None):
         raise ValueError("Trying to inject an adapter from a state_dict but the PEFT config uses `target_parameters`: its keys do not tell them.")
     mark = f".{method(config.peft_type).prefix}"
-    named = sorted({strip(key)[:strip(key).rfind(mark)] for key in state_dict if mark in key})
+    named = sorted({path[:path.rfind(mark)] for path in map(strip, state_dict) if mark in path})        # what all layers share has none
     if not named:
         raise ValueError(f"No key of the state_dict belongs to an adapter of the kind {config.peft_type}.")
     meant = config.target_modules

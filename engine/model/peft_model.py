@@ -18,6 +18,7 @@ from engine.checkpoint.load import locate, read_tensors, rename, unknown_setting
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import Saving, save_adapters
 from engine.hosts.adapted import Adapted, Tenant
+from engine.hosts.replaced import Replaced
 from engine.hosts.stack import LiveStack
 from engine.law import PeftConfig, Routed, TargetedConfig, Tensors
 from engine.methods.prompt import PromptLearningConfig
@@ -407,10 +408,15 @@ def get_peft_model(model: nn.Module, peft_config: TargetedConfig, adapter_name: 
 
     Args:
         mixed: a `PeftMixedModel`, whose stack can be saved as one mix. revision: of the base, noted in the config.
+
+    Warns where the model has adapters already: those that another `PeftModel` of the same base has left in it go.
     """
     from engine.model.mixed import PeftMixedModel
     from engine.model.tasks import task_class
 
+    if any(isinstance(module, (Adapted, Replaced)) for module in model.modules()):
+        warnings.warn("You are trying to modify a model that has adapters already. To start anew, call `unload()` on the first PeftModel; "
+                      "to have several adapters, use its `add_adapter`.", stacklevel=2)
     peft_config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
     if revision is not None:
         peft_config.revision = revision

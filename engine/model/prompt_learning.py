@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from engine.checkpoint.pickle_reader import read_pickled_tensors
 from engine.checkpoint.report import LoadReport
 from engine.law import Tensors
 from engine.methods.prompt import PROMPT, PromptLearningConfig, PromptMethod
@@ -239,12 +241,7 @@ def _start(config: PromptLearningConfig) -> dict[str, Any]:
         path = config.prompt_tuning_init_state_dict_path
         if path is None:
             raise ValueError(f"prompt_tuning_init_state_dict_path needs to be specified with {kind} init method")
-        if not str(path).endswith(".safetensors"):
-            raise ValueError(f"{Path(path).name} cannot be read: give the other adapter's adapter_model.safetensors; other formats "
-                             "could run a program when opened.")
-        from safetensors.torch import load_file
-
-        return {"source": load_file(path)}
+        return {"source": load_file(path) if str(path).endswith(".safetensors") else read_pickled_tensors(Path(path))}
     return {}
 
 

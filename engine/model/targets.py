@@ -118,6 +118,13 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
     if not result.targets and not config.target_modules and getattr(config, "target_parameters", None):
         raise NoMatchingPeftModuleError("No `target_modules` passed but also no `target_parameters` found.",
                                         "The adapter would sit on nothing at all.", "Check the names of the parameters.")
+    taken = [path for path, reason in result.reasons.items() if reason in ("excluded", "learned whole")
+             and (isinstance(wanted, _AllLinear) or _named(path, wanted) is not None)]
+    if not result.targets and taken:
+        raise NoMatchingPeftModuleError(
+            "No modules were targeted for adaptation. This might be caused by a combination of targets with `exclude_modules` or "
+            f"`modules_to_save`, which take {', '.join(taken[:3])}{' …' if len(taken) > 3 else ''} away from them.",
+            "The adapter would sit on no layer at all.", "Name other layers in `target_modules`.")
     if not result.targets:
         near = sorted({name for names in result.unmatched.values() for name in names})
         raise NoMatchingPeftModuleError(

@@ -27,6 +27,7 @@ from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack, Samples
 from engine.law import Method, PeftConfig, Routed, Schedule, TargetedConfig, Tensors, TensorSpec
 from engine.methods.registry import law
+from engine.model.abandoned import clear_abandoned
 from engine.model.companions import with_companions, with_heads
 from engine.model.embeddings import with_embeddings
 from engine.model.inject import Given, check_name, inject, placements
@@ -123,6 +124,8 @@ class Tuner(TrainingHooks, Shelves):
         if name in self.peft_config:
             raise ValueError(f"Adapter with name {name} already exists.")
         with collector_at_rest(), ExitStack() as failing:
+            if not self.peft_config:
+                clear_abandoned(self.model, Tuner, failing)
             self._replicate(config, failing)
             method, config = law(config), with_heads(config, heads)
             config, file = as_named_now(self.model, method, config, file)
@@ -197,10 +200,12 @@ class Tuner(TrainingHooks, Shelves):
 
     def leave(self, merged: list[str] | None = None, requantize: bool = False) -> nn.Module:
         """Put plain layers back and forget all adapters: the untouched base, or with ``merged`` baked in (see `merge_adapter`)."""
-        for path, layer in self.layers.items():
+        for layer in self.layers.values():
             layer.unmerge()
             if merged is not None:
                 _merge(layer, merged, requantize)
+        _share_again(self.layers.values())
+        for path, layer in self.layers.items():
             layer.leave(self.model, path)
         for name in self.peft_config:
             self.clear(name)
@@ -292,6 +297,7 @@ class Tuner(TrainingHooks, Shelves):
         for layer in self.layers.values():
             layer.unmerge()
             _merge(layer, names, requantize is not None)
+        _share_again(self.layers.values())
         self.stack.merged = tuple(names)
         self.stack.changed()
 
@@ -343,6 +349,16 @@ def _merge(layer: Adapted | Replaced, names: list[str], requantize: bool) -> Non
         layer.requantize(names)
     else:
         layer.merge(names)
+
+
+def _share_again(layers: Iterable[Adapted | Replaced]) -> None:
+    """Layers of one weight (an embedding and the output's) go on sharing it where a merge has made the same of it."""
+    first: dict[int, Tensor] = {}
+    for layer in layers:
+        for pristine, merged, put in list(layer.merged_tensors()):
+            known = first.setdefault(id(pristine), merged)
+            if known is not merged and torch.equal(known, merged):
+                put(known)
 
 
 def tuner_of(model: nn.Module) -> "Tuner | LoneTuner | None":

@@ -59,6 +59,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 # repository of a LoRA → (its task, the class that loads its base, the base)
 ADAPTERS: dict[str, tuple[str, str, str]] = {
     f"{PIT}/tiny-opt-lora-revision": ("CAUSAL_LM", "AutoModelForCausalLM", f"{PIT}/tiny-random-OPTForCausalLM"),
+    f"{PIT}/opt-125m-dummy-lora": ("CAUSAL_LM", "AutoModelForCausalLM", f"{PIT}/opt-125m"),
+    f"{PIT}/gpt2-lora-random": ("CAUSAL_LM", "AutoModelForCausalLM", "gpt2"),
     f"{PIT}/tiny-OPTForCausalLM-lora": ("CAUSAL_LM", "AutoModelForCausalLM", f"{PIT}/tiny-random-OPTForCausalLM"),
     f"{PIT}/tiny_T5ForSeq2SeqLM-lora": ("SEQ_2_SEQ_LM", "AutoModelForSeq2SeqLM", f"{PIT}/tiny-random-t5"),
     f"{PIT}/tiny_OPTForSequenceClassification-lora": ("SEQ_CLS", "AutoModelForSequenceClassification", f"{PIT}/tiny-random-OPTForCausalLM"),

@@ -142,6 +142,26 @@ def test_what_data_said_is_kept_in_files_and_the_model_stays_clean(tmp_path):
         preprocess_loraga(model, copy.copy(gradients), lambda: None)
 
 
+def test_lora_ga_is_for_linear_layers_and_others_begin_as_ever():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv1d(3, 8, 1), nn.Flatten(), nn.Linear(8, 6)), torch.randn(4, 3, 1)
+    config, expected = LoraConfig(r=2, target_modules=["0", "2"], init_lora_weights="lora_ga", lora_ga_config={}), model(x)
+    preprocess_loraga(model, config, lambda: model(x).square().sum().backward())
+    peft = engine.get_peft_model(model, config)
+    torch.testing.assert_close(peft(x), expected)
+    assert not peft.adapted["0"].tensors("default")["lora_B.weight"].any() and peft.adapted["2"].tensors("default")["lora_B.weight"].any()
+
+
+def test_lora_ga_takes_no_direction_that_the_gradient_has_not():
+    """The gradient of a sum has one direction: what is scaled to another one's size must not be the noise beside it."""
+    for seed in range(6):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, target_modules=["0"], init_lora_weights="lora_ga", lora_ga_config={"direction": "random", "scale": "weight_svd"})
+        config.calibration = {"0": {"gradient": torch.ones(10, 1) @ torch.randn(1, 10)}}
+        factors = engine.get_peft_model(nn.Sequential(nn.Linear(10, 10)), config).adapted["0"].tensors("default")
+        assert factors["lora_B.weight"].abs().max() < 100
+
+
 # --- LoftQ ---
 
 def test_nf4_takes_the_nearest_of_sixteen_values_in_each_block():

@@ -78,6 +78,17 @@ def test_without_a_task_the_config_names_the_class(lora):
     assert type(model) is PeftModel and type(model.get_base_model()).__name__ == "LlamaForCausalLM"
 
 
+def test_an_adapter_without_a_task_says_which_class_its_base_has(base_folder, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path)
+    assert model.peft_config["default"].auto_mapping is None
+    again = AutoPeftModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids()).logits, model.eval()(input_ids=ids()).logits)
+
+
 @pytest.mark.parametrize("mapping, words", [(None, "Cannot infer"), ({"parent_library": "os", "base_model_class": "system"}, "import allowlist"),
                                             ({"parent_library": "transformers_evil", "base_model_class": "A"}, "import allowlist"),
                                             ({"parent_library": 3, "base_model_class": "A"}, "Cannot infer")])

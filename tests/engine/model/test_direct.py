@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine import (LoHaConfig, LoraConfig, OFTConfig, PrefixTuningConfig, cast_adapter_dtype, delete_adapter, get_layer_status, get_model_status,
-                    get_peft_model, get_peft_model_state_dict, inject_adapter_in_model, set_adapter, set_peft_model_state_dict, set_requires_grad)
+from engine import (LoHaConfig, LoraConfig, OFTConfig, PrefixTuningConfig, VeraConfig, cast_adapter_dtype, delete_adapter, get_layer_status,
+                    get_model_status, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model, set_adapter, set_peft_model_state_dict,
+                    set_requires_grad)
 from tests.support.tiny import make_model
 
 IDS = torch.arange(3, 19)[None]
@@ -51,6 +52,15 @@ def test_keys_of_a_state_dict_say_where_it_sits():
         model = inject_adapter_in_model(lora(), make_model(), state_dict=state, low_cpu_mem_usage=True)
     assert set_peft_model_state_dict(model, state).complete and not any(p.is_meta for p in model.parameters())
     assert {status.name for status in get_layer_status(model)} == {f"model.layers.{i}.self_attn.v_proj" for i in (0, 1)}
+
+
+def test_what_all_layers_share_is_no_layer(recwarn):
+    config = VeraConfig(r=2, target_modules=["q_proj"])
+    state = get_peft_model_state_dict(inject_adapter_in_model(config, make_model()))
+    model = inject_adapter_in_model(VeraConfig(r=2, target_modules=["q_proj"]), make_model(), state_dict=state, low_cpu_mem_usage=True)
+    assert not recwarn.list
+    empty = get_peft_model_state_dict(model)
+    assert empty.keys() == state.keys() and all(t.is_meta and t.shape == state[k].shape for k, t in empty.items())
 
 
 def test_what_cannot_be_injected_changes_nothing():

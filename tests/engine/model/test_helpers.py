@@ -114,3 +114,25 @@ def test_formats_are_kept_anyway():
     with disable_input_dtype_casting(model):
         inside = logits(model)
     assert torch.equal(inside, logits(model))
+
+
+def test_inputs_keep_their_number_format():
+    """Weights in 16 bits that hooks widen for their own pass (layerwise casting): inputs in float32 are not narrowed on the way."""
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 8)), LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)).half()
+    x, W = torch.randn(3, 6), model.base_model.model[0].compose().float()
+
+    def cast(dtype: torch.dtype):
+        def hook(module, *_):
+            for p in module.parameters(recurse=False):
+                p.data = p.data.to(dtype)
+
+        return hook
+
+    for module in model.modules():
+        module.register_forward_pre_hook(cast(torch.float32))
+        module.register_forward_hook(cast(torch.float16))
+    y = model(x)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, x @ W.T + model.base_model.model[0].bias.float(), atol=5e-3, rtol=5e-3)
+    with disable_input_dtype_casting(model):
+        assert torch.equal(model(x), y)

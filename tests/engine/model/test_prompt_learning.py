@@ -375,6 +375,20 @@ def test_cartridges_one_after_another(tmp_path):
         engine.compose_cartridge_adapters([tmp_path / "a"], output_path=tmp_path / "one")
 
 
+def test_a_prompt_begins_with_another_s_old_file_which_runs_nothing(tmp_path):
+    first = prompted(family("Llama", "ForCausalLM"), "multitask", num_tasks=1)
+    first.save_pretrained(tmp_path)
+    torch.save(get_peft_model_state_dict(first), tmp_path / "adapter_model.bin")
+    (tmp_path / "program.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    begun = [prompted(family("Llama", "ForCausalLM"), "multitask", prompt_tuning_init="EXACT_SOURCE_TASK", num_tasks=1,
+                      prompt_tuning_init_state_dict_path=str(tmp_path / f"adapter_model.{kind}")) for kind in ("safetensors", "bin")]
+    for (name, one), other in zip(begun[0].prompt_encoder.named_parameters(), begun[1].prompt_encoder.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    with pytest.raises(BadAdapter, match="program.bin"):
+        prompted(family("Llama", "ForCausalLM"), "multitask", prompt_tuning_init="EXACT_SOURCE_TASK",
+                 prompt_tuning_init_state_dict_path=str(tmp_path / "program.bin"))
+
+
 # --- what is refused ---
 
 def test_what_is_refused():
@@ -395,7 +409,6 @@ def test_what_is_refused():
         (lambda: engine.CPTConfig(task_type="SEQ_CLS"), "only supports task_type"),
         (lambda: engine.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[1, 2], cpt_mask=[1]), "same length"),
         (lambda: prompted(llama, "multitask", prompt_tuning_init="EXACT_SOURCE_TASK"), "prompt_tuning_init_state_dict_path"),
-        (lambda: prompted(llama, "multitask", prompt_tuning_init="EXACT_SOURCE_TASK", prompt_tuning_init_state_dict_path="x.bin"), "could run"),
         (lambda: prompted(llama, "prompt").add_adapter("x", engine.LoraConfig()), "different peft types"),
         (lambda: engine.get_peft_model(family("Llama", "ForCausalLM"), engine.LoraConfig()).add_adapter(
             "x", engine.PromptTuningConfig(num_virtual_tokens=2)), "different peft types"),

@@ -67,6 +67,14 @@ def test_a_second_adapter_that_fails_leaves_the_first_as_it_was():
     assert all(torch.equal(t, before[n]) for n, t in peft.state_dict().items()) and len(before) == len(peft.state_dict())
 
 
+def test_targets_that_something_else_takes_away_are_told_so():
+    for more in ({"exclude_modules": ["q_proj"]}, {"modules_to_save": ["q_proj"]}):
+        with pytest.raises(NoMatchingPeftModuleError, match=r"combination .* take model.layers.0.self_attn.q_proj"):
+            get_peft_model(make_model(), LoraConfig(target_modules=["q_proj"], **more))
+    with pytest.raises(NoMatchingPeftModuleError, match="not found in the base"):
+        get_peft_model(make_model(), LoraConfig(target_modules=["nope"], exclude_modules=["q_proj"]))
+
+
 @pytest.mark.parametrize("name", ["", "a.b", "keys", "train", "default"])
 def test_impossible_adapter_names(name):
     peft = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"]))
