@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from itertools import islice
 
-from engine.data.rows import Rows
+from engine.data.rows import Watch, unwatched
 from engine.data.shapes import ROLES, SPEAKER_ROLES, Dataset, load
 from engine.data.split import held_out, split
 from engine.specs import DataReport, DescribeData, RowsPage, ShowRows
 
 SHOWN = 20                                 # examples sent at once; others are asked for page by page
+LETTERS = 2000                             # of each of their messages
 
 
-def describe(request: DescribeData) -> DataReport:
+def describe(request: DescribeData, watch: Watch = unwatched) -> DataReport:
     """Read, recognise and split a file. Raises `BadData` with the way out."""
-    data = load(request.data, request.roles, request.edits)
+    data = load(request.data, request.roles, request.edits, watch)
     learned, tested = split(data.rows, request.holdout)
     notes = list(data.notes)
     if any(part.guessed for part in data.parts):
@@ -25,22 +26,35 @@ def describe(request: DescribeData) -> DataReport:
         notes.append("There are too few different examples to hold some back for testing.")
     return DataReport(path=str(data.path), sentence=data.sentence, rows=len(data.rows), held_out=len(tested), shape=data.shape,
                       columns=_columns(data), roles=data.roles, choices=list(_choices(data)), notes=notes,
-                      examples=[list(row.messages) for row in islice(data.rows, SHOWN)],
+                      examples=[_shortened(row.messages, LETTERS) for row in islice(data.rows, SHOWN)],
                       found=[[part.noun, part.rows] for part in data.parts], files=len(data.parts),
                       guessed=any(part.guessed for part in data.parts))
 
 
 def show_rows(request: ShowRows) -> RowsPage:
     """Some rows from a place on. Raises `BadData`."""
-    rows = load(request.data, request.roles, request.edits).rows
-    held = _held(rows, request.holdout)
-    page = list(islice(rows.from_(request.start), request.count))
-    return RowsPage(start=request.start, examples=[list(row.messages) for row in page],
+    data = load(request.data, request.roles, request.edits)
+    held = _held(data, request.holdout)
+    page = list(islice(data.rows.from_(request.start), request.count))
+    return RowsPage(start=request.start, examples=[_shortened(row.messages, request.letters) for row in page],
                     held=[request.start + n in held for n in range(len(page))])
 
 
-def _held(rows: Rows, holdout: float) -> set[int]:
-    return held_out(rows.keys, holdout)
+_latest_held: dict[tuple[str, float], set[int]] = {}           # one page after the other asks for the same
+
+
+def _held(data: Dataset, holdout: float) -> set[int]:
+    wanted = data.digest, holdout
+    if wanted not in _latest_held:
+        found = held_out(data.rows.keys, holdout)
+        _latest_held.clear()
+        _latest_held[wanted] = found
+    return _latest_held[wanted]
+
+
+def _shortened(messages: tuple[dict, ...], letters: int) -> list[dict]:
+    """What a list shows of a row: at most so many letters of each message, 0 for all."""
+    return [m if not letters or len(m["content"]) <= letters else {**m, "content": m["content"][:letters].rstrip() + " …"} for m in messages]
 
 
 def _columns(data: Dataset) -> list[str]:

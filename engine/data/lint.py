@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.data.render import Unusable, control_signs, render
-from engine.data.rows import Row, Rows
+from engine.data.rows import Row, Rows, Watch, unwatched
 from engine.data.rules import answers, language, marks, personal, twins
 from engine.data.shapes import Dataset, load
 from engine.data.split import held_out
@@ -58,17 +58,17 @@ class _Facts:
     long: int = 0                                                      # answers of a few words at least
 
 
-def lint(request: LintData) -> LintReport:
+def lint(request: LintData, watch: Watch = unwatched) -> LintReport:
     """Look at all rows. Raises `BadData`, `BadModel`."""
     from engine.data.preview import tokenizer_of
 
-    data = load(request.data, request.roles, request.edits)
-    tokenizer = tokenizer_of(request.base) if request.base else None
-    return check(data, request.holdout, tokenizer, request.system, request.max_length)
+    data = load(request.data, request.roles, request.edits, watch)
+    tokenizer = tokenizer_of(request.base, "lint") if request.base else None
+    return check(data, request.holdout, tokenizer, request.system, request.max_length, watch)
 
 
-def check(data: Dataset, holdout: float, tokenizer=None, system: str = "", max_length: int = 1024) -> LintReport:
-    """`lint` for data and a tokenizer that are at hand."""
+def check(data: Dataset, holdout: float, tokenizer=None, system: str = "", max_length: int = 1024, watch: Watch = unwatched) -> LintReport:
+    """`lint` for data and a tokenizer that are at hand. ``watch(stage, rows, of)`` is told now and then, and may raise to end it."""
     rows, notes = data.rows, []
     held = held_out(rows.keys, holdout)
     facts, hits = _Facts(), defaultdict(_Hits)
@@ -79,6 +79,9 @@ def check(data: Dataset, holdout: float, tokenizer=None, system: str = "", max_l
         _look_at_text(hits, row, place, signs, found_marks)
         if tokenizer is not None:
             longest = max(longest, _look_at_tokens(hits, row, place, tokenizer, system, max_length))
+        if place % 100 == 99:
+            watch("Looking at every example", place + 1, len(rows))
+    watch("Comparing the examples", len(rows), len(rows))
     _cut(hits, facts, rows)
     _languages(hits, facts)
     _duplicates(hits, rows)

@@ -24,14 +24,14 @@ def render_row(request: RenderRow) -> RenderedRow:
                        limit=request.max_length)
 
 
-def tokenizer_of(base: str):
-    """The model's tokenizer, ready to render; kept while its file stays as it is."""
+def tokenizer_of(base: str, user: str = ""):
+    """The model's tokenizer, ready to render; kept while its file stays as it is. Each ``user`` (a thread) has its own."""
     files = [Path(base) / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
-    return _tokenizer(base, tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files))
+    return _tokenizer(base, user, tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files))
 
 
-@lru_cache(2)
-def _tokenizer(base: str, state: tuple):
+@lru_cache(4)
+def _tokenizer(base: str, user: str, state: tuple):
     from engine.bases.load import load_tokenizer
 
     return prepare_tokenizer(load_tokenizer(base))

@@ -35,6 +35,13 @@ class Row:
         return hashlib.sha256(json.dumps(self.messages, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
+Watch = Callable[..., None]                # (stage, done, total = 0); see `engine.worker.talk`
+
+
+def unwatched(stage: str, done: float, total: float = 0) -> None:
+    """Nobody watches."""
+
+
 class LeftOut(Exception):
     """Why one record is not a row; the text completes "3 rows were left out because …"."""
 
@@ -69,9 +76,9 @@ class Part:
 
 
 class Index:
-    """All usable rows of some tables by number. Reads every table once."""
+    """All usable rows of some tables by number. Reads every table once; ``watch(stage, rows)`` is told now and then and may raise."""
 
-    def __init__(self, parts: list[Part]):
+    def __init__(self, parts: list[Part], watch: Watch = unwatched):
         self.parts, self.keys = parts, bytearray()
         self._at, self._marks = array("q"), array("q")       # row number; part, place, line
         whole, number = hashlib.sha256(), 0
@@ -85,6 +92,8 @@ class Index:
                 whole.update(digest.encode())
                 self.keys += bytes.fromhex(digest[:2 * KEY])
                 number += 1
+                if number % 1000 == 0:
+                    watch("Reading the examples", number)
             part.rows = number - begin
         self.digest = whole.hexdigest()
 

@@ -7,6 +7,9 @@ that from what stands in them; and a person's word (``roles``: column → role) 
 
 from __future__ import annotations
 
+import hashlib
+import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +19,7 @@ from engine.data import names
 from engine.data.edits import edited
 from engine.data.names import fold
 from engine.data.read import read_all
-from engine.data.rows import Index, LeftOut, Part, Row
+from engine.data.rows import Index, LeftOut, Part, Row, Watch, unwatched
 from engine.data.table import Table
 from engine.errors import BadData
 from engine.specs import Edit
@@ -43,17 +46,30 @@ class Dataset:
 
 
 _latest: dict[tuple, tuple] = {}           # what was read last: a window asks for one file again and again
+_edited: dict[tuple, Dataset] = {}         # and the same as its latest edits leave it
+_reading = threading.RLock()
 
 
-def load(path: Path | str, roles: dict[str, str] | None = None, edits: Sequence[Edit] = ()) -> Dataset:
-    """Read a file or folder and understand it. Raises `BadData` when nothing can be learned from it."""
+def load(path: Path | str, roles: dict[str, str] | None = None, edits: Sequence[Edit] = (), watch: Watch = unwatched) -> Dataset:
+    """Read a file or folder and understand it. Raises `BadData` when nothing can be learned from it. Any thread may call it."""
     path = Path(path)
-    asked = (str(path), _state(path), tuple(sorted((roles or {}).items())))
+    with _reading:
+        asked = (str(path), _state(path), tuple(sorted((roles or {}).items())))
+        wanted = asked, json.dumps([edit.to_dict() for edit in edits])
+        if wanted not in _edited:
+            found = _load(path, asked, roles or {}, edits, watch)
+            _edited.clear()
+            _edited[wanted] = found
+        return _edited[wanted]
+
+
+def _load(path: Path, asked: tuple, roles: dict[str, str], edits: Sequence[Edit], watch: Watch) -> Dataset:
     if asked not in _latest:
         _latest.clear()
+        _edited.clear()
         tables, passed_over = read_all(path)
-        parts = understood(tables, passed_over, roles or {}, path)
-        index = Index(parts)
+        parts = understood(tables, passed_over, roles, path)
+        index = Index(parts, watch)
         if not len(index):
             raise BadData(f"No row of {path.name} can be used.", " ".join(n for part in parts for n in part.notes()),
                           "Fill in the missing parts and try again.", columns=parts[0].table.columns, path=str(path))
@@ -80,9 +96,6 @@ def _state(path: Path) -> tuple:
 
 
 def _identity(digest: str, edits: Sequence[Edit]) -> str:
-    import hashlib
-    import json
-
     return digest if not edits else hashlib.sha256((digest + json.dumps([edit.to_dict() for edit in edits], sort_keys=True)).encode()).hexdigest()
 
 

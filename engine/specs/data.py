@@ -155,6 +155,7 @@ class ShowRows(Examples):
     kind: ClassVar[str] = "show-rows"
     start: int = knob(0, label="First row", low=0, help="Counted from 0.")
     count: int = knob(50, label="Rows", low=1, high=1000, help="How many at most.")
+    letters: int = knob(0, label="Letters", low=0, help="How many of each message at most; 0 for all.")
 
 
 @dataclass

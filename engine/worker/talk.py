@@ -1,11 +1,16 @@
-"""The verbs of short talk. Questions are answered in order in the main thread; strengths and stops act at once."""
+"""The verbs of short talk. Questions are answered in order in the main thread; strengths and stops act at once.
+
+What takes long tells how far it is and ends when it is stopped (`WATCHED`); what a person need not wait for has a thread of its own
+(`BESIDE`), so that other questions are answered meanwhile.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
-from engine import specs
+from engine import events, specs
 from engine.errors import Busy, Cancelled, InvalidSpec, StudioError, explain
 from engine.worker.protocol import Line
 from engine.worker.run import resolve
@@ -17,6 +22,9 @@ ANSWERS: dict[str, str | Callable] = {
     "lint-data": "engine.data.lint.lint",
     "estimate-plan": "engine.train.estimate.estimate",
 }
+WATCHED = ("describe-data", "lint-data")
+BESIDE = ("lint-data",)
+EVERY = 0.2                                # seconds between two words on how far it is
 SESSION: str | Callable = "engine.generate.session.ChatSession"
 AT_ONCE = ("set-strengths", "stop")
 
@@ -71,12 +79,18 @@ class Talk:
     # --- main thread ---
 
     def answer(self, message: dict) -> None:
-        """Answer one question, whatever happens."""
+        """Answer one question, whatever happens; some beside the others."""
+        if message["do"] in BESIDE:
+            threading.Thread(target=self._answer, args=(message,), name="beside", daemon=True).start()
+        else:
+            self._answer(message)
+
+    def _answer(self, message: dict) -> None:
         id, spec = message["id"], message["spec"]
         try:
             if id in self._stopped:
                 raise Cancelled()
-            done = self._open(spec) if spec.kind == "open-chat" else self._say(id, spec) if spec.kind == "say" else self._ask(spec)
+            done = self._open(spec) if spec.kind == "open-chat" else self._say(id, spec) if spec.kind == "say" else self._ask(id, spec)
             last_word = {"done": {} if done is None else done.to_dict()}
         except Exception as error:
             last_word = {"failed": explain(error).to_dict()}
@@ -87,8 +101,24 @@ class Talk:
                 self._opening -= 1
         self._line.write({"id": id, **last_word})
 
-    def _ask(self, spec: specs.Spec) -> specs.Spec | None:
-        return resolve(ANSWERS[spec.kind])(spec.plan.check() if isinstance(spec, specs.EstimatePlan) else spec)
+    def _ask(self, id: int, spec: specs.Spec) -> specs.Spec | None:
+        answer = resolve(ANSWERS[spec.kind])
+        if spec.kind in WATCHED:
+            return answer(spec, self._watch(id))
+        return answer(spec.plan.check() if isinstance(spec, specs.EstimatePlan) else spec)
+
+    def _watch(self, id: int) -> Callable[[str, float, float], None]:
+        """Called with (stage, rows done, rows in all or 0): tells it now and then; raises `Cancelled` when nobody wants the answer any more."""
+        told = time.monotonic()
+
+        def watch(stage: str, done: float, total: float = 0) -> None:
+            nonlocal told
+            if id in self._stopped:
+                raise Cancelled()
+            if time.monotonic() - told >= EVERY:
+                told = time.monotonic()
+                self._line.write({"id": id, "event": events.Progress(stage, done, total, "rows").to_dict()})
+        return watch
 
     def _open(self, spec: specs.OpenChat) -> None:
         if self._session is None:

@@ -7,18 +7,22 @@ from pathlib import Path
 
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QColor, QTextCharFormat, QTextCursor
-from PySide6.QtWidgets import (QComboBox, QFileDialog, QFrame, QPlainTextEdit, QSizePolicy, QStackedWidget, QTextEdit, QVBoxLayout,
-                               QWidget)
+from PySide6.QtWidgets import (QFileDialog, QFrame, QPlainTextEdit, QProgressBar, QSizePolicy, QSpinBox, QStackedWidget, QTextEdit,
+                               QVBoxLayout, QWidget)
 
+from engine import events
 from engine.errors import StudioError, explain
 from engine.specs import DataReport, DescribeData, RenderedRow, RenderRow
 from engine.store.atomic import write_text
 from studio.core.plan import SampleData
 from studio.core.text import teach as words
+from studio.models.examples_model import ExamplesModel
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
+from studio.views.examples_list import ExamplesList
+from studio.views.teach_columns import ColumnRoles
 from studio.views.teach_problems import Problems
-from studio.views.parts import CardButton, Column, OneOf, Row, button, card, clear, error_card, page, picture, text
+from studio.views.parts import CardButton, Column, Row, button, card, clear, error_card, page, picture, text
 
 PASTE_KEY = "teach.paste"
 BEGIN, PASTE, LOADED = range(3)
@@ -50,12 +54,21 @@ class DataPage(QWidget):
         self.drop = QFrame()
         theme.look(self.drop, "drop")
         self.choose_button = button(words.DATA_CHOOSE(), self.choose, "primary")
+        self.folder_button = button(words.DATA_FOLDER(), self.choose_folder, help=words.DATA_FOLDER_HELP())
         self.paste_button = button(words.DATA_PASTE(), self._open_paste)
         Column(Row(None, picture("data", "accent", 40), None), Row(None, text(words.DATA_DROP(), "heading", wrap=False), None),
                Row(None, text(words.DATA_KINDS(), "muted", wrap=False), None), theme.S,
-               Row(None, self.choose_button, self.paste_button, None, spacing=theme.M), margin=theme.XXL, parent=self.drop)
+               Row(None, self.choose_button, self.folder_button, self.paste_button, None, spacing=theme.M), margin=theme.XXL, parent=self.drop)
         self._trouble = QVBoxLayout()
         self._trouble.setContentsMargins(0, 0, 0, 0)
+        self._reading = card(looks="notice", margin=theme.M)
+        self._how_far = text("")
+        bar = QProgressBar()
+        bar.setRange(0, 0)
+        bar.setTextVisible(False)
+        a11y.name(bar, words.DATA_READING_NAME())
+        self._reading.layout().addLayout(Column(self._how_far, bar, spacing=theme.S))
+        self._reading.hide()
         self.sample_buttons = []
         row = Row(spacing=theme.M)
         for sample in samples:
@@ -65,7 +78,7 @@ class DataPage(QWidget):
             made.clicked.connect(lambda _=False, s=sample: self._use_sample(s))
             row.addWidget(made, 1)
             self.sample_buttons.append(made)
-        return page(Column(text(words.DATA_HEAD(), "title"), text(words.DATA_INTRO(), "muted")), self._trouble, self.drop,
+        return page(Column(text(words.DATA_HEAD(), "title"), text(words.DATA_INTRO(), "muted")), self._trouble, self._reading, self.drop,
                     Column(text(words.DATA_SAMPLES(), "muted"), row), None)
 
     def _paste_page(self) -> QWidget:
@@ -92,21 +105,20 @@ class DataPage(QWidget):
         self._notes_card = card(Row(picture("info", "warn", 18), text(words.DATA_NOTES(), "strong", wrap=False), None), self._notes,
                                 looks="notice-warn", margin=theme.M, spacing=theme.XS)
         self.problems = Problems(self._draft, self._talk)
-        self.roles: dict[str, QComboBox] = {}
-        self._roles = Row(spacing=theme.M)
-        self._examples = QVBoxLayout()
-        self._examples.setContentsMargins(0, 0, theme.S, 0)
-        self._examples.setSpacing(theme.S)
-        holder = QWidget()
-        theme.look(holder, "page")
-        holder.setLayout(Column(self._examples, None))
-        from PySide6.QtWidgets import QScrollArea
-        scroll = QScrollArea()
-        scroll.setWidget(holder)
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.columns = ColumnRoles()
+        self.columns.given.connect(lambda roles: self._draft.put(roles=roles))
+        self.model = ExamplesModel(self._draft, self._talk, self)
+        self.model.trouble.connect(self.failed)
+        self.list = ExamplesList(self.model)
+        self.list.picked.connect(self._pick)
+        self.problems.show_row.connect(self.list.go)
+        self.number = QSpinBox()
+        self.number.setAlignment(Qt.AlignmentFlag.AlignRight)
+        self.number.setKeyboardTracking(False)
+        a11y.name(self.number, words.DATA_NUMBER(), words.DATA_NUMBER_HELP())
+        a11y.quiet_wheel(self.number)
+        self.number.valueChanged.connect(lambda number: self.list.go(number - 1))
+        self._of = text("", "muted small", wrap=False)
         self.exact = QTextEdit()
         self.exact.setReadOnly(True)
         theme.look(self.exact, "mono plain")
@@ -115,8 +127,8 @@ class DataPage(QWidget):
         right = card(text(words.DATA_EXACT(), "strong"), text(words.DATA_EXACT_HELP(), "muted small"), self.exact, self.tokens)
         right.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         left = QWidget()
-        Column(text(words.DATA_EXAMPLES(), "strong"), self._roles, scroll, parent=left)
-        self._group = OneOf(self)
+        Column(Row(text(words.DATA_EXAMPLES(), "strong", wrap=False), None, self.number, self._of), self.columns, self.list,
+               parent=left).setStretch(2, 1)
         whole = QWidget()
         head = Row(Column(self.sentence, self._held, self._file, spacing=theme.XS), self.other_button, spacing=theme.L)
         head.setStretch(0, 1)
@@ -136,6 +148,13 @@ class DataPage(QWidget):
                                                 words.DATA_FILTER())
         if chosen:
             self._settings.remember("teach.folder", str(Path(chosen).parent))
+            self.use(Path(chosen))
+
+    def choose_folder(self) -> None:
+        """Ask for a folder of files."""
+        chosen = QFileDialog.getExistingDirectory(self, words.DATA_FOLDER_TITLE(), self._settings.recall("teach.folder", ""))
+        if chosen:
+            self._settings.remember("teach.folder", chosen)
             self.use(Path(chosen))
 
     def use(self, path: Path) -> None:
@@ -209,9 +228,20 @@ class DataPage(QWidget):
             self.said.emit(words.DATA_READING(name=name))
         draft = self._draft.draft
         self._looking = self._talk.ask(DescribeData(draft.data, roles=draft.roles, edits=self._draft.edits,
-                                                    holdout=draft.overrides.get("holdout", 0.1)), on_done=self._described, on_error=self._refused)
+                                                    holdout=draft.overrides.get("holdout", 0.1)),
+                                       on_event=self._told, on_done=self._described, on_error=self._refused)
+
+    def _told(self, event: events.Event) -> None:
+        """A large file: say how far it is."""
+        if isinstance(event, events.Progress):
+            said = words.DATA_READ_SO_FAR(name=Path(self._draft.draft.data).name, n=f"{event.done:,.0f}")
+            self._how_far.setText(said)
+            self._reading.show()
+            if self.isVisible():
+                self.said.emit(said)
 
     def _described(self, report: DataReport) -> None:
+        self._reading.hide()
         self.sentence.setText(report.sentence)
         self._file.setText(report.path)
         learned = report.rows - report.held_out
@@ -219,46 +249,20 @@ class DataPage(QWidget):
         self._held.setVisible(bool(report.held_out))
         self._notes.setText("\n".join(f"·  {note}" for note in report.notes))
         self._notes_card.setVisible(bool(report.notes))
-        clear(self._examples)
-        self._group.empty()
-        for number, messages in enumerate(report.examples):
-            made = self._bubbles(number, messages)
-            self._examples.addWidget(made)
-            self._group.addButton(made, number)
-        self._row = 0
-        if self._group.buttons():
-            self._group.button(0).setChecked(True)
         self._pages.setCurrentIndex(LOADED)
         if self.isVisible():
             self.said.emit(report.sentence)
         self._draft.found(report)
-        self._headers(report)
+        self.columns.show_report(report)
+        self._row = 0
+        self.number.setRange(1, max(1, report.rows))
+        self._of.setText(words.DATA_OF(n=f"{report.rows:,}"))
+        self.list.show_report(report)
         self.problems.look(report)
         self._later.start()
 
-    def _headers(self, report: DataReport) -> None:
-        """Over the examples: each column with what it is, to be changed there."""
-        clear(self._roles)
-        self.roles = {}
-        for column in report.columns[:6] if report.choices else ():
-            made = QComboBox()
-            for role in report.choices:
-                made.addItem(words.DATA_ROLES[role](), role)
-            made.setCurrentIndex(max(0, made.findData(report.roles.get(column, "ignore"))))
-            made.activated.connect(lambda _, c=column, box=made: self._give_role(c, box.currentData()))
-            a11y.name(made, words.DATA_ROLE(column=column))
-            self.roles[column] = made
-            self._roles.addLayout(Column(text(column, "muted small", wrap=False), made, spacing=theme.XS))
-
-    def _give_role(self, column: str, role: str) -> None:
-        """Two columns that are both the question or the answer make no sense: the other one takes this one's place."""
-        roles = {name: self._draft.report.roles.get(name, "ignore") for name in self._draft.report.columns}
-        other = next((name for name, its in roles.items() if its == role and name != column and role in ("question", "answer")), None)
-        if other:
-            roles[other] = roles[column]
-        self._draft.put(roles={**roles, column: role})
-
     def _refused(self, error: StudioError) -> None:
+        self._reading.hide()
         if self._draft.draft.roles:        # what was said of the columns does not work: as the file tells it
             self.failed.emit(error)
             self._draft.put(roles={})
@@ -269,28 +273,15 @@ class DataPage(QWidget):
         self._draft.found(None, error)
         a11y.announce(self, error.what)
 
-    def _bubbles(self, number: int, messages: list[dict]) -> CardButton:
-        """One example as a small conversation that can be chosen."""
-        said = " ".join(f"{_role(m)}: {m.get('content', '')}" for m in messages)
-        made = CardButton(said[:300], spacing=theme.XS, margin=theme.S, checkable=True)
-        theme.look(made, "card bubbles")
-        for message in messages:
-            role = message.get("role", "text")
-            bubble = card(text(_short(str(message.get("content", "")))), margin=theme.S,
-                          looks=f"bubble-{'user' if role != 'assistant' else role}")
-            row = Row(*((theme.XXL, bubble) if role == "assistant" else (bubble, theme.XXL)))
-            row.setStretch(row.indexOf(bubble), 1)
-            made.layout().addLayout(row)
-        for inner in made.findChildren(QWidget):
-            inner.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
-        made.toggled.connect(lambda on, n=number: on and self._pick(n))
-        return made
-
     def _restyle(self, *_: object) -> None:
+        self.list.viewport().update()
         self._later.start()
 
     def _pick(self, number: int) -> None:
         self._row = number
+        self.number.blockSignals(True)
+        self.number.setValue(number + 1)
+        self.number.blockSignals(False)
         self._later.start()
 
     def _render(self) -> None:
@@ -340,12 +331,3 @@ def kind_of(written: str) -> str:
     if "\t" in lines[0]:
         return "tsv"
     return "csv" if "," in lines[0] or ";" in lines[0] else "txt"
-
-
-def _role(message: dict) -> str:
-    role = message.get("role", "text")
-    return words.ROLES[role]() if role in words.ROLES else str(role)
-
-
-def _short(content: str, limit: int = 280) -> str:
-    return content if len(content) <= limit else content[:limit].rstrip() + " …"

@@ -129,6 +129,13 @@ def data_report(request: specs.DescribeData) -> specs.DataReport:
                             notes=["3 examples stand in the file more than once."])
 
 
+def rows_page(request: specs.ShowRows) -> specs.RowsPage:
+    numbers = range(request.start, request.start + request.count)
+    return specs.RowsPage(start=request.start, held=[n % 10 == 9 for n in numbers],
+                          examples=[[{"role": "user", "content": f"What does item {n + 1} cost?"},
+                                     {"role": "assistant", "content": f"Item {n + 1} costs {n + 1} euros."}] for n in numbers])
+
+
 def lint_report(request: specs.LintData) -> specs.LintReport:
     """Two problems, of which each is gone when its fix was used."""
     mask, one = specs.Edit("mask", [], ["mail"]), specs.Edit("keep-one")
@@ -230,7 +237,7 @@ class World:
         self.document = StackDocument()
         self.undo = UndoStack(self.document)
         self.talk = FakeTalk()
-        self.talk.answers = {"describe-data": data_report, "lint-data": lint_report, "render-row": rendered, "estimate-plan": plan_report,
+        self.talk.answers = {"describe-data": data_report, "lint-data": lint_report, "render-row": rendered, "show-rows": rows_page, "estimate-plan": plan_report,
                              "describe-methods": methods, "say": speak}
         self.work: dict[str, Callable] = {"train": scripted_train(), "review": scripted_review, "export": scripted_export}
         self.queue = JobQueue(self.home, JobStore(self.home.database), InlineRunner(lambda spec, run: self.work[spec.kind](spec, run)))

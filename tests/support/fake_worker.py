@@ -78,7 +78,7 @@ class FakeSession:
         yield events.Answered("stack", "".join(said), len(said), 0.0, "base", [], "stop" if stopped() else "length")
 
 
-def describe(spec):
+def describe(spec, watch):
     if not Path(spec.data).exists():
         raise BadData(f"The file {spec.data} is not there.", do="Choose another one.")
     return specs.DataReport(path=spec.data, sentence="One row.", rows=1)

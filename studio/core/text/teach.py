@@ -32,6 +32,9 @@ DATA_KINDS = Phrase("Tables, texts, office files, PDF, web pages, mail, zip, cha
 DATA_CHOOSE = Phrase("Choose a file …")
 DATA_CHOOSE_TITLE = Phrase("Choose a file with examples")
 DATA_FILTER = Phrase("Examples (*.csv *.tsv *.xlsx *.parquet *.json *.jsonl *.txt *.md *.docx *.pdf *.html *.htm *.zip *.mbox *.eml);;All files (*)")
+DATA_FOLDER = Phrase("Choose a folder …")
+DATA_FOLDER_TITLE = Phrase("Choose a folder with examples")
+DATA_FOLDER_HELP = Phrase("All files in it that can be read, of whatever kinds, become one list of examples.")
 DATA_PASTE = Phrase("Paste examples …")
 DATA_PASTE_HEAD = Phrase("Paste examples here: a table from a spreadsheet, or one JSON object a line.")
 DATA_PASTE_NAME = Phrase("Pasted examples")
@@ -40,7 +43,16 @@ DATA_SAMPLES = Phrase("Or begin with a sample:")
 DATA_OTHER = Phrase("Other file …")
 DATA_READING = Phrase("Reading {name} …")
 DATA_HELD = Phrase("{learned} are learned, {held} are held back for testing.")
+DATA_READING_NAME = Phrase("Reading the file")
+DATA_READ_SO_FAR = Phrase("Reading {name}: {n} examples so far …")
 DATA_EXAMPLES = Phrase("Your examples")
+DATA_EXAMPLES_HELP = Phrase("Each one as it was read from the file. The one that is chosen stands beside the list as the model sees it.")
+DATA_NUMBER = Phrase("Number of the example")
+DATA_NUMBER_HELP = Phrase("Type a number to look at that example.")
+DATA_OF = Phrase("of {n}")
+DATA_HELD_TAG = Phrase("held back")
+DATA_TURNS = Counted("… {n} message between …", "… {n} messages between …")
+DATA_EXAMPLE_SAID = Phrase("Example {number}: {said}")
 DATA_EXACT = Phrase("Exactly what the model sees")
 DATA_EXACT_HELP = Phrase("The marked part is learned; the rest is only read.")
 DATA_EXACT_NO_MODEL = Phrase("Choose a model to see the exact text it is shown.")
@@ -55,7 +67,12 @@ DATA_ROLES = {"question": Phrase("Question"), "answer": Phrase("Answer"), "conte
               "ignore": Phrase("not used")}
 PROBLEMS_TITLE = Phrase("Looking for problems")
 PROBLEMS_LOOKING = Phrase("Looking at every example …")
-PROBLEMS_MANY = Phrase("{n} examples take some minutes to look at.")
+PROBLEMS_MANY = Phrase("Looking at {n} examples takes some minutes. You can go on meanwhile.")
+PROBLEMS_SO_FAR = Phrase("Looking at every example: {n} of {total} …")
+PROBLEMS_STOP = Phrase("Stop looking")
+PROBLEMS_STOPPED = Phrase("Not looked at to the end.")
+PROBLEMS_SHOW = Phrase("Show")
+PROBLEMS_SHOW_HELP = Phrase("Goes to the example in the list; again, to the next one.")
 PROBLEMS_CHECK = Phrase("Look for problems")
 PROBLEMS_COUNT = Counted("{n} kind of problem", "{n} kinds of problems")
 PROBLEMS_NONE = Phrase("No problems found")
@@ -86,6 +103,12 @@ PROBLEMS = {
 def problem(rule: str, count: int, facts: dict) -> str:
     """A kind of problem in one sentence."""
     return PROBLEMS[rule](count, shown=f"{count:,}", **facts)
+
+
+def example(number: int, messages: list[dict], held: bool) -> str:
+    """One example in a breath, for a screen reader."""
+    said = " ".join(f"{ROLES[m.get('role', 'text')]()}: {m.get('content', '')}" for m in messages if m.get("role", "text") in ROLES)
+    return DATA_EXAMPLE_SAID(number=number, said=said[:400] + (f" ({DATA_HELD_TAG()})" if held else ""))
 
 
 ROLES = {"user": Phrase("Question"), "assistant": Phrase("Answer"), "system": Phrase("Instruction"), "text": Phrase("Text")}

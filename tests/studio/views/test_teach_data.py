@@ -3,12 +3,13 @@
 import pytest
 from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDropEvent
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QFileDialog
 
-from engine import specs
+from engine import events, specs
 from engine.errors import BadData
 from studio.core import text
 from studio.core.text import teach as words
+from studio.models.examples_model import HELD, KEPT, MESSAGES
 from studio.views.teach_panel import TeachPanel
 from tests.studio.kit import words_of
 
@@ -59,12 +60,12 @@ def test_other_examples_begin_without_changes(teach, stocked, tmp_path):
 
 def test_a_column_changes_its_meaning_and_the_other_takes_its_place(teach, stocked, tmp_path):
     take(teach, stocked, tmp_path / "a.csv")
-    box = teach.data.roles["question"]
+    box = teach.data.columns.boxes["question"]
     box.setCurrentIndex(box.findData("answer"))
     box.activated.emit(box.currentIndex())
     stocked.settle()
     assert teach.draft.draft.roles == {"question": "answer", "answer": "question"} == stocked.talk.of(specs.DescribeData)[-1].roles
-    assert teach.data.roles["answer"].currentData() == "question"
+    assert teach.data.columns.boxes["answer"].currentData() == "question"
 
 
 def test_a_meaning_that_does_not_work_is_told_and_taken_back(teach, stocked, tmp_path):
@@ -73,21 +74,107 @@ def test_a_meaning_that_does_not_work_is_told_and_taken_back(teach, stocked, tmp
     told = []
     teach.data.failed.connect(told.append)
     take(teach, stocked, tmp_path / "a.csv")
-    box = teach.data.roles["answer"]
+    box = teach.data.columns.boxes["answer"]
     box.setCurrentIndex(box.findData("ignore"))
     box.activated.emit(box.currentIndex())
     for _ in range(3):
         stocked.settle()
-    assert told[0].what == "Nothing is an answer." and teach.draft.draft.roles == {} and teach.data.roles["answer"].currentData() == "answer"
+    assert told[0].what == "Nothing is an answer." and teach.draft.draft.roles == {} and teach.data.columns.boxes["answer"].currentData() == "answer"
 
 
-def test_very_many_examples_are_looked_at_when_it_is_asked_for(teach, stocked, tmp_path):
+def million(stocked, **more):
     usual = stocked.talk.answers["describe-data"]
-    stocked.talk.answers["describe-data"] = lambda r: specs.DataReport.from_dict(usual(r).to_dict() | {"rows": 1_000_000})
+    stocked.talk.answers["describe-data"] = lambda r: specs.DataReport.from_dict(usual(r).to_dict() | {"rows": 1_000_000} | more)
+
+
+def test_very_many_examples_are_looked_at_in_the_background(teach, stocked, tmp_path):
+    """It says how far it is, can be stopped and begun again, and the window goes on meanwhile."""
+    million(stocked)
+    stocked.talk.hold.add("lint-data")
     take(teach, stocked, tmp_path / "a.csv")
-    assert stocked.talk.of(specs.LintData) == [] and "1,000,000" in teach.data.problems._status.text()
-    teach.data.problems.check.click()
-    assert len(stocked.talk.of(specs.LintData)) == 1
+    problems = teach.data.problems
+    problems.fold.open()
+    assert "1,000,000" in problems._status.text() and problems.stop.isVisibleTo(teach)
+    stocked.talk.emit(0, events.Progress("Looking at every example", 250_000, 1_000_000, "rows"))
+    stocked.settle()
+    assert problems.bar.value() == 250 and "250,000 of 1,000,000" in problems._status.text()
+    problems.stop.click()
+    assert stocked.talk.stopped and not problems.bar.isVisibleTo(teach) and problems.check.isVisibleTo(teach)
+    problems.check.click()
+    assert len(stocked.talk.of(specs.LintData)) == 2
+    stocked.talk.release()
+    stocked.settle()
+    assert rules(teach) == ["duplicate", "personal-mail"] and not problems.stop.isVisibleTo(teach)
+
+
+def test_any_of_a_million_examples_is_found_and_only_what_is_seen_is_fetched(teach, stocked, tmp_path, qtbot):
+    million(stocked)
+    take(teach, stocked, tmp_path / "a.csv")
+    model = teach.data.model
+    assert model.rowCount() == 1_000_000
+    teach.data.number.setValue(777_778)
+    wait = lambda row: qtbot.waitUntil(lambda: stocked.settle() or model.data(model.index(row, 0), MESSAGES) is not None, timeout=5000)   # noqa: E731
+    wait(777_777)
+    assert model.data(model.index(777_777, 0), MESSAGES)[0]["content"] == "What does item 777778 cost?" and teach.data._row == 777_777
+    assert model.data(model.index(777_779, 0), HELD) and "Example 777778: Question:" in model.data(model.index(777_777, 0),
+                                                                                               Qt.ItemDataRole.AccessibleTextRole)
+    for row in range(0, 1_000_000, 25_000):
+        teach.data.list.go(row)
+        wait(row)
+    assert len(model._pages) <= KEPT and len(stocked.talk.of(specs.ShowRows)) < 150
+    teach.data.list.setFocus()
+    qtbot.keyClick(teach.data.list, Qt.Key.Key_Down)
+    assert teach.data._row == 975_001 and teach.data.number.value() == 975_002
+
+
+def test_a_page_that_cannot_be_read_is_told_once(teach, stocked, tmp_path, qtbot):
+    million(stocked)
+    stocked.talk.answers["show-rows"] = lambda r: BadData("The file is gone.", do="Choose it again.")
+    told = []
+    teach.data.failed.connect(told.append)
+    take(teach, stocked, tmp_path / "a.csv")
+    qtbot.waitUntil(lambda: stocked.settle() or bool(told), timeout=5000)
+    teach.data.list.viewport().repaint()
+    stocked.settle()
+    assert [error.what for error in told] == ["The file is gone."]
+
+
+def test_a_problem_leads_to_its_examples_one_after_the_other(teach, stocked, tmp_path):
+    take(teach, stocked, tmp_path / "a.csv")
+    for row in (4, 5, 9, 4):
+        teach.data.problems.shows["duplicate"].click()
+        assert teach.data._row == row
+
+
+def test_many_columns_each_have_their_meaning_over_them_and_scroll(teach, stocked, tmp_path):
+    names = [f"Column {n}" for n in range(1, 31)]
+    million(stocked, rows=9, columns=names, roles={"Column 20": "question", "Column 21": "answer"})
+    take(teach, stocked, tmp_path / "a.csv")
+    columns = teach.data.columns
+    assert list(columns.boxes) == names and columns.boxes["Column 21"].currentData() == "answer"
+    QApplication.processEvents()
+    assert columns.horizontalScrollBar().maximum() > 0 and columns.horizontalScrollBar().value() > 0      # the question is in sight
+    columns.boxes["Column 1"].setFocus()
+    columns.boxes["Column 1"].activated.emit(columns.boxes["Column 1"].findData("answer"))
+    assert set(teach.draft.draft.roles) == set(names)
+
+
+def test_a_large_file_says_how_far_it_is_read(teach, stocked, tmp_path):
+    stocked.talk.hold.add("describe-data")
+    teach.use_file(tmp_path / "a.csv")
+    stocked.talk.emit(0, events.Progress("Reading the examples", 340_000, 0, "rows"))
+    stocked.settle()
+    assert "340,000 examples so far" in words_of(teach.data)
+    stocked.talk.release()
+    stocked.settle()
+    assert not teach.data._reading.isVisibleTo(teach)
+
+
+def test_a_folder_is_chosen_by_its_own_button(teach, stocked, tmp_path, monkeypatch, qtbot):
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path))
+    teach.data.folder_button.setFocus()
+    qtbot.keyClick(teach.data.folder_button, Qt.Key.Key_Space)
+    assert teach.draft.draft.data == str(tmp_path) and stocked.settings.recall("teach.folder", "") == str(tmp_path)
 
 
 def test_a_folder_is_dropped_like_a_file(teach, stocked, tmp_path):

@@ -52,7 +52,7 @@ def test_a_file_is_described_and_shown_as_the_model_sees_it(teach, stocked):
                                                   Qt.KeyboardModifier.NoModifier))
     stocked.settle()
     assert "159 question" in words_of(teach.data) and "more than once" in words_of(teach.data)
-    teach.data._group.button(3).click()
+    teach.data.list.go(3)
     teach.data._render()
     stocked.settle()
     assert stocked.talk.of(specs.RenderRow)[-1].row == 3
