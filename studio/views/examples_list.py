@@ -11,7 +11,7 @@ from studio.core.text import teach as words
 from studio.models.examples_model import HELD, MESSAGES, ExamplesModel
 from studio.views import a11y, theme
 
-MOST_LINES = {"user": 2, "assistant": 4, "system": 2, "text": 6}       # of one bubble; the whole text stands beside the list
+MOST_LINES = {"user": 2, "assistant": 3, "system": 2, "text": 6}       # of one bubble; the whole text stands beside the list
 GAP, PAD, INDENT = theme.S, theme.M, theme.XXL
 
 
@@ -22,11 +22,11 @@ class ExamplesList(QTableView):
 
     def __init__(self, model: ExamplesModel):
         super().__init__()
-        self._bubbles = _Bubbles(self)
+        self._bubbles, self._sample = _Bubbles(self), []
         self.setModel(model)
         self.setItemDelegate(self._bubbles)
         self.setFrameShape(QFrame.Shape.NoFrame)
-        theme.look(self, "flat")
+        theme.look(self, "flat examples")
         self.setShowGrid(False)
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
@@ -57,8 +57,7 @@ class ExamplesList(QTableView):
 
     def _fit(self) -> None:
         width = max(200, self.viewport().width())
-        heights = [self._bubbles.height(messages, width, self.font()) for messages in getattr(self, "_sample", [])]
-        self.verticalHeader().setDefaultSectionSize(max(heights, default=60))
+        self.verticalHeader().setDefaultSectionSize(self._bubbles.fit(self._sample, width - 4 * GAP, self.font()))
 
     def resizeEvent(self, event) -> None:  # noqa: N802 (Qt's names)
         super().resizeEvent(event)
@@ -76,8 +75,19 @@ class _Bubbles(QStyledItemDelegate):
     def sizeHint(self, option, index) -> QSize:        # noqa: N802
         return QSize(option.rect.width(), self.parent().verticalHeader().defaultSectionSize())
 
-    def height(self, messages: list[dict], width: int, font) -> int:
-        return sum(height + GAP for *_, height in _laid_out(messages, width - 4 * GAP, font)) + 2 * GAP
+    def __init__(self, parent: ExamplesList):
+        super().__init__(parent)
+        self._most = dict(MOST_LINES)
+
+    def fit(self, sample: list[list[dict]], width: int, font: QFont) -> int:
+        """As many lines a bubble as three in four examples need, `MOST_LINES` at most; returns the height of a row."""
+        self._most = dict(MOST_LINES)
+        rows = [_laid_out(messages, width, font, self._most) for messages in sample]
+        for role in MOST_LINES:
+            needed = sorted(len(lines) for row in rows for its, lines, *_ in row if its == role)
+            self._most[role] = needed[3 * len(needed) // 4] if needed else 1
+        rows = [_laid_out(messages, width, font, self._most) for messages in sample]
+        return max((sum(height + GAP for *_, height in row) for row in rows), default=60) + 2 * GAP
 
     def paint(self, painter: QPainter, option, index) -> None:
         t, metrics = theme.tokens(), option.fontMetrics
@@ -96,7 +106,7 @@ class _Bubbles(QStyledItemDelegate):
             painter.drawText(frame, Qt.AlignmentFlag.AlignCenter, words.DATA_LOOKING())
         else:
             y = frame.top() + GAP
-            for role, lines, width, height in _laid_out(messages, frame.width() - 2 * GAP, option.font):
+            for role, lines, width, height in _laid_out(messages, frame.width() - 2 * GAP, option.font, self._most):
                 left = frame.right() - GAP - width if role == "assistant" else frame.left() + GAP
                 painter.setPen(Qt.PenStyle.NoPen)
                 painter.setBrush(QColor(t.accent_soft if role == "assistant" else t.sunken))
@@ -120,14 +130,14 @@ class _Bubbles(QStyledItemDelegate):
         painter.drawText(place, Qt.AlignmentFlag.AlignCenter, said)
 
 
-def _laid_out(messages: list[dict], width: int, font: QFont) -> list[tuple[str, list[str], int, int]]:
+def _laid_out(messages: list[dict], width: int, font: QFont, most: dict[str, int]) -> list[tuple[str, list[str], int, int]]:
     """(role, lines, width, height) of each bubble. Of a long conversation the first question, how much follows, and the last answer."""
     shown = messages if len(messages) <= 3 else [messages[0], {"role": "", "content": words.DATA_TURNS(len(messages) - 2)}, messages[-1]]
     found, metrics = [], QFontMetrics(font)
     for message in shown:
         role = message.get("role", "text")
         room = width - (0 if role == "text" else INDENT) - 2 * PAD
-        lines = _lines(str(message.get("content", "")), room, MOST_LINES.get(role, 1), font)
+        lines = _lines(str(message.get("content", "")), room, most.get(role, 1), font)
         found.append((role, lines, width - (0 if role == "text" else INDENT), len(lines) * metrics.lineSpacing() + PAD))
     return found
 

@@ -40,7 +40,7 @@ class ColumnRoles(QScrollArea):
                 box.addItem(words.DATA_ROLES[role](), role)
             given = report.roles.get(column, "ignore")
             box.setCurrentIndex(max(0, box.findData(given)))
-            box.setMinimumWidth(WIDTH)
+            box.setMinimumWidth(max(WIDTH, box.sizeHint().width()))
             box.activated.connect(lambda _, c=column, b=box: self._give(c, b.currentData()))
             a11y.name(box, words.DATA_ROLE(column=column))
             a11y.quiet_wheel(box)
@@ -52,17 +52,20 @@ class ColumnRoles(QScrollArea):
         self.setWidget(holder)
         self.setVisible(bool(columns))
         if columns:
-            wide = len(columns) * (WIDTH + theme.M) > self.width()
-            self.setFixedHeight(holder.sizeHint().height() + (self.horizontalScrollBar().sizeHint().height() + theme.XS if wide else 2))
+            self._fit()
             used = next((box for column, box in self.boxes.items() if report.roles.get(column, "ignore") != "ignore"), None)
             if used is not None:
                 holder.layout().activate()
-                self.ensureWidgetVisible(used, WIDTH, 0)
+                self.horizontalScrollBar().setValue(used.x())
 
     def resizeEvent(self, event) -> None:  # noqa: N802 (Qt's name)
         super().resizeEvent(event)
+        self._fit()
+
+    def _fit(self) -> None:
+        """As high as one line of columns, and a scroll bar where they do not all fit."""
         if self.widget() is not None and self.boxes:
-            wide = self.widget().minimumSizeHint().width() > event.size().width()
+            wide = self.widget().minimumSizeHint().width() > self.width()
             self.setFixedHeight(self.widget().sizeHint().height() + (self.horizontalScrollBar().sizeHint().height() + theme.XS if wide else 2))
 
     def _give(self, column: str, role: str) -> None:
