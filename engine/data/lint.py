@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ SHOWN = 200                                # rows of a problem that are named in
 MAX_TWINS = 300_000                        # rows among which near-duplicates are looked for (64 bytes each)
 MAX_COMPARED = 50_000                      # rows that are compared word by word
 MAX_RENDERED = 20_000                      # rows that are given to the model's tokenizer; more only where they are suspicious
+MAX_WORDS = 200_000                        # different words that are remembered
 MAX_NAMED = 100_000                        # rows that one edit may name
 
 
@@ -56,6 +58,7 @@ class _Facts:
     lengths: Counter = field(default_factory=Counter)                  # of these answers
     finished: int = 0
     long: int = 0                                                      # answers of a few words at least
+    words: Counter = field(default_factory=Counter)                    # of the answers, `MAX_WORDS` different ones at most
 
 
 def lint(request: LintData, watch: Watch = unwatched) -> LintReport:
@@ -108,6 +111,7 @@ def _note(facts: _Facts, row: Row, place: int) -> None:
     if place < MAX_TWINS:
         facts.signatures.append(twins.bands(twins.shingles(asked + answered)))
     if last["role"] == "assistant":
+        facts.words.update(answered if len(facts.words) < MAX_WORDS else filter(facts.words.__contains__, answered))
         text = last["content"].rstrip()
         finished = answers.is_finished(text)
         if len(text.split()) >= 4:
@@ -155,9 +159,14 @@ def _look_at_tokens(hits: dict[str, _Hits], row: Row, place: int, tokenizer, sys
 
 def _cut(hits: dict[str, _Hits], facts: _Facts, rows: Rows) -> None:
     share = facts.finished / facts.long if facts.long else 0.0
+    known = sorted(word for word, times in facts.words.items() if times > 1)
+
+    def fragment(word: str) -> bool:
+        at = bisect_right(known, word)
+        return len(word) > 1 and word.isalpha() and facts.words[word] < 2 and at < len(known) and known[at].startswith(word)
     for place, row in zip(facts.odd_ends, rows.pick(list(facts.odd_ends)) if facts.odd_ends else ()):
         text = row.messages[-1]["content"]
-        if not answers.says_nothing(text) and answers.breaks_off(text, share, facts.lengths, len(facts.codes)):
+        if not answers.says_nothing(text) and answers.breaks_off(text, share, facts.lengths, len(facts.codes), fragment):
             hits["cut"].add(place, f"… {text[-60:]}")
 
 
@@ -190,12 +199,19 @@ def _twins(facts: _Facts, rows: Rows, doubles: set[int]) -> tuple[list[tuple[int
     shown = {}
     for place, row in zip(wanted, rows.pick(wanted)):
         words = twins.plain_words("\n".join(m["content"] for m in row.messages))
-        shown[place] = twins.shingles(words), twins.numbers(words), [m["role"] for m in row.messages]
+        shown[place] = twins.shingles(words), twins.numbers(words), [m["role"] for m in row.messages], set(words), _subject(row)
     pairs = []
     for a, b in ((places[a], places[b]) for a, b in found):
-        if a in shown and b in shown and shown[a][1:] == shown[b][1:] and twins.resemblance(shown[a][0], shown[b][0]) >= twins.ALIKE:
+        if (a in shown and b in shown and shown[a][1:3] == shown[b][1:3] and twins.resemblance(shown[a][0], shown[b][0]) >= twins.ALIKE
+                and not (shown[a][4] - shown[b][3] and shown[b][4] - shown[a][3])):      # the same is said of two different things
             pairs.append((a, b))
     return pairs, notes
+
+
+def _subject(row: Row) -> set[str]:
+    """What a row is about: the words of its question that its answer says again."""
+    *before, last = row.messages
+    return set(twins.plain_words("\n".join(m["content"] for m in before))) & set(twins.plain_words(last["content"]))
 
 
 def _near_duplicates(hits: dict[str, _Hits], pairs: list[tuple[int, int]], rows: Rows) -> None:

@@ -237,7 +237,8 @@ class World:
         self.document = StackDocument()
         self.undo = UndoStack(self.document)
         self.talk = FakeTalk()
-        self.talk.answers = {"describe-data": data_report, "lint-data": lint_report, "render-row": rendered, "show-rows": rows_page, "estimate-plan": plan_report,
+        self.talk.answers = {"describe-data": data_report, "lint-data": lint_report, "render-row": rendered,
+                             "show-rows": rows_page, "estimate-plan": plan_report,
                              "describe-methods": methods, "say": speak}
         self.work: dict[str, Callable] = {"train": scripted_train(), "review": scripted_review, "export": scripted_export}
         self.queue = JobQueue(self.home, JobStore(self.home.database), InlineRunner(lambda spec, run: self.work[spec.kind](spec, run)))

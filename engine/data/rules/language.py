@@ -9,9 +9,10 @@ _WORDS = {
     "en": "the and of to in is are was were be been it that this with for on as at by not you your we our they have has had will would can "
           "from or if but what when where which there do does how",
     "de": "der die das und ist sind war ein eine einen einem einer nicht sich mit für auf von zu im den dem des wir sie ich es auch an bei "
-          "wird werden haben hat kann oder wenn aber wie was ihr ihre uns unser nach aus zum zur noch",
+          "wird werden haben hat kann oder wenn aber wie was ihr ihre uns unser unsere nach aus zum zur noch als bis nur sehr mehr bitte hier so "
+          "dann dort seit sein seine einer gern keine ja nein man alle über bei",
     "fr": "le la les et est sont une un des du de que qui dans pour pas sur avec vous nous il elle ce cette ces au aux par plus ne se être "
-          "avez avons votre notre mais ou si comme je",
+          "avez avons votre notre mais ou si comme je son sa ses leur très bien ici y cet été sous chez",
     "es": "el la los las y es son una un de que en para por con no se su sus al del lo como más pero está están este esta usted nosotros hay "
           "tiene puede cuando donde o si",
     "it": "il la le gli e è sono una un di che in per con non si del della dei al alla più ma come questo questa noi può quando dove anche "
@@ -27,7 +28,7 @@ _WORDS = {
 _SETS = {code: frozenset(words.split()) for code, words in _WORDS.items()}
 _SCRIPTS = (("CYRILLIC", "ru"), ("GREEK", "el"), ("ARABIC", "ar"), ("HEBREW", "he"), ("HANGUL", "ko"), ("HIRAGANA", "ja"), ("KATAKANA", "ja"),
             ("CJK", "zh"), ("DEVANAGARI", "hi"), ("THAI", "th"))
-_TOKEN = re.compile(r"[^\W\d_]+")
+_TOKEN = re.compile(r"(?<![\w@./])[^\W\d_]+(?![\w@/])")           # no pieces of numbers, addresses and names of files
 LEAST_ROWS, SHARE = 10, 0.7                # a file has a language if so many rows show one, and this part of them the same
 
 

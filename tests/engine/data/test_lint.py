@@ -1,15 +1,14 @@
 """Every rule finds what was sown and little else; every fix mends what it was offered for, and the file stays as it is."""
 
 import json
+from collections import Counter
 
 import pytest
 
 from engine.data.lint import lint
-from engine.data.render import prepare_tokenizer
 from engine.data.shapes import load
 from engine.specs import Edit, LintData
-from tests.bench.lint import measure
-from tests.support.tiny import make_tokenizer
+from tests.bench.lint import LANGUAGES, measure, strict_tokenizer
 
 GOOD = [(f"What does item {n} cost?", f"Item {n} costs {n + 3} euros, and you can have it with this bag.") for n in range(20)]
 FAULTY = {
@@ -76,6 +75,11 @@ def test_a_fix_leaves_every_other_row_on_its_side_of_the_split(tmp_path):
 
 
 def test_sown_faults_are_found(tmp_path):
-    """The floor of `tests/bench/lint.py`: nine of ten faults, and nine of ten reports right, for every rule."""
-    for rule, (sown, right, all_) in measure(160, 4, 3, tmp_path, prepare_tokenizer(make_tokenizer())).items():
+    """The floor of `tests/bench/lint.py`: nine of ten faults, and nine of ten reports right, for every rule, in three languages together."""
+    tokenizer, total = strict_tokenizer(), Counter()
+    for lang in LANGUAGES:
+        for rule, figures in measure(lang, 200, 3, 3, tmp_path, tokenizer).items():
+            total.update({(rule, n): number for n, number in enumerate(figures)})
+    for rule in {rule for rule, _ in total}:
+        sown, right, all_ = (total[rule, n] for n in range(3))
         assert right >= 0.9 * sown and right >= 0.9 * all_, (rule, sown, right, all_)
