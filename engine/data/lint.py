@@ -53,7 +53,7 @@ class _Facts:
     asked: array = field(default_factory=lambda: array("Q"))
     answered: array = field(default_factory=lambda: array("Q"))
     codes: list[str] = field(default_factory=list)
-    signatures: list[np.ndarray] = field(default_factory=list)
+    signatures: bytearray = field(default_factory=bytearray)           # of `twins.BANDS` 32-bit numbers each
     odd_ends: array = field(default_factory=lambda: array("q"))       # places of answers that do not end as answers do
     lengths: Counter = field(default_factory=Counter)                  # of these answers
     finished: int = 0
@@ -109,7 +109,7 @@ def _note(facts: _Facts, row: Row, place: int) -> None:
     facts.answered.append(_hash(" ".join(answered) or last["content"]))
     facts.codes.append(language.language(last["content"]))
     if place < MAX_TWINS:
-        facts.signatures.append(twins.bands(twins.shingles(asked + answered)))
+        facts.signatures += twins.bands(twins.shingles(asked + answered)).tobytes()
     if last["role"] == "assistant":
         facts.words.update(answered if len(facts.words) < MAX_WORDS else filter(facts.words.__contains__, answered))
         text = last["content"].rstrip()
@@ -187,11 +187,12 @@ def _duplicates(hits: dict[str, _Hits], rows: Rows) -> None:
 
 def _twins(facts: _Facts, rows: Rows, doubles: set[int]) -> tuple[list[tuple[int, int]], list[str]]:
     """Pairs of places that say the same in nearly the same words, and what was not looked at."""
-    places = [place for place in range(len(facts.signatures)) if place not in doubles]
+    signatures = np.frombuffer(facts.signatures, np.uint32).reshape(-1, twins.BANDS)
+    places = [place for place in range(len(signatures)) if place not in doubles]
     if len(places) < 2:
         return [], []
     notes = [f"Near-duplicates were looked for among the first {MAX_TWINS:,} examples."] if len(rows) > MAX_TWINS else []
-    found = twins.candidates(np.stack([facts.signatures[place] for place in places]))
+    found = twins.candidates(signatures[places])
     wanted = sorted({places[n] for pair in found for n in pair})
     if len(wanted) > MAX_COMPARED:
         notes.append(f"Of {len(wanted):,} examples that resemble others, {MAX_COMPARED:,} were compared.")
@@ -199,11 +200,12 @@ def _twins(facts: _Facts, rows: Rows, doubles: set[int]) -> tuple[list[tuple[int
     shown = {}
     for place, row in zip(wanted, rows.pick(wanted)):
         words = twins.plain_words("\n".join(m["content"] for m in row.messages))
-        shown[place] = twins.shingles(words), twins.numbers(words), [m["role"] for m in row.messages], set(words), _subject(row)
+        shown[place] = twins.shingles(words), twins.numbers(words), [m["role"] for m in row.messages], twins.hashes(words), twins.hashes(_subject(row))
     pairs = []
     for a, b in ((places[a], places[b]) for a, b in found):
         if (a in shown and b in shown and shown[a][1:3] == shown[b][1:3] and twins.resemblance(shown[a][0], shown[b][0]) >= twins.ALIKE
-                and not (shown[a][4] - shown[b][3] and shown[b][4] - shown[a][3])):      # the same is said of two different things
+                and not (len(np.setdiff1d(shown[a][4], shown[b][3], True)) and len(np.setdiff1d(shown[b][4], shown[a][3], True)))):
+                # the same said of two different things is no repeat
             pairs.append((a, b))
     return pairs, notes
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from zlib import crc32
 
 import numpy as np
@@ -33,6 +34,11 @@ def shingles(words: list[str]) -> np.ndarray:
     pairs = hashes[:-1] * _NEXT + hashes[1:] if len(hashes) > 1 else hashes
     pairs = (pairs ^ (pairs >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     return np.unique(pairs)
+
+
+def hashes(words: Iterable[str]) -> np.ndarray:
+    """The different words as sorted numbers. uint32 [n]."""
+    return np.unique(np.fromiter((crc32(word.encode()) for word in words), np.uint32))
 
 
 def bands(pairs: np.ndarray) -> np.ndarray:
