@@ -200,7 +200,8 @@ def _twins(facts: _Facts, rows: Rows, doubles: set[int]) -> tuple[list[tuple[int
     shown = {}
     for place, row in zip(wanted, rows.pick(wanted)):
         words = twins.plain_words("\n".join(m["content"] for m in row.messages))
-        shown[place] = twins.shingles(words), twins.numbers(words), [m["role"] for m in row.messages], twins.hashes(words), twins.hashes(_subject(row))
+        roles = [m["role"] for m in row.messages]
+        shown[place] = twins.shingles(words), twins.numbers(words), roles, twins.hashes(words), twins.hashes(_subject(row))
     pairs = []
     for a, b in ((places[a], places[b]) for a, b in found):
         if (a in shown and b in shown and shown[a][1:3] == shown[b][1:3] and twins.resemblance(shown[a][0], shown[b][0]) >= twins.ALIKE

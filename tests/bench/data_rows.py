@@ -30,7 +30,8 @@ ANSWER = "Kept dry in a paper bag it stays fresh for two days; after that, toast
 def records(rows: int) -> Iterator[dict[str, str]]:
     """Different rows of about 300 letters."""
     for n in range(rows):
-        yield {"id": str(n), "question": f"How long does the loaf with number {n} keep, and may I freeze it?", "answer": ANSWER * (1 + n % 4) + f"({n})"}
+        yield {"id": str(n), "answer": ANSWER * (1 + n % 4) + f"({n})",
+               "question": f"How long does the loaf with number {n} keep, and may I freeze it?"}
 
 
 def write(path: Path, rows: int) -> None:
@@ -124,7 +125,8 @@ def main() -> None:
             print(kind, kept[kind], flush=True)
     if asked.write:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
-        RESULTS.write_text(json.dumps({"date": datetime.date.today().isoformat(), "commit": commit, "kinds": kept}, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps({"date": datetime.date.today().isoformat(), "commit": commit, "kinds": kept}, indent=1) + "\n",
+                           encoding="utf-8")
 
 
 if __name__ == "__main__":
