@@ -1,7 +1,7 @@
 """The run folder: the one contract between whoever asks for a job and whoever does it.
 
 ``spec.json`` what is to be done · ``events.jsonl`` append-only, numbered · ``cancel`` / ``pause`` / ``sample`` / ``finish`` empty files
-that ask for something between two steps · ``checkpoints/`` written atomically by the job · ``outcome.json`` the final event.
+that ask for something between two steps · ``extend`` / ``slower`` numbers that were wished for · ``checkpoints/`` written atomically by the job · ``outcome.json`` the final event.
 Resuming needs nothing but this folder.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from engine import events, specs
 from engine.errors import StudioError
-from engine.store.atomic import write_json
+from engine.store.atomic import write_json, write_text
 
 REQUESTS = ("cancel", "pause", "sample", "finish")
 
@@ -61,6 +61,35 @@ class RunFolder:
         """Forget requests (all of them by default), e.g. before a resume."""
         for request in requests or REQUESTS:
             (self.path / request).unlink(missing_ok=True)
+
+    # --- wishes: numbers that only grow, so that none is lost or heard twice, whenever the job is killed ---
+
+    def extend(self, passes: float) -> None:
+        """Wish for so many passes more; several wishes add up."""
+        self._grow("extend", passes)
+
+    @property
+    def extended(self) -> float:
+        """All passes that were wished for in addition to the plan."""
+        return self._wished("extend")
+
+    def slow_down(self) -> None:
+        """Wish for half the learning speed from where the training goes on."""
+        self._grow("slower", 1)
+
+    @property
+    def slowed(self) -> int:
+        """How often the speed was to be halved."""
+        return int(self._wished("slower"))
+
+    def _grow(self, wish: str, more: float) -> None:
+        write_text(self.path / wish, repr(self._wished(wish) + more))
+
+    def _wished(self, wish: str) -> float:
+        try:
+            return float((self.path / wish).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0.0
 
     # --- events ---
 

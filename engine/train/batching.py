@@ -82,15 +82,15 @@ def shuffled(count: int, seed: int, salt: str) -> list[int]:
 
 
 class Schedule:
-    """All steps of a training: ``len(schedule)`` of them, ``schedule[step]`` the row numbers of the step (steps count from 0).
+    """All steps of a training: ``len(schedule)`` of them are planned, ``schedule[step]`` the row numbers of the step (steps count from 0).
 
-    Every pass visits every row once. A pass is cut into steps of equal size (± 1), at most ``rows_per_step``.
+    Every pass visits every row once. A pass is cut into steps of equal size (± 1), at most ``rows_per_step``. `rows_of` goes on for ever.
     """
 
     def __init__(self, lengths: list[int], rows_per_step: int, passes: float, seed: int, max_steps: int = 0):
         self.lengths, self.rows_per_step, self.seed = lengths, rows_per_step, seed
         self.per_pass = math.ceil(len(lengths) / rows_per_step)
-        steps = max(1, math.ceil(self.per_pass * passes - 1e-9))
+        steps = self.steps_in(passes)
         self.steps = min(steps, max_steps) if max_steps else steps
         self._pass = lru_cache(maxsize=2)(self._arrange)
 
@@ -100,6 +100,14 @@ class Schedule:
     def __getitem__(self, step: int) -> list[int]:
         if not 0 <= step < self.steps:
             raise IndexError(step)
+        return self.rows_of(step)
+
+    def steps_in(self, passes: float) -> int:
+        """How many steps so many passes are, at least one."""
+        return max(1, math.ceil(self.per_pass * passes - 1e-9))
+
+    def rows_of(self, step: int) -> list[int]:
+        """The row numbers of a step, be it planned or beyond."""
         return self._pass(step // self.per_pass)[step % self.per_pass]
 
     def _arrange(self, number: int) -> list[list[int]]:

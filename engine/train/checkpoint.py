@@ -97,6 +97,11 @@ def found(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
 
 
+def step_of(path: Path) -> int:
+    """How many steps a checkpoint folder's run had done."""
+    return int(path.name.removeprefix("step-"))
+
+
 def sweep(folder: Path) -> None:
     """Remove what a kill in the middle of a save left behind."""
     for rest in folder.glob(".step-*") if folder.is_dir() else []:

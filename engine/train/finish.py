@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
     return {"engine": engine.__version__, "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
 
 
-def place(spec: TrainSpec, run: RunFolder, model, material, result: dict, rate: float, evaluations: list) -> dict:
+def place(spec: TrainSpec, run: RunFolder, model, material, result: dict, rate: float, evaluations: list, turns: list) -> dict:
     """Write adapter and recipe into ``spec.out``, both or nothing. Returns the result with ``adapter`` and ``fingerprint``."""
     out = Path(spec.out)
     precision = Precision(**json.loads((run.path / "precision.json").read_text(encoding="utf-8")))
@@ -61,6 +61,7 @@ def place(spec: TrainSpec, run: RunFolder, model, material, result: dict, rate: 
             "base": Path(spec.base).name, "base_fingerprint": material.base_fingerprint,
             "data": {"file": Path(spec.data).name, "sha256": material.data_hash, "rows": result["rows"], "held_out": result["held_out"]},
             "template": material.tokenizer.chat_template, "system": spec.system, "seed": spec.seed, "learning_rate": rate,
+            "course": turns,               # what was decided on the way: `engine.train.course`
             "precision": precision.to_dict(), "scores": {"before": result["error_before"], "after": result["error_after"],
                                                          "curve": evaluations},
             "versions": versions(),

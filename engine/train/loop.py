@@ -1,29 +1,33 @@
 """The training loop, to be read in one sitting: `train` sets the stage, `Training.run` is the play.
 
 Between two steps (and two micro-batches) it listens for pause, cancel and sample. Everything that decides about numbers is a function of
-(spec, data, step), or is in the checkpoint; so a run that was killed and goes on ends in the same bytes as one that was not.
+(spec, data, step, and the turns that `engine.train.course` has written down), or is in the checkpoint; so a run that was killed and goes on
+ends in the same bytes as one that was not.
 Several processes are the same loop (`engine.train.team`): each has its share of a step's rows, and the first one's events are the job's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import lru_cache
 
 import psutil
 import torch
 
-from engine.errors import Diverged, OutOfMemory, StudioError, explain
+from engine.errors import OutOfMemory, StudioError, explain
 from engine.events import Evaluated, Event, Finished, Note, Progress, Sample, Saved, Step, Stopped
 from engine.generate.sampling import answer
 from engine.specs import TrainSpec
 from engine.store.runs import RunFolder
 from engine.train import checkpoint as checkpoints
-from engine.train import finish
+from engine.train import finish, runaway
 from engine.train.batching import Batch, Schedule, common_prefix, micro_batches, portion
+from engine.train.course import Course
 from engine.train.loss import Objective
-from engine.train.optim import Optimizer, learning_rate, speed_at
+from engine.train.optim import Optimizer, learning_rate
 from engine.train.precision import exact_computing
 from engine.train.prepare import Material, best_device, load_student, read_material, schedule_of, settled_precision
 from engine.train.presets import method_settings
@@ -42,7 +46,8 @@ def train(spec: TrainSpec, run: RunFolder, team: Team | None = None) -> Iterator
     rows), best_step, rows, held_out, seconds, fingerprint (SHA-256 of the weights file).
 
     Raises:
-        BadData, BadModel, InvalidSpec: before anything is computed. Diverged: the error is no number; the last checkpoint is kept.
+        BadData, BadModel, InvalidSpec: before anything is computed. Diverged: the error is no number; the last good checkpoint is kept,
+            and with `RunFolder.slow_down` the run goes on from there.
         OutOfMemory: even one example at a time does not fit. DiskFull: the checkpoint before it is kept.
     """
     spec.check()
@@ -78,14 +83,16 @@ class Training:
         self.spec, self.run_folder, self.material, self.model, self.team = spec, run, material, model, team
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.schedule = schedule_of(spec, material)
+        self.course = Course(run.path, self.schedule, spec.warmup)
         self.objective = Objective(model, spec.checkpointing == "on")
         hidden = model.get_base_model().get_input_embeddings().weight.shape[1]
         rate = spec.learning_rate or learning_rate(spec.method, method_settings(spec), hidden)
         self.optimizer = Optimizer(self.parameters, rate, spec.weight_decay, spec.optimizer)
-        self.evaluate_at = evaluation_points(self.schedule, [len(row.ids) for row in material.test])
+        tested = [len(row.ids) for row in material.test]
+        self._points = lru_cache(maxsize=1)(lambda steps: evaluation_points(self.schedule, tested, steps))
+        self.portion = portion(self.schedule.lengths)          # computed tokens in one micro-batch; halved when memory runs out
         self.save_every = max(1, len(self.schedule) // 10)
         self.step, self.best = 0, {}
-        self.budget = portion(self.schedule.lengths)           # padded tokens in one micro-batch; halved when memory runs out
         self.errors: list[float] = []      # of every step
         self.evaluations: list[list] = []  # [step, error on unseen examples]
         self.seconds = 0.0                 # worked in all attempts
@@ -99,7 +106,7 @@ class Training:
         yield from self._resume()
         try:
             while True:
-                self._ending = self.step > 0 and self.team.lead(lambda: self.run_folder.asked("finish"))
+                yield from self._turn()
                 if self._evaluation_is_due():
                     yield from self._evaluate()
                 if self.over:
@@ -111,7 +118,7 @@ class Training:
                     self.run_folder.clear("sample")
                     yield from self._sample(always=True)
                 yield from self._one_step()
-            yield Progress("Saving the adapter", self.step, len(self.schedule), "steps", 0.0)
+            yield Progress("Saving the adapter", self.step, self.steps, "steps", 0.0)
             yield from self._finish()
         except _Interrupted as request:
             self.optimizer.forget()
@@ -128,7 +135,21 @@ class Training:
 
     @property
     def _at_the_end(self) -> bool:
-        return self._ending or self.step >= len(self.schedule)
+        return self.course.ended(self.step) or self.step >= self.steps
+
+    @property
+    def steps(self) -> int:
+        """How long the run is, with the time that was added up to now."""
+        return self.course.steps(self.step)
+
+    def _turn(self) -> Iterator[Event]:
+        """Hear what was wished for, and say what changes from this step on."""
+        self.course.turns = self.team.lead(lambda: self.course.hear(self.step, self.run_folder))
+        for _, what, value in self.course.at(self.step):
+            if what == "extend":
+                yield Note(f"Time was added: {value:g} {'pass' if value == 1 else 'passes'} more, {self.steps} steps in all.", step=self.step)
+            elif what == "slow":
+                yield Note(f"From here it learns at {value:g} times the speed.", step=self.step)
 
     def _listen(self) -> None:
         for request in ("cancel", "pause"):
@@ -138,84 +159,101 @@ class Training:
     # --- one step ---
 
     def _one_step(self) -> Iterator[Event]:
-        start, rows = time.monotonic(), [self.material.learn[i] for i in self.schedule[self.step]]
+        start, places = time.monotonic(), self.schedule.rows_of(self.step)
+        rows = [self.material.learn[i] for i in places]
         learned = sum(row.learned for row in rows)
         self.model.train()
-        while True:
-            before = torch.get_rng_state()  # dropout of a step that is repeated falls as it fell
-            try:
-                error = sum(self.team.together(lambda: self._accumulate(rows, learned))) / learned
-                self.team.add_gradients([*self.parameters.values()])
-                break
-            except _Interrupted:
-                torch.set_rng_state(before)
-                raise
-            except (MemoryError, RuntimeError) as problem:
-                self.optimizer.forget()
-                torch.set_rng_state(before)
-                yield self._smaller(problem, max(len(row.ids) for row in rows), len(rows))
-        factor = speed_at(self.step, len(self.schedule), self.spec.warmup)
+        error = yield from self._in_portions("portion", rows, lambda: self._gradients(rows, learned))
+        factor = self.course.speed(self.step)
         if not math.isfinite(error) or not math.isfinite(self.optimizer.step(
                 factor, lambda: self.model.on_step(self.step + 1))):
-            raise Diverged(f"The training ran away at step {self.step + 1}.", "The error is no longer a number.",
-                           "Start again with half the learning speed; the last good checkpoint is kept.", step=self.step + 1,
-                           learning_rate=self.optimizer.rate)
+            yield from self._run_away(self.step + 1, factor, rows, [self.material.lines[i] for i in places])
         self.step += 1
         self.errors.append(error)
         seconds = time.monotonic() - start
         self._steps_here += 1
         self._step_seconds += seconds
         tokens = sum(len(row.ids) for row in rows)
-        yield Step(self.step, len(self.schedule), error, self.optimizer.rate * factor, tokens, tokens / seconds, memory_mb(),
+        yield Step(self.step, self.steps, error, self.optimizer.rate * factor, tokens, tokens / seconds, memory_mb(),
                    self._seconds_left(), self.step / self.schedule.per_pass)
+
+    def _gradients(self, rows: list, learned: int) -> float:
+        """Gradients of the whole step, on every process. Returns the mean error of a learned token in nats."""
+        error = sum(self.team.together(lambda: self._accumulate(rows, learned))) / learned
+        self.team.add_gradients([*self.parameters.values()])
+        return error
 
     def _accumulate(self, rows: list, learned: int) -> float:
         """Gradients of this process's part of the step, micro-batch by micro-batch. Returns its summed error in nats."""
         total = 0.0
-        for batch in self._batches(rows):
+        for batch in self._batches(rows, "portion"):
             self._listen()
             total += self.objective.backward(batch, learned)
         if self.team.leads and (more := self.model.extra_loss()) is not None:     # of the adapter's tensors alone
             more.backward()
         return total
 
-    def _batches(self, rows: list) -> Iterator[Batch]:
-        """This process's share of the rows, in micro-batches."""
+    def _batches(self, rows: list, kind: str) -> Iterator[Batch]:
+        """This process's share of the rows, in micro-batches; ``kind`` as in `Course.portion`."""
         rows = [rows[i] for i in self.team.share([len(row.ids) for row in rows])]
         shared = common_prefix(rows) if self.objective.side_by_side else 0
-        for part in micro_batches([len(row.ids) for row in rows], self.budget, shared):
+        for part in micro_batches([len(row.ids) for row in rows], self.course.portion(self.step, kind, self.portion), shared):
             yield self.objective.collate([rows[i] for i in part])
 
-    def _smaller(self, problem: Exception, longest: int, rows: int) -> Note:
+    def _in_portions(self, kind: str, rows: list, work: Callable[[], float]) -> Generator[Event, None, float]:
+        """What ``work`` finds out about the rows; if memory runs out, in smaller portions. ``kind`` as in `Course.portion`."""
+        while True:
+            before = torch.get_rng_state()  # dropout of a step that is repeated falls as it fell
+            try:
+                return work()
+            except _Interrupted:
+                torch.set_rng_state(before)
+                raise
+            except (MemoryError, RuntimeError) as problem:
+                self.optimizer.forget()
+                torch.set_rng_state(before)
+                yield self._smaller(problem, kind, max(len(row.ids) for row in rows), len(rows))
+
+    def _smaller(self, problem: Exception, kind: str, longest: int, rows: int) -> Note:
         """After memory ran out: half as many tokens at a time, the same examples in each step."""
-        shortage = explain(problem)
+        shortage, size = explain(problem), self.course.portion(self.step, kind, self.portion)
         if not isinstance(shortage, OutOfMemory):
             raise problem
-        if self.budget <= longest or rows == 1:
+        if size <= longest or rows == 1:
             if self.spec.checkpointing == "auto" and self.objective.checkpoint():
                 return Note("Memory ran out, so from now on more is computed twice and less is remembered. The result stays the same.", "warning",
                             self.step)
             raise OutOfMemory("The computer's memory is too small for this training.", "Not even one example at a time fits.",
                               "Close other programs, choose a smaller model, or lower “Longest example”.", details=shortage.details) from problem
-        self.budget //= 2
-        return Note(f"Memory ran out, so examples are now taken in smaller portions ({self.budget} tokens). The result stays the same.",
+        self.course.turns = self.team.lead(lambda: self.course.take(self.step, kind, size // 2))
+        return Note(f"Memory ran out, so examples are now taken in smaller portions ({size // 2} tokens). The result stays the same.",
                     "warning", self.step)
+
+    def _run_away(self, step: int, factor: float, rows: list, lines: list[int]) -> Iterator[Event]:
+        """The error is no number: go back to the last good checkpoint, say so. Raises `Diverged`."""
+        self.optimizer.forget()
+        good, at = self.team.lead(lambda: runaway.go_back(self.run_folder.checkpoints, self.errors)), 0
+        if good is not None:
+            at = self._saved_step = checkpoints.step_of(good)
+            yield Saved(at, str(good))     # the last one that there is
+        to_blame = self.team.lead(lambda: runaway.numberless(self.model, self.objective, rows))
+        error = runaway.told(step, self.optimizer.rate * factor, at, [lines[place] for place in to_blame])
+        yield Note(error.what, "warning", self.step)
+        raise error
 
     # --- unseen examples and samples ---
 
     def _evaluation_is_due(self) -> bool:
         done = self.evaluations[-1][0] if self.evaluations else -1
-        return done < self.step and (self.step in self.evaluate_at or (self._at_the_end and bool(self.material.test)))
+        return done < self.step and (self.step in self._points(self.steps) or (self._at_the_end and bool(self.material.test)))
 
     def _evaluate(self) -> Iterator[Event]:
         start = time.monotonic()
         self.model.eval()
-        if self.step:
-            error = self._unseen_error()
-        else:
-            yield Progress("Testing the untouched model", 0, len(self.schedule), "steps")
-            with self.model.disable_adapter():
-                error = self._unseen_error()
+        if self.step == 0:
+            yield Progress("Testing the untouched model", 0, self.steps, "steps")
+        with contextlib.nullcontext() if self.step else self.model.disable_adapter():
+            error = yield from self._tested(self.material.test, [row.line for row in self.material.tested])
         self.evaluations.append([self.step, error])
         best = self._best() == [self.step, error]
         if best:
@@ -225,24 +263,29 @@ class Training:
         if not self.over:                  # the last word is the kept state's
             yield from self._sample(always=self.step == 0)
 
-    def _unseen_error(self) -> float:
-        """Mean error of a learned token on the unseen examples, in nats."""
+    def _tested(self, rows: list, lines: list[int]) -> Generator[Event, None, float]:
+        """The mean error of a learned token of these rows, which stand in these lines, in nats. Raises `Diverged` if it is no number."""
         def of_mine() -> float:
             total = 0.0
-            for batch in self._batches(self.material.test):
+            for batch in self._batches(rows, "test portion"):
                 self._listen()
                 total += self.objective.error(batch)
             return total
 
-        return sum(self.team.together(of_mine)) / sum(row.learned for row in self.material.test)
+        learned = sum(row.learned for row in rows)
+        error = yield from self._in_portions("test portion", rows, lambda: sum(self.team.together(of_mine)) / learned)
+        if not math.isfinite(error):
+            yield from self._run_away(self.step, self.course.speed(max(0, self.step - 1)), rows, lines)
+        return error
 
     def _best(self) -> list | None:
         """[step, error] of the best evaluation; the untouched base is no candidate, it is what was there before."""
         return min((e for e in self.evaluations if e[0] > 0), key=lambda e: (e[1], e[0]), default=None)
 
     def _since_best(self) -> int:
+        """Evaluations without a better one; where time was added, patience begins anew."""
         best = self._best()
-        return sum(e[0] > best[0] for e in self.evaluations) if best else 0
+        return sum(e[0] > max(best[0], self.course.extended_at(self.step)) for e in self.evaluations) if best else 0
 
     def _sample(self, always: bool) -> Iterator[Event]:
         """Answers to the pinned questions; in between only while they cost little time. They touch nothing that is learned."""
@@ -279,14 +322,12 @@ class Training:
         optimizer = {name: tensor.detach().cpu() for name, tensor in self.optimizer.state().items()}
         optimizer |= {SCHEDULE + name: tensor.detach().cpu() for name, tensor in self.model.tuner.schedule_state().items()}
         return checkpoints.Checkpoint(self.step, self._weights(), optimizer, self.best, {
-            "budget": self.budget, "errors": self.errors, "evaluations": self.evaluations, "seconds": self.seconds}, self.material.identity,
-            generators)
+            "errors": self.errors, "evaluations": self.evaluations, "seconds": self.seconds}, self.material.identity, generators)
 
     def _weights(self) -> dict:
         return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
 
     _saved_step = -1
-    _ending = False                        # asked to finish: seen once a step, so that the last state is tested too
 
     def _resume(self) -> Iterator[Event]:
         self.team.lead(lambda: checkpoints.sweep(self.run_folder.checkpoints))
@@ -298,7 +339,7 @@ class Training:
         self._put(state.adapter)
         self.optimizer.restore({name: t for name, t in state.optimizer.items() if not name.startswith(SCHEDULE)})
         self.model.tuner.restore_schedules({n.removeprefix(SCHEDULE): t for n, t in state.optimizer.items() if n.startswith(SCHEDULE)})
-        self.step, self.best, self.budget = state.step, state.best, state.progress["budget"]
+        self.step, self.best = state.step, state.best
         self.errors, self.evaluations, self.seconds = state.progress["errors"], state.progress["evaluations"], state.progress["seconds"]
         self._saved_step = self.step
         if self.team.rank < len(state.generators):
@@ -316,6 +357,10 @@ class Training:
     # --- the end ---
 
     def _finish(self) -> Iterator[Event]:
+        self.model.eval()
+        if not self.material.test:         # nobody has tried the last state yet: it might be no good
+            places = self.schedule.rows_of(self.step - 1)
+            yield from self._tested([self.material.learn[i] for i in places], [self.material.lines[i] for i in places])
         best, kept = self._best(), self.step
         if self.spec.early_stop and best and best[0] != self.step:
             kept = best[0]
@@ -325,22 +370,23 @@ class Training:
         after = next((error for step, error in reversed(self.evaluations) if step == kept), None)
         if before is not None and after is not None and after >= before:
             yield Note("The adapter does not answer unseen examples better than the untouched model.", "warning", kept)
-        self.model.eval()
         yield from self._sample(always=True)
         seconds = self.seconds + time.monotonic() - self._clock
         result = {"steps": self.step, "error_before": before, "error_after": after, "best_step": kept, "rows": len(self.material.learn),
                   "held_out": len(self.material.test), "seconds": round(seconds, 1)}
         yield Finished(self.team.lead(lambda: finish.place(self.spec, self.run_folder, self.model, self.material, result, self.optimizer.rate,
-                                                           self.evaluations)))
+                                                           self.evaluations, self.course.until(self.step))))
 
     def _seconds_left(self) -> float:
         each = self._step_seconds / self._steps_here
-        to_evaluate = sum(point > self.step for point in self.evaluate_at)
-        return (len(self.schedule) - self.step) * each + to_evaluate * self._evaluation_seconds
+        to_evaluate = sum(point > self.step for point in self._points(self.steps))
+        return (self.steps - self.step) * each + to_evaluate * self._evaluation_seconds
 
 
-def evaluation_points(schedule: Schedule, tested: list[int]) -> set[int]:
+def evaluation_points(schedule: Schedule, tested: list[int], steps: int = 0) -> set[int]:
     """Steps after which the unseen examples (of these lengths) are tried: evenly spaced, the first at 0, none without such examples.
+
+    ``steps``: where the run is longer than its schedule; the distances stay.
 
     A function of lengths alone, for the best state must not depend on the clock; an evaluated token costs a third of a learned one.
     """
@@ -348,7 +394,8 @@ def evaluation_points(schedule: Schedule, tested: list[int]) -> set[int]:
         return set()
     learned = sum(schedule.lengths) * len(schedule) / schedule.per_pass
     count = max(2, min(EVALUATIONS, round(EVALUATION_SHARE * 3 * learned / sum(tested))))
-    return {round(len(schedule) * k / count) for k in range(count + 1)}
+    steps = steps or len(schedule)
+    return {round(len(schedule) * k / count) for k in range(math.ceil(count * steps / len(schedule)))} | {steps}
 
 
 def memory_mb() -> float:

@@ -32,12 +32,12 @@ def learning_rate(method: str, config: dict, hidden_size: int) -> float:
 def speed_at(step: int, steps: int, warmup: float) -> float:
     """Factor on the learning speed at ``step`` (from 0): rises over the first ``warmup`` share, then falls as a cosine to a tenth.
 
-    A pure function of the step: nothing to save, nothing to lose.
+    After the last step it stays there. A pure function of the step: nothing to save, nothing to lose.
     """
     rise = max(1, round(steps * warmup))
     if step < rise:
         return (step + 1) / rise
-    done = (step - rise) / max(1, steps - rise)
+    done = min(1.0, (step - rise) / max(1, steps - rise))
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
 
 

@@ -32,6 +32,7 @@ class Material:
 
     tokenizer: object
     learn: list[Rendered]
+    lines: list[int]                       # of the rows of ``learn`` in the file
     test: list[Rendered]
     tested: list[Row]                      # the rows of ``test``, as they stand in the file
     notes: list[str]
@@ -50,7 +51,7 @@ def read_material(spec: TrainSpec) -> Material:
     learn, test = split(data.rows, spec.holdout)     # before rows are left out: the split depends on the rows alone
     context = base.config.get("max_position_embeddings")
     limit = min(spec.max_length, context) if isinstance(context, int) else spec.max_length
-    _, learned, notes = render_all(learn, tokenizer, spec.system, limit)
+    rows, learned, notes = render_all(learn, tokenizer, spec.system, limit)
     tested = render_all(test, tokenizer, spec.system, limit) if test else ([], [], [])
     if not learned:
         raise BadData("There is nothing to learn from.", do="Add examples.")
@@ -60,7 +61,7 @@ def read_material(spec: TrainSpec) -> Material:
     settings = {k: v for k, v in spec.to_dict().items() if k not in _FREE and k not in ("base", "data")}
     identity = {"settings": hashlib.sha256(json.dumps([settings, method_settings(spec)], sort_keys=True).encode()).hexdigest(),
                 "examples": tokens, "model": base.fingerprint}
-    return Material(tokenizer, learned, tested[1], tested[0], data.notes + notes + tested[2], data.sentence, data.digest, base.fingerprint, identity)
+    return Material(tokenizer, learned, [row.line for row in rows], tested[1], tested[0], data.notes + notes + tested[2], data.sentence, data.digest, base.fingerprint, identity)
 
 
 def schedule_of(spec: TrainSpec, material: Material) -> Schedule:

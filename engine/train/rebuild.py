@@ -12,11 +12,12 @@ from engine.store.atomic import write_json
 from engine.store.recipe import plan_of, read_recipe
 from engine.store.runs import RunFolder
 from engine.train import train
+from engine.train.course import FILE as COURSE
 from engine.train.finish import versions
 
 
 def rebuild(spec: RebuildSpec, run: RunFolder) -> Iterator[Event]:
-    """Train with the recipe's plan in the recipe's number format; events and errors as of `engine.train.loop.train`.
+    """Train with the recipe's plan, number format and turns on the way; events and errors as of `engine.train.loop.train`.
 
     ``Finished.result`` has two entries more: identical (whether the weights file is the same to the byte) and original (the folder).
     Raises `BadAdapter` if the adapter has no recipe.
@@ -24,6 +25,7 @@ def rebuild(spec: RebuildSpec, run: RunFolder) -> Iterator[Event]:
     recipe = read_recipe(spec.check().adapter)
     if not (run.path / "precision.json").exists():
         write_json(run.path / "precision.json", recipe["precision"])       # measured anew, it might come out differently
+        write_json(run.path / COURSE, recipe.get("course", []))
     if others := [f"{name} {old} then, {versions()[name]} now" for name, old in recipe.get("versions", {}).items() if versions().get(name) != old]:
         yield Note(f"The file may differ in its last digits: {'; '.join(others)}.", "warning")
     for event in train(replace(plan_of(recipe), out=spec.out), run):
