@@ -1,8 +1,8 @@
 """The run folder: the one contract between whoever asks for a job and whoever does it.
 
 ``spec.json`` what is to be done · ``events.jsonl`` append-only, numbered · ``cancel`` / ``pause`` / ``sample`` / ``finish`` empty files
-that ask for something between two steps · ``extend`` / ``slower`` numbers that were wished for · ``checkpoints/`` written atomically by the job · ``outcome.json`` the final event.
-Resuming needs nothing but this folder.
+that ask for something between two steps · ``extend`` / ``slower`` numbers that were wished for · ``checkpoints/`` written atomically by
+the job · ``outcome.json`` the final event. Resuming needs nothing but this folder.
 """
 
 from __future__ import annotations

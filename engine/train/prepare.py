@@ -61,7 +61,8 @@ def read_material(spec: TrainSpec) -> Material:
     settings = {k: v for k, v in spec.to_dict().items() if k not in _FREE and k not in ("base", "data")}
     identity = {"settings": hashlib.sha256(json.dumps([settings, method_settings(spec)], sort_keys=True).encode()).hexdigest(),
                 "examples": tokens, "model": base.fingerprint}
-    return Material(tokenizer, learned, [row.line for row in rows], tested[1], tested[0], data.notes + notes + tested[2], data.sentence, data.digest, base.fingerprint, identity)
+    return Material(tokenizer, learned, [row.line for row in rows], tested[1], tested[0], data.notes + notes + tested[2], data.sentence,
+                    data.digest, base.fingerprint, identity)
 
 
 def schedule_of(spec: TrainSpec, material: Material) -> Schedule:

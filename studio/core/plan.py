@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from engine.errors import StudioError
+from engine.events import Step
 from engine.specs import Edit, PlanReport, TrainSpec
 from engine.store.home import safe_name
 from studio.core import methods
@@ -127,6 +128,18 @@ def price(report: PlanReport, spec: TrainSpec) -> str:
         passes = words.PRICE_SHORTENED(share=work.percent(min(1.0, share * seen)))
     return words.PRICE(time=words.PRICE_TIME(amount=work.duration(seconds), error=_spread(seconds, spread)),
                        memory=work.OF_MEMORY(used=_gb(report.memory_mb), free=_gb(report.free_memory_mb)), passes=passes)
+
+
+def more_passes(planned: float) -> list[float]:
+    """How much time may be added to a training at a time: a pass, and as much again as was planned."""
+    return sorted({1.0, float(planned)} | ({3.0} if planned == 1 else set()))
+
+
+def seconds_of(passes: float, last: Step | None) -> float | None:
+    """What so many passes more cost a training, by what its steps have cost up to the ``last`` one; None while that is not known."""
+    if last is None or not last.seconds_left or not last.passes or last.steps <= last.step:
+        return None
+    return last.seconds_left / (last.steps - last.step) * last.step / last.passes * passes
 
 
 def _spread(seconds: float, spread: float) -> str:

@@ -11,12 +11,13 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
 
 from engine import events
-from engine.errors import StudioError, WorkerDied, explain
+from engine.errors import Busy, DiskFull, StudioError, WorkerDied, explain
 from engine.specs import Spec
 from engine.store.atomic import write_json
 from engine.store.home import Home, free_name
@@ -31,6 +32,7 @@ from studio.jobs.store import JobStore
 log = logging.getLogger(__name__)
 WARM_AFTER = 3.0                           # seconds of idleness after which the runner may get ready
 RETRY_AFTER = 5.0                          # seconds until the queue tries again after its own failure
+PASSING = (WorkerDied.code, DiskFull.code) # what ended a job that can go on from its last checkpoint as soon as somebody wants
 ORPHAN_GRACE = 15.0                        # seconds given to the child of a dead studio to save and end
 
 
@@ -156,6 +158,22 @@ class JobQueue:
             if self._running == id:
                 RunFolder(self._store.job(id).folder).ask("finish")
 
+    def extend(self, id: int, passes: float) -> None:
+        """Give a training so many passes more, now or when it goes on. Raises `Busy` when it is over."""
+        with self._wake:
+            job = self._store.job(id)
+            if job.state is State.FINISHED:
+                raise Busy(f"“{job.title}” is finished already.", do="Train more on the Review page.")
+            self._wish(job, lambda run: run.extend(passes))
+
+    def slow_down(self, id: int) -> None:
+        """Go on with half the learning speed, from the last good checkpoint. Raises `Busy` when it is not stopped."""
+        with self._wake:
+            job = self._store.job(id)
+            if job.can_resume:
+                self._wish(job, RunFolder.slow_down)
+            self._change(id, State.WAITING)
+
     def move(self, id: int, position: int) -> None:
         """Put a job at this place among all jobs, 0 first."""
         for job in self._store.move(id, position):
@@ -190,6 +208,13 @@ class JobQueue:
                 found.append(self._news.popleft())
             except IndexError:
                 return found
+
+    @staticmethod
+    def _wish(job: Job, wish: Callable[[RunFolder], None]) -> None:
+        try:
+            wish(RunFolder(job.folder))
+        except OSError as error:
+            raise explain(error) from error
 
     # --- the worker thread ---
 
@@ -272,7 +297,7 @@ class JobQueue:
                 self._change(job.id, State.PAUSED, step=final.step)
             case events.Stopped():
                 self._change(job.id, State.CANCELLED, step=final.step)
-            case events.Failed() if final.error.get("code") == WorkerDied.code and (step := last_step(RunFolder(job.folder))) is not None:
+            case events.Failed() if final.error.get("code") in PASSING and (step := last_step(RunFolder(job.folder))) is not None:
                 self._change(job.id, State.INTERRUPTED, step=step, error=final.error)
             case _:
                 self._change(job.id, State.FAILED, error=getattr(final, "error", {}))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Qt, QTimer, Signal
-from PySide6.QtWidgets import QComboBox, QProgressBar, QSlider, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QComboBox, QMenu, QProgressBar, QSlider, QVBoxLayout, QWidget
 
 from engine import events
-from engine.errors import StudioError
+from engine.errors import Diverged, StudioError, WorkerDied
 from engine.specs import TrainSpec
+from studio.core import plan
 from studio.core.text import teach as words
 from studio.core.text import work
 from studio.core.verdict import judge
@@ -63,14 +64,17 @@ class TrainPage(QWidget):
         self._numbers, self._safe = text("", "muted"), text("", "small")
         self.pause = button(words.TRAIN_PAUSE(), self._pause_or_go_on, icon="pause")
         self.stop = button(words.TRAIN_STOP(), self._stop, help=words.TRAIN_STOP_HELP(), icon="stop")
+        self.more = button(words.TRAIN_MORE(), self._offer_time, help=words.TRAIN_MORE_HELP(), icon="time")
+        self.more.setMenu(QMenu(self.more))
+        self.more.menu().aboutToShow.connect(self._offer_time)
         self.sample = button(words.TRAIN_SAMPLE(), self._sample, help=words.TRAIN_SAMPLE_HELP(), icon="try")
         self._trouble = QVBoxLayout()
         self._strip = card(*self._strip_parts())
         self._none = card(text(words.NEEDS_START()), looks="sunken")
         self._all = QWidget()
         theme.look(self._all, "page")
-        buttons = Row(self.pause, self.stop, self.sample, theme.M, self._safe)
-        buttons.setStretch(4, 1)
+        buttons = Row(self.pause, self.stop, self.more, self.sample, theme.M, self._safe)
+        buttons.setStretch(5, 1)
         Column(self._verdict_card, self._trouble, buttons, card(self.curve, self.bar, self._numbers),
                self._strip, spacing=theme.L, parent=self._all)
         head = Row(self._head, self.picker, spacing=theme.L)
@@ -185,16 +189,20 @@ class TrainPage(QWidget):
         if job is None:
             return
         running, waiting = job.state is State.RUNNING, job.state is State.WAITING
-        if job.state is State.FAILED and job.error:
-            self._trouble.addWidget(error_card(StudioError.from_dict(job.error)))
+        error = StudioError.from_dict(job.error) if job.state is State.FAILED and job.error else None
+        if error is not None:
+            self._trouble.addWidget(error_card(error, *self._mending(error)))
         go_on = not running and job.can_resume
         said = words.TRAIN_RESUME() if go_on else words.TRAIN_PAUSE()
         self.pause.setText(f" {said}")
         self.pause.setProperty("tint", ["play" if go_on else "pause", "text"])
         self.pause.setIcon(theme.icon(*self.pause.property("tint")))
         a11y.name(self.pause, said, work.QUEUE_RESUME_HELP() if go_on else work.QUEUE_PAUSE_HELP())
-        self.pause.setEnabled(running or waiting or go_on)
+        ran_away = isinstance(error, Diverged)
+        self.pause.setEnabled(running or waiting or go_on and not ran_away)
+        self.pause.setToolTip(words.TRAIN_SAME_AGAIN() if ran_away else "")
         self.stop.setEnabled(running)
+        self.more.setEnabled(running or job.state in (State.PAUSED, State.INTERRUPTED))
         self.sample.setEnabled(running and bool(job.spec.prompts))
         self._strip.setVisible(bool(job.spec.prompts))
         if job.state is not State.RUNNING:
@@ -219,7 +227,7 @@ class TrainPage(QWidget):
                 tone, advice = "plain", sentence if self.curve.points else ""
                 sentence = words.TRAIN_PAUSED(step=step) if step else words.TRAIN_PAUSED_START()
             case State.INTERRUPTED:
-                tone, advice = "warn", (job.error or {}).get("what", "")
+                tone, advice = "warn", _why(job.error or {})
                 sentence = words.TRAIN_INTERRUPTED(step=step or 0)
             case State.CANCELLED:
                 tone, sentence, advice = "plain", words.TRAIN_CANCELLED(step=step or 0), ""
@@ -297,10 +305,10 @@ class TrainPage(QWidget):
 
     # --- buttons ---
 
-    def _ask(self, what: str) -> bool:
+    def _ask(self, what: str, *values: float) -> bool:
         """Ask the queue for something about this job; a refusal is told."""
         try:
-            getattr(self._queue.queue, what)(self.job.id)
+            getattr(self._queue.queue, what)(self.job.id, *values)
             return True
         except StudioError as error:
             self.failed.emit(error)
@@ -316,6 +324,29 @@ class TrainPage(QWidget):
         else:
             self._ask("resume")
 
+    def _offer_time(self) -> None:
+        """Fill the menu: how many passes, and what they cost."""
+        menu = self.more.menu()
+        menu.clear()
+        for passes in plan.more_passes(self.job.spec.passes) if self.job is not None else ():
+            what = words.TRAIN_MORE_PASSES(passes, shown=f"{passes:g}")
+            if (seconds := plan.seconds_of(passes, self._last)) is not None:
+                what = words.TRAIN_MORE_PRICE(passes=what, amount=work.duration(seconds))
+            menu.addAction(what, lambda n=passes, said=what: self._add_time(n, said))
+
+    def _add_time(self, passes: float, what: str) -> None:
+        if self.job is not None and self._ask("extend", passes):
+            self.said.emit((words.TRAIN_MORE_SAID if self.job.state is State.RUNNING else words.TRAIN_MORE_LATER)(what=what))
+
+    def _mending(self, error: StudioError) -> list[QWidget]:
+        """Buttons that mend what has gone wrong."""
+        if not isinstance(error, Diverged) or error.facts.get("lines"):
+            return []
+        good = error.facts.get("good", 0)
+        said = words.TRAIN_SLOWER(step=good) if good else words.TRAIN_SLOWER_ANEW()
+        self.slower = button(said, lambda: self._ask("slow_down"), "primary", help=words.TRAIN_SLOWER_HELP() if good else "")
+        return [self.slower]
+
     def _stop(self) -> None:
         if self.job is not None and self._ask("finish"):
             self._asked = words.TRAIN_STOPPING()
@@ -324,3 +355,9 @@ class TrainPage(QWidget):
     def _sample(self) -> None:
         if self.job is not None:
             self._ask("sample")
+
+
+def _why(error: dict) -> str:
+    """Why a job was interrupted, and what is to be done first, if anything is."""
+    parts = [error.get("what", ""), error.get("why", ""), "" if error.get("code") == WorkerDied.code else error.get("do", "")]
+    return " ".join(part for part in parts if part)

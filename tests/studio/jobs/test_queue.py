@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine import events
-from engine.errors import Busy, InvalidSpec, StudioError
+from engine.errors import Busy, DiskFull, Diverged, InvalidSpec, StudioError
 from engine.store.runs import EventLog, RunFolder
 from studio.jobs.job import State
 from studio.jobs.queue import JobChanged, JobRemoved, open_queue
@@ -71,6 +71,60 @@ def test_a_running_job_stops_as_asked_and_goes_on_when_resumed(queues, plan, gat
     queue.resume(job.id)
     done = until(lambda: queue.job(job.id) if queue.job(job.id).state is State.FINISHED else None)
     assert done.attempt == 2 and done.result == {"adapter": job.spec.out}
+
+
+def test_time_is_added_while_it_runs_and_while_it_is_paused_but_not_afterwards(queues, plan, gate, until):
+    queue = queues(InlineRunner(gate))
+    job = queue.submit(plan(), "x")
+    gate.reached.wait(5)
+    queue.extend(job.id, 1.5)
+    queue.pause(job.id)
+    assert until(settled(queue, job.id)).state is State.PAUSED
+    queue.extend(job.id, 1)
+    gate.go.set()
+    queue.resume(job.id)
+    assert until(settled(queue, job.id)).state is State.FINISHED and RunFolder(job.folder).extended == 2.5
+    with pytest.raises(Busy, match="finished"):
+        queue.extend(job.id, 1)
+    assert RunFolder(job.folder).extended == 2.5
+
+
+def test_a_training_that_ran_away_goes_on_at_half_the_speed(queues, plan, until):
+    def fragile(spec, run):
+        yield events.Saved(3, "c")
+        if run.slowed < 2:
+            raise Diverged("It ran away.", do="Go on with half the speed.", good=3)
+        yield events.Finished({"adapter": spec.out})
+
+    queue = queues(InlineRunner(fragile))
+    job = queue.submit(plan(), "x")
+    for _ in range(2):
+        stopped = until(settled(queue, job.id))
+        assert stopped.state is State.FAILED and stopped.error["facts"]["good"] == 3
+        queue.slow_down(job.id)
+    assert until(settled(queue, job.id)).state is State.FINISHED
+    with pytest.raises(Busy):
+        queue.slow_down(job.id)
+    assert RunFolder(job.folder).slowed == 2
+
+
+def test_a_full_disk_interrupts_what_has_been_saved_and_fails_what_has_not(queues, plan, until):
+    full = [True, True]
+
+    def work(spec, run):
+        if spec.data == "saved":
+            yield events.Saved(4, "c")
+        if full:
+            full.pop()
+            raise DiskFull("The disk is full.", do="Free some space.")
+        yield events.Finished({"adapter": spec.out})
+
+    queue = queues(InlineRunner(work))
+    saved, not_saved = queue.submit(plan("saved", "a"), "a"), queue.submit(plan("nothing", "b"), "b")
+    first, second = until(settled(queue, saved.id)), until(settled(queue, not_saved.id))
+    assert (first.state, first.step) == (State.INTERRUPTED, 4) and first.error["do"] == "Free some space." and second.state is State.FAILED
+    queue.resume(saved.id)
+    assert until(settled(queue, saved.id)).state is State.FINISHED
 
 
 @pytest.mark.parametrize("request_, state", [("pause", State.PAUSED), ("cancel", State.CANCELLED)])

@@ -8,8 +8,9 @@ from PySide6.QtGui import QDragEnterEvent, QDropEvent
 from PySide6.QtWidgets import QApplication
 
 from engine import events, specs
-from engine.errors import BadData, DiskFull
+from engine.errors import BadData, DiskFull, Diverged
 from engine.store.resources import resource
+from engine.store.runs import RunFolder
 from studio.core.plan import Draft
 from studio.jobs.job import State
 from studio.views.teach_data import kind_of
@@ -234,6 +235,86 @@ def test_pause_and_stop_are_asked_of_the_queue(teach, stocked, qtbot):
     go_on.set()
     stocked.run_all()
     assert teach.train.job.state is State.FINISHED
+
+
+def test_time_is_added_by_a_menu_that_names_its_price(teach, stocked, qtbot):
+    import threading
+    go_on = threading.Event()
+
+    def patient(spec, run):
+        yield events.Step(4, 10, 2.0, 1e-4, 10, 10.0, 100.0, 120.0, 2.0)     # two steps a pass, 20 seconds a step
+        go_on.wait(10)
+        yield events.Stopped("pause", True, 4) if run.asked("pause") else events.Finished({"adapter": spec.out})
+    stocked.work["train"] = patient
+    choose_all(teach, stocked)
+    teach.plan.start.click()
+    stocked.start()
+    qtbot.waitUntil(lambda: (stocked.settle(), teach.train.curve.points and teach.train.more.isEnabled())[1], timeout=10_000)
+    assert teach.train.more.accessibleName() == "Add time" and teach.train.more.focusPolicy() & Qt.FocusPolicy.TabFocus
+    teach.train.more.menu().aboutToShow.emit()
+    offers = teach.train.more.menu().actions()
+    assert [offer.text() for offer in offers] == ["1 pass more – about 40 seconds", "3 passes more – about 2 min"]
+    with qtbot.waitSignal(teach.said) as said:
+        offers[1].trigger()
+    job = teach.train.job
+    assert RunFolder(job.folder).extended == 3 and "Added: 3 passes more" in said.args[0]
+    teach.train.pause.click()
+    go_on.set()
+    stocked.run_all()
+    assert teach.train.job.state is State.PAUSED and teach.train.more.isEnabled()
+    teach.train._offer_time()
+    with qtbot.waitSignal(teach.said) as said:
+        teach.train.more.menu().actions()[0].trigger()
+    assert RunFolder(job.folder).extended == 4 and "as soon as it goes on" in said.args[0]
+    teach.train.pause.click()
+    stocked.run_all()
+    assert teach.train.job.state is State.FINISHED and not teach.train.more.isEnabled()
+
+
+def test_a_training_that_ran_away_offers_half_the_speed_and_not_the_same_again(teach, stocked):
+    def fragile(spec, run):
+        if not run.slowed:
+            yield events.Step(8, 10, 2.0, 1e-4, 10, 10.0, 100.0, 9.0)
+            raise Diverged("The training ran away at step 9.", "Too fast.", "Go on.", good=6, lines=[])
+        yield events.Finished({"adapter": spec.out})
+    stocked.work["train"] = fragile
+    choose_all(teach, stocked)
+    teach.plan.start.click()
+    stocked.start()
+    stocked.run_all()
+    assert "ran away" in words_of(teach.train) and not teach.train.pause.isEnabled() and not teach.train.more.isEnabled()
+    assert "from step 6 with half the learning speed" in teach.train.slower.text()
+    teach.train.slower.click()
+    stocked.run_all()
+    assert teach.train.job.state is State.FINISHED and RunFolder(teach.train.job.folder).slowed == 1
+
+
+def test_where_an_example_is_to_blame_no_lower_speed_is_offered(teach, stocked):
+    def poisoned(spec, run):
+        yield events.Saved(3, "c")
+        raise Diverged("The training ran away.", "Line 12.", "Leave it out.", good=3, lines=[12])
+    stocked.work["train"] = poisoned
+    choose_all(teach, stocked)
+    teach.plan.start.click()
+    stocked.start()
+    stocked.run_all()
+    assert "Leave it out." in words_of(teach.train) and teach.train._mending(Diverged("x", lines=[12])) == []
+
+
+def test_a_full_disk_interrupts_it_and_says_what_to_do_before_it_goes_on(teach, stocked):
+    def full(spec, run):
+        yield events.Step(8, 10, 2.0, 1e-4, 10, 10.0, 100.0, 9.0)
+        yield events.Saved(8, "c")
+        yield events.Note("Memory ran out, so examples are taken in smaller portions.", "warning", 8)
+        raise DiskFull("The disk is full.", "No room.", "Free some space.")
+    stocked.work["train"] = full
+    choose_all(teach, stocked)
+    teach.plan.start.click()
+    stocked.start()
+    stocked.run_all()
+    assert teach.train.job.state is State.INTERRUPTED and "resumes at step 8" in teach.train.verdict.text()
+    assert "The disk is full. No room. Free some space." in words_of(teach.train) and "Continue" in teach.train.pause.text()
+    assert "Memory ran out, so examples are taken in smaller portions." in teach.train.curve._marks[8]
 
 
 def test_the_sample_project_is_ready_to_start(teach, stocked):
