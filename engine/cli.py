@@ -1,7 +1,7 @@
 """The headless twin of the window: the same specs, the same events, the same run folders.
 
-``adapter-studio sample | train | review | rebuild | chat | merge | export | fetch | inspect``. Exit codes: 0 done, 1 failed (with a sentence),
-2 wrong use, 130 paused by Ctrl+C (with the command that goes on).
+``adapter-studio sample | train | find-speed | review | rebuild | chat | merge | export | fetch | inspect``. Exit codes: 0 done,
+1 failed (with a sentence), 2 wrong use, 130 paused by Ctrl+C (with the command that goes on).
 """
 
 from __future__ import annotations
@@ -193,19 +193,28 @@ def _sample(arguments: argparse.Namespace, home: Home, terminal: Terminal) -> in
     return sample(home.prepare(), terminal, quick=arguments.quick)
 
 
+def _plan(arguments: argparse.Namespace, home: Home, terminal: Terminal) -> specs.TrainSpec:
+    """The training plan that file and flags describe."""
+    data = _spec_data(arguments, specs.TrainSpec)
+    if "data" not in data:
+        raise InvalidSpec("Which examples?", do=f"For example: {PROGRAM} {arguments.command} --data answers.csv")
+    data["data"] = str(Path(data["data"]).expanduser().resolve())
+    data["out"] = _new_path(data["out"], home.adapters) if "out" in data else str(free_name(home.adapters, Path(data["data"]).stem))
+    spec = specs.TrainSpec.from_dict({"base": "starter", **data}).check()
+    if not Path(spec.data).exists():
+        raise StudioError(f"The file {spec.data} is not there.", do="Check its name.")
+    spec.base = model_path(spec.base, home, terminal)
+    return spec
+
+
 def _train(arguments: argparse.Namespace, home: Home, terminal: Terminal) -> int:
-    if arguments.resume:
-        spec = None
-    else:
-        data = _spec_data(arguments, specs.TrainSpec)
-        if "data" not in data:
-            raise InvalidSpec("Which examples?", do=f"For example: {PROGRAM} train --data answers.csv")
-        data["data"] = str(Path(data["data"]).expanduser().resolve())
-        data["out"] = _new_path(data["out"], home.adapters) if "out" in data else str(free_name(home.adapters, Path(data["data"]).stem))
-        spec = specs.TrainSpec.from_dict({"base": "starter", **data}).check()
-        if not Path(spec.data).exists():
-            raise StudioError(f"The file {spec.data} is not there.", do="Check its name.")
-        spec.base = model_path(spec.base, home, terminal)
+    spec = None if arguments.resume else _plan(arguments, home, terminal)
+    if arguments.resume and (arguments.more or arguments.half_speed):
+        run = RunFolder(_run_path(arguments.resume, home))
+        if arguments.more:
+            run.extend(arguments.more)
+        if arguments.half_speed:
+            run.slow_down()
     code, result = _job(spec, arguments, home, terminal)
     if result and not arguments.json:
         terminal.say(f"Taught in {duration(result.get('seconds', 0))}: {result['adapter']}")
@@ -213,6 +222,18 @@ def _train(arguments: argparse.Namespace, home: Home, terminal: Terminal) -> int
             before, after = result["error_before"], result["error_after"]
             terminal.say(f"Error on unseen examples: {before:.3f} before, {after:.3f} after (lower is better).")
         terminal.say(f"Talk to it: {PROGRAM} chat --adapter {result['adapter']}")
+    return code
+
+
+def _find_speed(arguments: argparse.Namespace, home: Home, terminal: Terminal) -> int:
+    spec = None if arguments.resume else specs.FindSpeedSpec(_plan(arguments, home, terminal))
+    code, result = _job(spec, arguments, home, terminal)
+    if result and not arguments.json:
+        if result["learning_rate"] is None:
+            terminal.say("No learning speed made the error smaller. Look at the examples, or at the method.")
+        else:
+            terminal.say(f"Learning speed: {result['learning_rate']:g} (a tenth of {result['lowest']:.2g}, where the error was lowest)")
+            terminal.say(f"Use it: {PROGRAM} train … --learning-rate {result['learning_rate']:g}")
     return code
 
 
@@ -333,10 +354,15 @@ def parser() -> argparse.ArgumentParser:
     sample = command("sample", _sample, "teach two sample adapters, mix, export and verify them: the whole way, on real input")
     sample.add_argument("--quick", action="store_true", help="fewer passes: proves the way, not the quality")
 
-    train = command("train", _train, "teach an adapter from a file of examples")
-    train.add_argument("spec", nargs="?", help="JSON file of a training plan; flags override it")
-    _job_flags(train)
-    _flags(train, specs.TrainSpec, leave_out=("edits",))
+    for name, do, help in (("train", _train, "teach an adapter from a file of examples"),
+                           ("find-speed", _find_speed, "find out by a short trial how fast a training may learn")):
+        sub = command(name, do, help)
+        sub.add_argument("spec", nargs="?", help="JSON file of a training plan; flags override it")
+        _job_flags(sub)
+        _flags(sub, specs.TrainSpec, leave_out=("edits",))
+        if name == "train":
+            sub.add_argument("--more", type=_passes, metavar="PASSES", help="with --resume: add so many passes over the examples")
+            sub.add_argument("--half-speed", action="store_true", help="with --resume: go on from the last good state with half the learning speed")
 
     for name, do, cls, help in (("review", _review, specs.ReviewSpec, "compare an adapter with its untaught model on unseen examples"),
                                 ("rebuild", _rebuild, specs.RebuildSpec, "teach an adapter again from its recipe: the same file, to the byte")):
@@ -405,6 +431,13 @@ def _flags(sub: argparse.ArgumentParser, cls: type[specs.Spec], leave_out: tuple
             if meta.get("choices"):
                 options |= {"choices": meta["choices"], "metavar": None}
         sub.add_argument("--" + field.name.replace("_", "-"), **options)
+
+
+def _passes(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1000:
+        raise argparse.ArgumentTypeError("needs a number of passes above 0")
+    return value
 
 
 def _json_object(text: str) -> dict:

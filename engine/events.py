@@ -80,6 +80,17 @@ class Step(Event):
 
 
 @dataclass(frozen=True)
+class Tried(Event):
+    """One speed of a search for the learning speed. ``share``: the error after a correction this fast, over the untaught model's."""
+
+    kind: ClassVar[str] = "tried"
+    step: int
+    steps: int                             # at most
+    learning_rate: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Evaluated(Event):
     """Error on unseen examples. At step 0 it is the untouched base."""
 

@@ -4,7 +4,7 @@ from engine.errors import InvalidSpec
 from engine.specs.data import (DataReport, DescribeData, Edit, Fix, LintData, LintReport, Problem, RenderedRow, RenderRow, RowsPage,
                                ShowRows)
 from engine.specs.fields import Spec, describe_fields, knob, problems
-from engine.specs.jobs import JOB_KINDS, ExportSpec, FetchSpec, RebuildSpec, ReviewSpec, StackEntry, TrainSpec
+from engine.specs.jobs import JOB_KINDS, ExportSpec, FetchSpec, FindSpeedSpec, RebuildSpec, ReviewSpec, StackEntry, TrainSpec
 from engine.specs.talk import ANSWER_KINDS, TALK_KINDS, DescribeMethods, EstimatePlan, MethodsReport, OpenChat, PlanReport, Say, SetStrengths
 
 KINDS: dict[str, type[Spec]] = {**JOB_KINDS, **TALK_KINDS, **ANSWER_KINDS}
@@ -20,7 +20,7 @@ def from_dict(data: dict) -> Spec:
 
 __all__ = [
     "ANSWER_KINDS", "JOB_KINDS", "KINDS", "TALK_KINDS", "DataReport", "DescribeData", "DescribeMethods", "Edit", "EstimatePlan",
-    "ExportSpec", "FetchSpec", "Fix", "LintData", "LintReport", "MethodsReport", "OpenChat", "PlanReport", "Problem", "RebuildSpec",
+    "ExportSpec", "FetchSpec", "FindSpeedSpec", "Fix", "LintData", "LintReport", "MethodsReport", "OpenChat", "PlanReport", "Problem", "RebuildSpec",
     "RenderRow", "RenderedRow", "ReviewSpec", "RowsPage", "Say", "SetStrengths", "ShowRows", "Spec", "StackEntry", "TrainSpec",
     "describe_fields", "from_dict", "knob", "problems",
 ]

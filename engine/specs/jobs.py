@@ -144,4 +144,21 @@ class RebuildSpec(Spec):
     out: str = knob(label="Adapter folder", help="Where the second one is put.")
 
 
-JOB_KINDS: dict[str, type[Spec]] = {cls.kind: cls for cls in (FetchSpec, TrainSpec, ReviewSpec, RebuildSpec, ExportSpec)}
+@dataclass
+class FindSpeedSpec(Spec):
+    """Find out how fast a plan may learn, by a short trial on its own examples that leaves nothing behind."""
+
+    kind: ClassVar[str] = "find-speed"
+
+    plan: TrainSpec = knob(label="Plan", help="The plan whose learning speed is asked; its own value does not matter.")
+
+    @property
+    def out(self) -> str:
+        """What the job is about."""
+        return self.plan.out
+
+    def problems(self) -> dict[str, str]:
+        return super().problems() | self.plan.problems()
+
+
+JOB_KINDS: dict[str, type[Spec]] = {cls.kind: cls for cls in (FetchSpec, TrainSpec, FindSpeedSpec, ReviewSpec, RebuildSpec, ExportSpec)}

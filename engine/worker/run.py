@@ -14,6 +14,7 @@ from engine.store.runs import RunFolder
 
 JOBS: dict[str, str | Job] = {
     "train": "engine.train.train", "review": "engine.train.review.review", "rebuild": "engine.train.rebuild.rebuild",
+    "find-speed": "engine.train.finder.find_speed",
     "export": "engine.export.export", "fetch": "engine.bases.fetch"}
 
 

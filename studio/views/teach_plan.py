@@ -16,6 +16,7 @@ from studio.views import a11y, theme
 from studio.views.form import Form
 from studio.views.method_cards import MethodCards
 from studio.views.parts import CardButton, Column, Fold, OneOf, Row, button, card, clear, error_card, page, text
+from studio.views.speed_finder import SpeedFinder
 
 CHOSEN_ELSEWHERE = ("base", "data", "roles", "edits", "out", "method", "method_config", "prompts")
 
@@ -79,9 +80,12 @@ class PlanPage(QWidget):
         self._method_place = QVBoxLayout()
         self._method_title = text(words.PLAN_METHOD_FORM(method="LoRA"), "heading")
         self.reset = button(words.PLAN_RESET(), self._reset, "link")
+        self.finder = SpeedFinder(self._draft, self._queue, lambda: self._spec_of(self._draft.draft.preset))
+        self.finder.said.connect(self.said)
+        self.finder.failed.connect(self.failed)
         inside = QWidget()
         theme.look(inside, "page")
-        Column(self.form, theme.S, self._method_title, self._method_place, Row(self.reset, None),
+        Column(self.finder, theme.S, self.form, theme.S, self._method_title, self._method_place, Row(self.reset, None),
                spacing=theme.M, margin=theme.M, parent=inside)
         self.advanced = Fold(words.PLAN_ADVANCED_NONE(), inside)
         self.advanced.toggled.connect(lambda on: on and self._ask_methods())
@@ -135,6 +139,7 @@ class PlanPage(QWidget):
         needed = [missing[step] for step in ("data", "model", "plan") if step in missing]
         faults = self.form.problems() | (self._method_form.problems() if self._method_form else {})
         self.start.setEnabled(not needed and not faults)
+        self.finder.allow(not faults and not {"data", "model"} & set(missing))
         self._needs.setText("  ".join(needed or list(faults.values())[:1]))
         self.start.setToolTip(self._needs.text())
         taken = missing.get("plan", "") if self.name.text().strip() else ""

@@ -73,8 +73,7 @@ class TrainPage(QWidget):
         self._none = card(text(words.NEEDS_START()), looks="sunken")
         self._all = QWidget()
         theme.look(self._all, "page")
-        buttons = Row(self.pause, self.stop, self.more, self.sample, theme.M, self._safe)
-        buttons.setStretch(5, 1)
+        buttons = Column(Row(self.pause, self.stop, self.more, self.sample, None), self._safe)
         Column(self._verdict_card, self._trouble, buttons, card(self.curve, self.bar, self._numbers),
                self._strip, spacing=theme.L, parent=self._all)
         head = Row(self._head, self.picker, spacing=theme.L)
@@ -279,6 +278,7 @@ class TrainPage(QWidget):
         if job.state is State.RUNNING:
             safe = words.TRAIN_SAFE(step=saved) if saved else words.TRAIN_NOT_SAFE()
         self._safe.setText(safe)
+        self._safe.setVisible(bool(safe))
 
     # --- answers through time ---
 

@@ -191,6 +191,23 @@ REMEDY_PRECISION = Phrase("Choose the number format by measurement")
 REMEDY_BITS = Phrase("Take the model in 4 bit")
 REMEDY_LENGTH = Phrase("Leave out examples over {n} tokens")
 
+# --- learning speed ------------------------------------------------------------------------------
+
+FIND = Phrase("Find learning speed")
+FIND_HELP = Phrase("Tries on your examples how fast it may learn, in a minute or a few. Nothing else is changed, and it can be taken back.")
+FIND_TITLE = Phrase("Learning speed")
+FIND_STOP = Phrase("Stop searching")
+FIND_RUNNING = Phrase("It learns faster and faster, until the error explodes …")
+FIND_FOUND = Phrase("{speed}: a tenth of {lowest}, the speed at which the error was lowest.")
+FIND_NOTHING = Phrase("No speed made the error smaller. Look at the examples, or at the method.")
+FIND_STOPPED = Phrase("Stopped. Nothing was changed.")
+FIND_DONE = Phrase("The learning speed is now {speed}.")
+FIND_BACK = Phrase("Back to what it was")
+FIND_USE = Phrase("Use this speed")
+FIND_AXIS = Phrase("Learning speed")
+FIND_CURVE = Phrase("Error over learning speed; 1 is the untaught model")
+FIND_POINTS = Phrase("{n} speeds were tried; the lowest error was {low} of the untaught model's.")
+
 # --- form ---------------------------------------------------------------------------------------
 
 FORM_NO_NUMBER = Phrase("“{text}” is not a number.")

@@ -105,7 +105,7 @@ STATES = {"waiting": Phrase("Waiting"), "running": Phrase("Running"), "paused": 
 STATE_MARKS = {"waiting": "◷", "running": "▶", "paused": "⏸", "interrupted": "⚡",
                "finished": "✓", "failed": "✗", "cancelled": "■"}
 KINDS = {"train": Phrase("Teaching"), "export": Phrase("Export"), "fetch": Phrase("Download"), "review": Phrase("Comparing"),
-         "rebuild": Phrase("Rebuilding")}
+         "rebuild": Phrase("Rebuilding"), "find-speed": Phrase("Finding the learning speed")}
 
 # --- queue --------------------------------------------------------------------------------------
 
