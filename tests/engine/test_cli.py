@@ -148,6 +148,19 @@ def test_teach_inspect_talk_bake(capsys, home, adapter, base_folder, data):
     assert code == 0 and "lora_A" in out
 
 
+def test_a_learning_speed_is_found_and_nothing_is_kept(capsys, home, base_folder, data):
+    code, out, _ = run(capsys, "find-speed", "--base", base_folder, "--data", data, "--out", "never", *FAST)
+    speed = float(re.search(r"Learning speed: ([\d.e-]+) ", out).group(1))
+    assert code == 0 and 1e-5 < speed < 0.1 and f"--learning-rate {speed:g}" in out and not (home.adapters / "never").exists()
+
+
+def test_time_is_added_and_speed_halved_where_a_run_goes_on(capsys, home, monkeypatch):
+    folder = cli.RunFolder.create(home.runs / "train-x", specs.TrainSpec(base="b", data="d", out="o"))
+    monkeypatch.setattr(cli, "_job", lambda *_: (0, {}))
+    assert run(capsys, "train", "--resume", "train-x", "--more", "1.5", "--half-speed")[0] == 0
+    assert (folder.extended, folder.slowed) == (1.5, 1)
+
+
 def test_an_export_is_verified(capsys, home, adapter):
     code, out, _ = run(capsys, "export", "--adapter", "sums=0.75", "--out", "proved")
     assert code == 0 and "Verified: " in out and "✓" in out and (home.exports / "proved" / "config.json").exists()
