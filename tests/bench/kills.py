@@ -136,8 +136,8 @@ def main() -> None:
           f"rebuilt {'identical' if found['rebuilt_identical'] else 'NOT identical'}")
     if asked.write:
         machine = {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        RESULTS.write_text(json.dumps({"base": "tiny random Llama" if asked.base is None else base.name, "machine": machine, **found}, indent=1) + "\n",
-                           encoding="utf-8")
+        about = {"base": "tiny random Llama" if asked.base is None else base.name, "machine": machine}
+        RESULTS.write_text(json.dumps({**about, **found}, indent=1) + "\n", encoding="utf-8")
     if not (found["file_identical"] and found["losses_equal"] == found["steps_taken"]):
         sys.exit(1)
 
