@@ -24,6 +24,8 @@ from engine.hosts.beside import BIAS
 
 Decided = tuple[int, bool, bool, Program | None]              # (version of the stack, gradients, training) → program
 NEVER: Decided = (-1, False, False, None)
+Mixed = tuple[int, bool, tuple[str, ...], Program | None]     # (version of the stack, gradients, adapters of the batch) → program
+UNMIXED: Mixed = (-1, False, (), None)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Adapted(Shelves):
         self._kept: tuple[nn.Parameter, nn.Parameter | None] | None = None      # W0 and its bias while merged ones stand in their place
         self._programs: dict[str | None, Decided] = {}        # for the stack (None), or for one adapter alone
         self._now: Decided = NEVER         # that of the stack, at hand
-        self._mixed: tuple[tuple, Program | None] = ((), None)                  # for a batch of several adapters
+        self._mixed: Mixed = UNMIXED         # for a batch of several adapters
         self.train(base_layer.training)
 
     @property
@@ -132,7 +134,7 @@ class Adapted(Shelves):
 
     def _forget_programs(self) -> None:
         self._programs.clear()
-        self._now, self._mixed = NEVER, ((), None)
+        self._now, self._mixed = NEVER, UNMIXED
 
     def _per_sample(self, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Each row of the batch through its own adapter (or none): the base once for all, then what differs."""
@@ -151,10 +153,12 @@ class Adapted(Shelves):
 
     def _mixed_program(self, samples: Samples) -> Program | None:
         """One for all samples, if their adapters have one."""
-        stamp = (self._stack.version, torch.is_grad_enabled(), *samples.rows)
-        if self._mixed[0] != stamp:
-            self._mixed = stamp, build_mixed(self, self._stack, [name for name in samples.rows if name in self.tenants], learning=stamp[1])
-        return self._mixed[1]
+        version, learning, heard, program = self._mixed
+        if version != self._stack.version or learning != torch.is_grad_enabled() or heard != samples.heard:
+            stamp = self._stack.version, torch.is_grad_enabled(), samples.heard
+            program = build_mixed(self, self._stack, [name for name in samples.heard if name in self.tenants], learning=stamp[1])
+            self._mixed = *stamp, program
+        return program
 
     def _bare(self, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         return self.runner(x, *args, **kwargs)
@@ -327,7 +331,7 @@ class Adapted(Shelves):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied (or sent to another process): not the programs, which hold this layer's own tensors."""
-        return {**self.__dict__, "_programs": {}, "_now": NEVER}
+        return {**self.__dict__, "_programs": {}, "_now": NEVER, "_mixed": UNMIXED}
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "Adapted":
         super()._apply(fn, recurse)

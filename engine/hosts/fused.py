@@ -7,7 +7,8 @@ Adapters that rescale the base's rows (DoRA) are low-rank adapters with rescaled
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from engine.law import Factors
 if TYPE_CHECKING:
     from engine.hosts.adapted import Adapted
     from engine.hosts.program import Path, Program
+
+Adding = Callable[[Tensor, Tensor], Tensor]                   # (x, y) → y with a group added in place
 
 FEW_ROWS, FEW_RANKS = 8, 32                # up to which a processor's float32 products beat its 16-bit ones
 SHORT = 64                                 # rows of a mixed batch up to which all adapters are computed for all of them
@@ -96,8 +99,8 @@ def fused(group: Group, own_output: bool) -> "Path":
     return path
 
 
-def _adding(group: Group):
-    """(x, y) → y with the group added in place; x ``(rows, columns)`` or ``(columns,)`` in any dtype, y alike."""
+def _adding(group: Group) -> Adding:
+    """x ``(rows, columns)`` or ``(columns,)`` in any dtype, y alike."""
     stack, pair, scales, rise, ranks = group.stack, group.pair, group.scales, group.rise, group.ranks
     name, scale = group.lone or ("", 1.0)
     # 16-bit products of a few rows cost a processor three times those of float32, if such tensors are there anyway
@@ -149,43 +152,53 @@ def in_one(group: Group) -> "Program":
     layer, base, path = group.layer, group.layer.runner, fused(group, own_output=True)
     if type(base) is not nn.Linear or group.biases:
         return lambda x, args, kwargs: path(x, base(x, *args, **kwargs), None)
-    add, held, device = _adding(group), base._parameters, layer.like.device.type
-    out, columns = layer.site.out, layer.site.columns
+    held, own, device, out, columns = base._parameters, base.__dict__, layer.like.device.type, layer.site.out, layer.site.columns
+    dtype, mv, addmv, autocast = layer.like.dtype, torch.mv, torch.addmv, torch.is_autocast_enabled
+    add = _adding_to_row(group, dtype)
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         W = held["weight"]
-        if x.numel() != columns or x.dtype is not W.dtype or _is_watched(base) or torch.is_autocast_enabled(device):
+        if x.numel() != columns or not x.dtype is dtype is W.dtype or _is_watched(own) or autocast(device):
             return path(x, base(x, *args, **kwargs), None)
         row, bias = x.reshape(columns), held["bias"]
-        y = add(row, torch.mv(W, row) if bias is None else torch.addmv(bias, W, row))
+        y = add(row, mv(W, row) if bias is None else addmv(bias, W, row))
         return y.view(1, 1, out) if x.dim() == 3 else y.view(*x.shape[:-1], out)
 
     return program
 
 
-def _is_watched(base: nn.Module) -> bool:
+def _adding_to_row(group: Group, dtype: torch.dtype) -> Adding:
+    """The same for a single row, where nothing has to be converted: decided beforehand, as in a chat every call counts."""
+    if group.rise is not None or group.pair.dtype is not dtype:
+        return _adding(group)
+    (A, B), stack, scales, mv = group.pair.of(dtype), group.stack, group.scales, torch.mv
+    if group.lone is None:
+        return lambda x, y: y.addmv_(B, mv(A, x).mul_(scales.of(dtype, x.device)))
+    name, scale = group.lone
+    return lambda x, y: y.addmv_(B, mv(A, x), alpha=stack.strength(name) * scale)
+
+
+def _is_watched(own: dict[str, Any]) -> bool:
     """Whether somebody wants to be told of the layer's calls, or has put another forward in the place of its own."""
-    return bool(base._forward_hooks or base._forward_pre_hooks or "forward" in base.__dict__)
+    return own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own
 
 
 def mixed(group: Group) -> "Program | None":
     """A linear layer for a batch whose samples each hear one of these adapters, or none: the base once for all. None: there is no such way."""
-    base, runner, stack, pair, layout = group.layer.base_layer, group.layer.runner, group.stack, group.pair, group.scales.layout
+    layer, stack, layout = group.layer, group.stack, group.scales.layout
+    base, runner = layer.base_layer, layer.runner
     if group.biases:
         return None
     count, rank, alike = len(layout), layout[0][1], len({(rank, scale) for _, rank, scale in layout}) == 1
-    blocks: dict[torch.dtype, tuple[Tensor, Tensor]] = {}     # A (adapters, rank, columns) and B (adapters, rank, out), where all have one rank
+    blocks: dict[torch.dtype, tuple[Tensor, Tensor]] = {}     # A (adapters, columns, rank) and B (adapters, rank, out), where all have one rank
+    columns, out, scale, bmm = layer.site.columns, layer.site.out, layout[0][2], torch.bmm
 
     def evenly(x: Tensor, y: Tensor) -> Tensor:
         """A block of the batch for each adapter."""
-        dtype = y.dtype
-        if dtype not in blocks:
-            A, B = pair.of(dtype)
-            blocks[dtype] = A.view(count, rank, -1), B.t().view(count, rank, -1)
-        A, B = blocks[dtype]
-        x = x.reshape(count, -1, A.shape[2])
-        h = torch.bmm(x, A.mT) if x.shape[1] > 1 else torch.bmm(A, x.mT).mT
-        y.view(count, -1, B.shape[2]).baddbmm_(h, B, alpha=layout[0][2])
+        if (pair := blocks.get(y.dtype)) is None:
+            A, B = group.pair.of(y.dtype)
+            pair = blocks[y.dtype] = A.view(count, rank, columns).mT, B.t().view(count, rank, out)
+        y.view(count, -1, out).baddbmm_(bmm(x.reshape(count, -1, columns), pair[0]), pair[1], alpha=scale)
         return y
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
@@ -194,8 +207,8 @@ def mixed(group: Group) -> "Program | None":
         x = x if x.dtype is y.dtype else x.to(y.dtype)
         if alike and samples.even == count:
             return evenly(x, y)
-        A, B = pair.of(y.dtype)
-        rows, out = x.numel() // x.shape[-1], y.shape[-1]
+        A, B = group.pair.of(y.dtype)
+        rows = x.numel() // columns
         if rows <= SHORT:                                     # all adapters for all, and what a sample does not hear times 0
             h = F.linear(x, A).view(len(samples), -1, group.ranks).mul_(samples.scales(layout, y.dtype, y.device))
             y.view(rows, out).addmm_(h.view(rows, group.ranks), B.t())

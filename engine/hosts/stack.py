@@ -30,9 +30,14 @@ class Samples:
         return len(self.names)
 
     @cached_property
+    def heard(self) -> tuple[str, ...]:
+        """Each once, in the order of the batch."""
+        return tuple(dict.fromkeys(self.names))
+
+    @cached_property
     def even(self) -> int:
         """The number of adapters, if each is heard by as many samples, one next to the other; otherwise 0."""
-        names = list(self.rows)
+        names = self.heard
         return len(names) if self.names == [name for name in names for _ in range(len(self) // len(names))] else 0
 
     def scales(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -46,7 +51,7 @@ class Samples:
     @cached_property
     def rows(self) -> dict[str, Tensor]:
         """Adapter → numbers of its rows in the batch."""
-        return {name: torch.tensor([i for i, n in enumerate(self.names) if n == name]) for name in dict.fromkeys(self.names)}
+        return {name: torch.tensor([i for i, n in enumerate(self.names) if n == name]) for name in self.heard}
 
 
 class LiveStack:
