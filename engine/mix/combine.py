@@ -56,7 +56,7 @@ def combine(parts: Sequence[Factors], weights: Sequence[float], recipe: Recipe) 
     if recipe.kind == "cat":
         A, B = torch.cat([s * f.A for s, f in zip(strengths, parts)]), torch.cat([f.B for f in parts], dim=1)
     elif recipe.kind == "svd":
-        A, B = thin(torch.cat([f.A for f in parts]), torch.cat([s * f.B for s, f in zip(strengths, parts)], dim=1)).cut(recipe.rank)
+        A, B = thin(torch.cat([f.A for f in parts]), torch.cat([s * f.B for s, f in zip(strengths, parts)], dim=1), recipe.rank).cut(recipe.rank)
     elif recipe.kind in SEPARATE:
         A = _arithmetic([f.A for f in parts], [math.copysign(math.sqrt(abs(s)), s) for s in strengths], recipe)
         B = _arithmetic([f.B for f in parts], [math.sqrt(abs(s)) for s in strengths], recipe)

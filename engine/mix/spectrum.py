@@ -38,14 +38,15 @@ class Spectrum:
         return (torch.cat([A, A.new_zeros(lack, A.shape[1])]), torch.cat([B, B.new_zeros(B.shape[0], lack)], dim=1)) if lack > 0 else (A, B)
 
 
-def thin(A: Tensor, B: Tensor) -> Spectrum:
-    """Of B·A with A ``(R, columns)``, B ``(out, R)``; cost grows with out + columns, not with their product."""
+def thin(A: Tensor, B: Tensor, rank: int | None = None) -> Spectrum:
+    """Of B·A with A ``(R, columns)``, B ``(out, R)``, up to this ``rank``; cost grows with out + columns, not with their product."""
     if A.shape[0] >= min(A.shape[1], B.shape[0]):
         return dense(B @ A)
     Qb, Rb = torch.linalg.qr(B)
     Qa, Ra = torch.linalg.qr(A.T)
     U, S, Vh = torch.linalg.svd(Rb @ Ra.T)
-    return Spectrum(Qb @ U, S, Vh @ Qa.T)
+    beyond = 0.0 if rank is None else S[rank:].double().square().sum().item()
+    return Spectrum(Qb @ U[:, :rank], S[:rank], Vh[:rank] @ Qa.T, beyond)
 
 
 def dense(matrix: Tensor, rank: int | None = None, error: float | None = None) -> Spectrum:

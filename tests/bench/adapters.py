@@ -1,23 +1,40 @@
-"""Handling adapters: ours and `peft` side by side in one run, each number with its ratio and the goal. ``python -m tests.bench.adapters MODEL``.
+"""Handling adapters: ours and `peft` side by side in one run, each number with its ratio and the goal.
 
-CPU seconds (process time) unless said; each measure is a median of short rounds in which all take turns, so that a busy machine hits them alike.
+    python -m tests.bench.adapters MODEL                    # all; MODEL is the folder of a causal language model
+    python -m tests.bench.adapters MODEL --only wide        # some
+    python -m tests.bench.adapters MODEL --save             # … and note all in tests/bench/results/adapters.json
+    python -m tests.bench.adapters --table                  # writes the table into README.md from there
+
+CPU seconds (process time) of one thread unless said; each measure is a median of short rounds in which all take turns, so that a busy machine
+hits them alike.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import gc
+import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
+from importlib import metadata
 from pathlib import Path
 
+from tests.bench.methods import machine
+
+ROOT = Path(__file__).parents[2]
+RESULTS, README = Path(__file__).parent / "results" / "adapters.json", ROOT / "README.md"
+START, END = "<!-- adapters -->", "<!-- /adapters -->"
 BEFORE = {"torch + transformers": "import torch, transformers",
           "the model's own code as well": "import torch, transformers, transformers.models.llama.modeling_llama"}
 STATEMENT = "from {} import PeftModel, LoraConfig, get_peft_model"
+FOUND: list[dict] = []                     # the lines of this run
 
 
 def cpu(work) -> float:
@@ -36,16 +53,31 @@ def turns(ours, theirs, rounds: int) -> tuple[float, float]:
 
 def row(name: str, ours: float, theirs: float, unit: str = "s", goal: float | None = None) -> None:
     """Less is better; ``goal``: how many times less than peft it is to be."""
-    print(f"{name:<50} ours {ours:10.4f} {unit:<3} peft {theirs:10.4f} {unit:<3} peft/ours {theirs / max(ours, 1e-9):8.1f}×"
-          + (f"  goal {goal:g}×" if goal else ""), flush=True)
+    note({"measure": name, "ours": ours, "peft": theirs, "unit": unit, "times_less": goal})
 
 
-def ratio(name: str, ours: float, theirs: float, goal: float, unit: str = "×") -> None:
-    """A measure that has its own unit and an upper bound."""
-    print(f"{name:<50} ours {ours:10.3f} {unit:<3} peft {theirs:10.3f} {unit:<3} goal ≤ {goal:g} {unit}", flush=True)
+def ratio(name: str, ours: float, theirs: float | None, goal: float, unit: str = "×") -> None:
+    """A measure that has its own unit and an upper bound; ``theirs`` is None where it says how far ours is from peft's."""
+    note({"measure": name, "ours": ours, "peft": theirs, "unit": unit, "at_most": goal})
 
 
-def imports() -> None:
+def note(line: dict) -> None:
+    FOUND.append(line)
+    print("{:<52} ours {:>10}   peft {:>10}   peft/ours {:>8}   goal {}".format(*cells(line)), flush=True)
+
+
+def cells(line: dict) -> list[str]:
+    """Measure, ours, peft's, how many times less, goal (and if it was missed)."""
+    ours, theirs, unit = line["ours"], line["peft"], line["unit"]
+    less = None if theirs is None or unit == "%" else theirs / max(ours, 1e-9)
+    bound, times = line.get("at_most"), line.get("times_less")
+    goal = f"≤ {bound:g} {unit}".strip() if bound is not None else f"{times:g} × less" if times else ""
+    missed = bound is not None and ours > bound or times is not None and less < times
+    return [line["measure"], *("" if v is None else f"{v:.3g} {unit}".strip() for v in (ours, theirs)),
+            "" if less is None else f"{less:.3g} ×", goal + ", missed" * missed]
+
+
+def imports(args) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}     # peft has its bytecode; ours shall be kept, too
 
     def seconds(before: str, package: str) -> float:
@@ -53,20 +85,57 @@ def imports() -> None:
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
         return float(run.stdout)
 
+    seconds(BEFORE["torch + transformers"], "engine")          # writes the bytecode
     for name, before in BEFORE.items():
-        seconds(before, "engine")          # writes the bytecode
-        pairs = [(seconds(before, "engine"), seconds(before, "peft")) for _ in range(3)]
-        row(f"import beyond {name}", *map(statistics.median, zip(*pairs)), goal=20)
+        row(f"import beyond {name}", *(min(seconds(before, package) for _ in range(2)) for package in ("engine", "peft")), goal=20)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="folder of a causal language model")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, nargs="?", help="folder of a causal language model")
     parser.add_argument("--adapters", type=int, default=80)
-    parser.add_argument("--only", nargs="*", choices=sorted(PARTS), default=sorted(PARTS), help="parts to run")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="parts to run")
+    parser.add_argument("--save", action="store_true", help="note the results; all parts, for they are to be of one run")
+    parser.add_argument("--table", action="store_true", help="write the table into README.md; measures nothing")
     args = parser.parse_args()
+    if args.table:
+        return write()
+    if args.model is None or args.save and args.only != list(PARTS):
+        parser.error("Name the model's folder, and note only a run of all parts.")
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable_progress_bar()
+    start = time.monotonic()
     for name in args.only:
         PARTS[name](args)
+    print(f"{time.monotonic() - start:.0f} seconds by the clock")
+    if args.save:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        RESULTS.write_text(json.dumps({
+            "date": datetime.date.today().isoformat(), "machine": machine(), "commit": commit, "model": args.model.name,
+            "torch": metadata.version("torch"), "peft": metadata.version("peft"), "lines": FOUND}, indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8")
+
+
+# --- the table in README.md ---------------------------------------------------------------------
+
+def table() -> str:
+    """What was noted, in Markdown."""
+    noted = json.loads(RESULTS.read_text(encoding="utf-8"))
+    lines = [["measure", "ours", "peft", "peft / ours", "goal"], ["---"] * 5, *(cells(line) for line in noted["lines"])]
+    where = "One run at commit {commit}: {model}, {machine}, {date}, torch {torch}, peft {peft}.".format(**noted)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{where}"
+
+
+def write() -> None:
+    """Put the table between its marks in README.md."""
+    text = README.read_text(encoding="utf-8")
+    if START not in text:
+        raise SystemExit(f"README.md has no place for the table: put {START} and {END} where it is to stand.")
+    README.write_text(re.sub(f"{START}\n.*?{END}", lambda _: f"{START}\n{table()}\n{END}", text, flags=re.DOTALL), encoding="utf-8")
 
 
 # --- parts --------------------------------------------------------------------------------------
@@ -131,7 +200,7 @@ def handling(args) -> None:
             ours.set_adapter(names[:active])
             theirs.base_model.set_adapter(names[:active])
             difference = (ours(prompt[:, :64]).logits - theirs(prompt[:, :64]).logits).abs().max().item()
-            print(f"  {active} active: greatest difference of the logits {difference:.1e}")
+            ratio(f"greatest difference of the logits from peft's, {active} active", difference, None, goal=1e-3, unit="")
             over_base(f"prefill 512, {active} active", base, ours, theirs, prompt, rounds=4, goal=1.1 if active == 1 else 1.45)
             over_base(f"one token, {active} active", base, ours, theirs, token, rounds=60, goal=1.08 if active == 1 else 1.35)
         over_base("one token each of a mixed batch of 8", base, ours, theirs, batch, rounds=25, goal=1.15, adapter_names=names[:8])
@@ -206,8 +275,8 @@ def weighted(args) -> None:
             model.set_adapter("c")
         row("add_weighted_adapter, svd, two adapters", *seconds, goal=100)
         ids = torch.randint(0, 2000, (1, 32))
-        print(f"  greatest difference of the logits {(pair[0](ids).logits - pair[1](ids).logits).abs().max():.1e}, "
-              f"of ΔW as a share of the largest {_difference(*pair):.1e}  goal ≤ 1e-4")
+        ratio("… greatest difference of the logits from peft's", (pair[0](ids).logits - pair[1](ids).logits).abs().max().item(), None, 1e-3, "")
+        ratio("… greatest difference of ΔW, as a share of the largest", _difference(*pair), None, 1e-4, "")
         del pair, model
         changed = []
         for package in (engine, peft):
@@ -249,7 +318,7 @@ def memory(args) -> None:
         ratio("memory of a bf16 adapter, in sizes of its file", *sizes, goal=1.05)
 
 
-PARTS = {"imports": lambda args: imports(), "handling": handling, "kinds": kinds, "wide": wide, "weighted": weighted, "memory": memory}
+PARTS = {"imports": imports, "handling": handling, "kinds": kinds, "wide": wide, "weighted": weighted, "memory": memory}
 
 
 if __name__ == "__main__":
