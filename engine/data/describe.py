@@ -6,7 +6,7 @@ from itertools import islice
 
 from engine.data.rows import Watch, unwatched
 from engine.data.shapes import ROLES, SPEAKER_ROLES, Dataset, load
-from engine.data.split import held_out, split
+from engine.data.split import held_out
 from engine.specs import DataReport, DescribeData, RowsPage, ShowRows
 
 SHOWN = 20                                 # examples sent at once; others are asked for page by page
@@ -16,15 +16,15 @@ LETTERS = 2000                             # of each of their messages
 def describe(request: DescribeData, watch: Watch = unwatched) -> DataReport:
     """Read, recognise and split a file. Raises `BadData` with the way out."""
     data = load(request.data, request.roles, request.edits, watch)
-    learned, tested = split(data.rows, request.holdout)
+    held = _held(data, request.holdout)
     notes = list(data.notes)
     if any(part.guessed for part in data.parts):
         notes.append("The columns have unknown names: what they mean was guessed from what stands in them.")
-    if doubles := len(data.rows) - len(set(data.rows.keys)):
+    if doubles := len(data.rows) - data.rows.different():
         notes.append(f"{doubles} example{'s stand' if doubles > 1 else ' stands'} in the file more than once.")
-    if not tested and request.holdout > 0:
+    if not held and request.holdout > 0:
         notes.append("There are too few different examples to hold some back for testing.")
-    return DataReport(path=str(data.path), sentence=data.sentence, rows=len(data.rows), held_out=len(tested), shape=data.shape,
+    return DataReport(path=str(data.path), sentence=data.sentence, rows=len(data.rows), held_out=len(held), shape=data.shape,
                       columns=_columns(data), roles=data.roles, choices=list(_choices(data)), notes=notes,
                       examples=[_shortened(row.messages, LETTERS) for row in islice(data.rows, SHOWN)],
                       found=[[part.noun, part.rows] for part in data.parts], files=len(data.parts),

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+import numpy as np
+
 from engine.data.table import Mark, Table
 
 STRIDE = 64
@@ -177,6 +179,11 @@ class Rows(Sequence):
     @property
     def keys(self) -> "Keys":
         return Keys(self)
+
+    def different(self) -> int:
+        """How many rows are left if each is counted once."""
+        names = np.frombuffer(self._index.keys, np.uint64)
+        return len(np.unique(names if self._chosen is None else names[np.frombuffer(self._chosen, np.int64)]))
 
     def pick(self, places: Iterable[int]) -> "Rows":
         """Only these, in order."""
