@@ -48,9 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _refuse(error) -> int:
     """The studio cannot be opened: say why, on the screen and in the terminal."""
     from PySide6.QtWidgets import QMessageBox
+
+    from studio.core.text.spoken import spoken
     print(error, file=sys.stderr)
-    box = QMessageBox(QMessageBox.Icon.Warning, "Adapter Studio", error.what)
-    box.setInformativeText(" ".join(part for part in (error.why, error.do) if part))
+    box = QMessageBox(QMessageBox.Icon.Warning, "Adapter Studio", spoken(error.what))
+    box.setInformativeText(spoken(" ".join(part for part in (error.why, error.do) if part)))
     if os.environ.get("QT_QPA_PLATFORM") != "offscreen":
         box.exec()
     return 1

@@ -9,6 +9,7 @@ from PySide6.QtCore import QAbstractTableModel, QLocale, QModelIndex, Qt
 
 from engine import events
 from studio.core.text import work as words
+from studio.core.text.spoken import spoken
 from studio.jobs.bridge import QueueBridge
 from studio.jobs.job import Job, State
 
@@ -52,9 +53,9 @@ class JobsModel(QAbstractTableModel):
         if job.state is not State.RUNNING:
             if job.state in (State.PAUSED, State.INTERRUPTED):
                 return words.QUEUE_RESUMES(step=job.step) if job.step else words.QUEUE_BEGINS()
-            return (job.error or {}).get("what", "") if job.state is State.FAILED else ""
+            return spoken((job.error or {}).get("what", "")) if job.state is State.FAILED else ""
         said = self._progress.get(job.id)
-        stage = said.stage if isinstance(said, events.Progress) else ""
+        stage = spoken(said.stage) if isinstance(said, events.Progress) else ""
         fraction, ahead = self.fraction(job), words.left(getattr(said, "seconds_left", None))
         return " · ".join(part for part in (words.percent(fraction) if fraction is not None else "", ahead or stage) if part)
 

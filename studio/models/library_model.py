@@ -14,6 +14,7 @@ from engine.store.library import AdapterInfo, ModelInfo
 from studio.core import catalogue as library
 from studio.core.catalogue import Catalogue, Module
 from studio.core.text import frame as text
+from studio.core.text.spoken import spoken
 from studio.models import drag
 
 KIND, NOTE, THING, KEY = (Qt.ItemDataRole.UserRole + n for n in range(4))
@@ -205,4 +206,4 @@ def _module_node(adapter: AdapterInfo, module: Module) -> Node:
 def _problem_node(problem: StudioError) -> Node:
     path = Path(str(problem.facts.get("path", "")))
     folder = path if path.is_dir() or not path.suffix else path.parent
-    return Node("problem", folder.name or problem.what, thing=problem, key=f"problem {problem}", tip=str(problem))
+    return Node("problem", folder.name or spoken(problem.what), thing=problem, key=f"problem {problem}", tip=spoken(str(problem)))

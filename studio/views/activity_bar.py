@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QProgressBar, QPushBu
 
 from engine import events
 from studio.core.text import frame as text
+from studio.core.text.spoken import spoken
 from studio.jobs.bridge import QueueBridge
 from studio.jobs.job import Job, State
 from studio.models.undo import UndoStack
@@ -106,7 +107,7 @@ class ActivityBar(QFrame):
             return
         if isinstance(event, events.Progress):
             self._set_progress(event.done, event.total, event.seconds_left)
-            self._show(event.stage)
+            self._show(spoken(event.stage))
         elif isinstance(event, events.Step):
             self._set_progress(event.step, event.steps, event.seconds_left)
             self._show(text.step_of(step=event.step, steps=event.steps))

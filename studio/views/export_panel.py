@@ -15,6 +15,7 @@ from engine.errors import StudioError
 from engine.specs import ExportSpec
 from engine.store.home import safe_name
 from studio.core.text import work as words
+from studio.core.text.spoken import spoken
 from studio.jobs.job import Job, State
 from studio.views import a11y, theme
 from studio.views.parts import Column, Fold, Panel, Row, button, card, clear, error_card, page, picture, text
@@ -232,7 +233,7 @@ class ExportPanel(Panel):
             return
         if isinstance(event, events.Progress):
             amount = f"{event.done:.0f} / {event.total:.0f} {event.unit}" if event.total and event.unit != "bytes" else ""
-            self._stage.setText("  ·  ".join(part for part in (event.stage, amount, words.left(event.seconds_left)) if part))
+            self._stage.setText("  ·  ".join(part for part in (spoken(event.stage), amount, words.left(event.seconds_left)) if part))
             self.bar.setRange(0, 1000 if event.total else 0)
             self.bar.setValue(round(1000 * event.done / event.total) if event.total else 0)
         elif isinstance(event, events.Checked):
@@ -318,9 +319,9 @@ def check_row(check: events.Checked) -> QWidget:
     mark = text("✓" if check.passed else "✗", "strong good" if check.passed else "strong bad", wrap=False)
     mark.setFixedWidth(20)
     mark.setAccessibleName(words.EXPORT_PASSED() if check.passed else words.EXPORT_MISSED())
-    line = Row(mark, text(check.sentence, selectable=True), parent=row)
+    line = Row(mark, text(spoken(check.sentence), selectable=True), parent=row)
     line.setStretch(1, 1)
-    a11y.name(row, f"{mark.accessibleName()}: {check.sentence}")
+    a11y.name(row, f"{mark.accessibleName()}: {spoken(check.sentence)}")
     return row
 
 

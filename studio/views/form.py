@@ -13,6 +13,7 @@ from PySide6.QtCore import QLocale, Qt, Signal
 from PySide6.QtWidgets import QCheckBox, QComboBox, QFormLayout, QHBoxLayout, QLabel, QLineEdit, QPlainTextEdit, QVBoxLayout, QWidget
 
 from studio.core.text import teach as words
+from studio.core.text.spoken import spoken
 from studio.views import a11y, theme
 from studio.views.parts import Column, Fold, text
 
@@ -33,9 +34,9 @@ class Field(QWidget):
         super().__init__()
         self.about, self._locale, self._default = about, locale, about["default"]
         self.editor = self._make()
-        label = about["label"]
-        a11y.name(self.editor, f"{label} ({about['unit']})" if about["unit"] else label, about["help"])
-        self.editor.setToolTip(about["help"])
+        label = spoken(about["label"])
+        a11y.name(self.editor, f"{label} ({about['unit']})" if about["unit"] else label, spoken(about["help"]))
+        self.editor.setToolTip(spoken(about["help"]))
         a11y.quiet_wheel(self.editor)
         self._fault = text("", "bad small")
         self._fault.hide()
@@ -292,9 +293,9 @@ class Form(QWidget):
         column = QVBoxLayout(holder)
         column.setContentsMargins(0, 4, 0, 0)
         column.setSpacing(0)
-        label = QLabel(about["label"])
+        label = QLabel(spoken(about["label"]))
         label.setBuddy(field.editor)
-        label.setToolTip(about["help"])
+        label.setToolTip(spoken(about["help"]))
         column.addWidget(label)
         technical = about["term"] or ""
         if technical and technical.lower() != about["label"].lower():

@@ -14,6 +14,7 @@ from engine.errors import StudioError
 from engine.store.library import AdapterInfo, ModelInfo
 from studio.core.catalogue import Catalogue, Module, base_name, modules
 from studio.core.text import frame as text
+from studio.core.text.spoken import spoken
 from studio.views import a11y, theme
 
 Fact = tuple[str, str]
@@ -36,8 +37,9 @@ def facts_of(thing: object, catalogue: Catalogue) -> tuple[str, str, str, list[t
                 ("", [(text.fact_path(), thing.path), (text.fact_numbers(), text.short_number(thing.parameters)),
                       *((part, " × ".join(map(str, shape))) for part, shape in thing.parts)])]
         case StudioError():
-            return "warning", thing.what, "", [("", [(label, words) for label, words in ((text.fact_why(), thing.why), (text.fact_do(), thing.do),
-                                                     (text.fact_folder(), str(thing.facts.get("path", "")))) if words])]
+            return "warning", spoken(thing.what), "", [("", [(label, words) for label, words in (
+                (text.fact_why(), spoken(thing.why)), (text.fact_do(), spoken(thing.do)),
+                (text.fact_folder(), str(thing.facts.get("path", "")))) if words])]
     return "info", text.inspector_empty(), text.inspector_empty_do(), []
 
 

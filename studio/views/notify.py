@@ -16,6 +16,7 @@ from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPlainTextEdit, QPush
 
 from engine.errors import StudioError
 from studio.core.text import frame as text
+from studio.core.text.spoken import spoken
 from studio.views import a11y, theme
 
 Button = tuple[str, Callable[[], object]]
@@ -24,7 +25,7 @@ _ICONS = {"bad": "error", "warn": "warning", "good": "check", "info": "info"}
 
 def show_error(parent: QWidget, error: StudioError, *buttons: Button) -> "Notice":
     """Show an error until it is closed; ``buttons`` are (words, callback) that mend it."""
-    return _area(parent).add(Notice("bad", error.what, " ".join(part for part in (error.why, error.do) if part),
+    return _area(parent).add(Notice("bad", spoken(error.what), spoken(" ".join(part for part in (error.why, error.do) if part)),
                                     details=error.details, buttons=buttons))
 
 

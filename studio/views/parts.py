@@ -9,6 +9,7 @@ from PySide6.QtWidgets import (QButtonGroup, QFrame, QHBoxLayout, QLabel, QLayou
                                QVBoxLayout,
                                QWidget)
 
+from studio.core.text.spoken import spoken
 from studio.views import a11y, theme
 
 PAGE_WIDTH = 980                           # pixels; longer lines are tiring to read
@@ -280,13 +281,14 @@ def error_card(error, *buttons: QWidget) -> QFrame:
 
     from studio.core.text import work as words
 
-    column = Column(text(error.what, "strong", selectable=True), spacing=theme.XS)
+    what, more = spoken(error.what), spoken(" ".join(part for part in (error.why, error.do) if part))
+    column = Column(text(what, "strong", selectable=True), spacing=theme.XS)
     mark = picture("error", "bad", 20)
     line = Row(mark, column, spacing=theme.M)
     line.setAlignment(mark, Qt.AlignmentFlag.AlignTop)
     line.setStretch(1, 1)
     frame = card(line, looks="notice-bad", margin=theme.M)
-    if more := " ".join(part for part in (error.why, error.do) if part):
+    if more:
         column.addWidget(text(more, selectable=True))
     row = Row(*buttons)
     if error.details:
@@ -297,5 +299,5 @@ def error_card(error, *buttons: QWidget) -> QFrame:
     if row.count():
         row.addStretch(1)
         column.addLayout(row)
-    a11y.name(frame, error.what, more)
+    a11y.name(frame, what, more)
     return frame

@@ -10,6 +10,7 @@ from PySide6.QtWidgets import (QAbstractItemView, QHeaderView, QPlainTextEdit, Q
 from engine import events
 from engine.errors import StudioError
 from studio.core.text import work as words
+from studio.core.text.spoken import spoken
 from studio.jobs.job import Job, State
 from studio.models.jobs_model import PROGRESS, STATE, TITLE, JobRole, JobsModel, when
 from studio.models.past import Past
@@ -239,19 +240,19 @@ def sentence(event: events.Event) -> str:
     """One line of the log for an event, or nothing for those that only move a bar."""
     match event:
         case events.Note():
-            return event.text
+            return spoken(event.text)
         case events.Evaluated():
             return f"{event.step:>6}  {event.error:.4f}  ({event.rows})" + ("  ★" if event.best else "")
         case events.Checked():
-            return f"{'✓' if event.passed else '✗'} {event.sentence}"
+            return f"{'✓' if event.passed else '✗'} {spoken(event.sentence)}"
         case events.Failed():
-            return f"✗ {event.error.get('what', '')} {event.error.get('why', '')}".strip()
+            return f"✗ {spoken(event.error.get('what', ''))} {spoken(event.error.get('why', ''))}".strip()
         case events.Finished():
             return f"✓ {words.STATES['finished']()}"
         case events.Stopped():
             return f"■ {words.STATES['paused' if event.reason == 'pause' else 'cancelled']()}"
         case events.Progress(done=0.0):
-            return event.stage
+            return spoken(event.stage)
     return ""
 
 

@@ -10,6 +10,7 @@ from engine import events
 from engine.errors import StudioError
 from engine.specs import FetchSpec
 from studio.core.text import work as words
+from studio.core.text.spoken import spoken
 from studio.jobs.job import Job, State
 from studio.models.jobs_model import when
 from studio.views import a11y, theme
@@ -164,7 +165,7 @@ class StartPanel(Panel):
         if event.total:
             self._fetch_bar.setValue(round(1000 * event.done / event.total))
         amount = f"{words.size(event.done)} / {words.size(event.total)}" if event.unit == "bytes" and event.total else ""
-        self._fetch_said.setText(" · ".join(part for part in (event.stage, amount, words.left(event.seconds_left)) if part))
+        self._fetch_said.setText(" · ".join(part for part in (spoken(event.stage), amount, words.left(event.seconds_left)) if part))
 
 
 def _brings_starter(job: Job) -> bool:

@@ -16,6 +16,7 @@ from engine.specs import DataReport, DescribeData, RenderedRow, RenderRow
 from engine.store.atomic import write_text
 from studio.core.plan import SampleData
 from studio.core.text import teach as words
+from studio.core.text.spoken import spoken
 from studio.models.examples_model import ExamplesModel
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
@@ -72,9 +73,9 @@ class DataPage(QWidget):
         self.sample_buttons = []
         row = Row(spacing=theme.M)
         for sample in samples:
-            made = CardButton(sample.title, text(sample.title, "strong"), text(sample.about, "muted"),
+            made = CardButton(spoken(sample.title), text(spoken(sample.title), "strong"), text(spoken(sample.about), "muted"),
                               text(words.EXAMPLES(sample.rows), "muted small"),
-                              description=sample.about)
+                              description=spoken(sample.about))
             made.clicked.connect(lambda _=False, s=sample: self._use_sample(s))
             row.addWidget(made, 1)
             self.sample_buttons.append(made)
@@ -242,16 +243,16 @@ class DataPage(QWidget):
 
     def _described(self, report: DataReport) -> None:
         self._reading.hide()
-        self.sentence.setText(report.sentence)
+        self.sentence.setText(spoken(report.sentence))
         self._file.setText(report.path)
         learned = report.rows - report.held_out
         self._held.setText(words.DATA_HELD(learned=learned, held=report.held_out) if report.held_out else "")
         self._held.setVisible(bool(report.held_out))
-        self._notes.setText("\n".join(f"·  {note}" for note in report.notes))
+        self._notes.setText("\n".join(f"·  {spoken(note)}" for note in report.notes))
         self._notes_card.setVisible(bool(report.notes))
         self._pages.setCurrentIndex(LOADED)
         if self.isVisible():
-            self.said.emit(report.sentence)
+            self.said.emit(spoken(report.sentence))
         self._draft.found(report)
         self.columns.show_report(report)
         self._row = 0
@@ -271,7 +272,7 @@ class DataPage(QWidget):
         self._trouble.addWidget(error_card(error))
         self._pages.setCurrentIndex(BEGIN)
         self._draft.found(None, error)
-        a11y.announce(self, error.what)
+        a11y.announce(self, spoken(error.what))
 
     def _restyle(self, *_: object) -> None:
         self.list.viewport().update()
@@ -299,7 +300,7 @@ class DataPage(QWidget):
         self._rendering = self._talk.ask(
             RenderRow(draft.data, roles=draft.roles, edits=self._draft.edits, base=draft.base, row=self._row,
                       max_length=settings.get("max_length", 1024), system=settings.get("system", "")),
-            on_done=self._rendered, on_error=lambda error: self.tokens.setText(f"{error.what} {error.do}"))
+            on_done=self._rendered, on_error=lambda error: self.tokens.setText(spoken(f"{error.what} {error.do}")))
 
     def _rendered(self, row: RenderedRow) -> None:
         t, cursor = theme.tokens(), self.exact.textCursor()

@@ -11,6 +11,7 @@ from engine.errors import StudioError
 from engine.specs import DescribeMethods, EstimatePlan, MethodsReport, PlanReport, TrainSpec, describe_fields
 from studio.core import methods, plan
 from studio.core.text import teach as words
+from studio.core.text.spoken import spoken
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.form import Form
@@ -219,7 +220,7 @@ class PlanPage(QWidget):
 
     def _no_price(self, key: str, error: StudioError) -> None:
         self._asked.pop(key, None)
-        self._unpriced[key] = words.PLAN_NO_PRICE(why=error.what)
+        self._unpriced[key] = words.PLAN_NO_PRICE(why=spoken(error.what))
         self._show_prices()
 
     def _show_prices(self) -> None:

@@ -9,6 +9,7 @@ from engine import events
 from engine.errors import StudioError
 from engine.specs import DataReport, LintData, LintReport, Problem
 from studio.core.text import teach as words
+from studio.core.text.spoken import spoken
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.parts import Column, Fold, Row, button, card, clear, text
@@ -97,7 +98,7 @@ class Problems(QWidget):
 
     def _failed(self, error: StudioError) -> None:
         self._busy(False)
-        self._status.setText(f"{error.what} {error.do}")
+        self._status.setText(spoken(f"{error.what} {error.do}"))
         self.check.show()
 
     def _busy(self, yes: bool) -> None:
@@ -116,7 +117,7 @@ class Problems(QWidget):
         self._shown.clear()
         concerned = len(report.problems)
         self.fold.set_title(words.PROBLEMS_COUNT(concerned) if concerned else words.PROBLEMS_NONE())
-        self._status.setText(" ".join(report.notes))
+        self._status.setText(spoken(" ".join(report.notes)))
         self._status.setVisible(bool(report.notes))
         for problem in report.problems:
             self._list.addWidget(self._card(problem))
@@ -139,7 +140,7 @@ class Problems(QWidget):
             a11y.name(made, words.PROBLEMS_SHOW(), said)
             self.shows[problem.rule] = made
             buttons.insert(0, made)
-        shown = [text(evidence, "muted small") for evidence in dict.fromkeys(filter(None, problem.evidence[:SHOWN]))]
+        shown = [text(spoken(evidence), "muted small") for evidence in dict.fromkeys(filter(None, problem.evidence[:SHOWN]))]
         head = Row(text(said, "strong"), *buttons, spacing=theme.S)
         head.setStretch(0, 1)
         return card(head, *shown, margin=theme.M, spacing=theme.XS)

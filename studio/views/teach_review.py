@@ -15,6 +15,7 @@ from engine.store.recipe import add_to_recipe, read_recipe
 from studio.core import review
 from studio.core.text import teach as words
 from studio.core.text import work
+from studio.core.text.spoken import spoken
 from studio.jobs.job import Job, State
 from studio.models.past import Past
 from studio.models.teach_draft import TeachDraft
@@ -224,7 +225,7 @@ class ReviewPage(QWidget):
         elif isinstance(event, events.Progress):
             self.bar.setRange(0, int(event.total))
             self.bar.setValue(int(event.done))
-            self._stage.setText(event.stage)
+            self._stage.setText(spoken(event.stage))
 
     def _all_there(self) -> None:
         self._row_card.setVisible(bool(self.rows.rows))

@@ -11,6 +11,7 @@ from engine.specs import TrainSpec
 from studio.core import plan
 from studio.core.text import teach as words
 from studio.core.text import work
+from studio.core.text.spoken import spoken
 from studio.core.verdict import judge
 from studio.jobs.job import Job, State
 from studio.models.past import Past
@@ -171,9 +172,9 @@ class TrainPage(QWidget):
                 if not self._past.reading:
                     self._fill_strip()
             case events.Note(step=int(step), text=said):
-                self.curve.mark(step, said)
+                self.curve.mark(step, spoken(said))
             case events.Progress():
-                self._stage = event.stage
+                self._stage = spoken(event.stage)
                 if event.unit == "steps" and event.total:
                     self.curve.expect(event.total)
 

@@ -15,6 +15,7 @@ import json
 from engine.store.resources import resource
 
 _table: dict[str, str] = {}
+_language = "en"
 
 
 def languages() -> list[str]:
@@ -24,10 +25,17 @@ def languages() -> list[str]:
 
 def use(language: str) -> None:
     """Speak this language from now on; panels that stand already keep their words until they are built anew."""
+    global _language
     file = resource("translations") / f"{language}.json"
+    _language = language if file.exists() else "en"
     _table.clear()
     if language != "en" and file.exists():
         _table.update(json.loads(file.read_text(encoding="utf-8")))
+
+
+def language() -> str:
+    """The language in use."""
+    return _language
 
 
 class Phrase:

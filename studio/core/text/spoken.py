@@ -1,0 +1,84 @@
+"""The engine's own sentences in the person's language: errors, notes, stages, findings.
+
+The engine speaks English and knows no window. Its sentence is the key, as everywhere in this package, with ``{0}``, ``{1}`` … where
+values stand (``resources/translations/engine/<language>.json``); what stood there is carried over, and translated too if it is a sentence.
+So an error that was written into a job's folder a year ago is German in today's window. A sentence without a translation stays English.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from engine.store.resources import resource
+from studio.core import text
+
+_ENDS = re.compile(r"(?<=[.!?:…])\s+")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d.,])")
+
+
+class _Form(NamedTuple):
+    pattern: re.Pattern
+    translated: str
+
+
+@lru_cache(4)
+def _forms(language: str) -> tuple[dict[str, str], list[_Form]]:
+    """(sentences without values, those with values: the most telling first)."""
+    file = resource("translations") / "engine" / f"{language}.json"
+    table = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    fixed = {english.format(): translated.format() for english, translated in table.items() if "{0}" not in english}
+    open_ = sorted((english for english in table if "{0}" in english), key=lambda english: -len(re.sub(r"\{\d\}", "", english)))
+    return fixed, [_Form(pattern(english), table[english]) for english in open_]
+
+
+def pattern(english: str) -> re.Pattern:
+    """What a sentence with values looks like."""
+    pieces = re.split(r"\{\d\}", english)
+    return re.compile("(.+?)".join(re.escape(piece.replace("{{", "{").replace("}}", "}")) for piece in pieces), re.DOTALL)
+
+
+def spoken(said: str) -> str:
+    """A sentence of the engine, or several, or part of one, in the language in use."""
+    return said if not said or text.language() == "en" else _spoken(said, text.language())
+
+
+@lru_cache(512)
+def _spoken(said: str, language: str) -> str:
+    if (whole := _whole(said, language)) is not None:
+        return whole
+    pieces, done, here = _ENDS.split(said.strip()), [], 0
+    while here < len(pieces):              # the longest run of sentences that is known, then on from there
+        for end in range(len(pieces), here, -1):
+            if end - here < len(pieces) and (known := _whole(" ".join(pieces[here:end]), language)) is not None:
+                done.append(known)
+                here = end
+                break
+        else:
+            done.append(pieces[here])
+            here += 1
+    return " ".join(done)
+
+
+def _whole(said: str, language: str) -> str | None:
+    fixed, forms = _forms(language)
+    if said in fixed:
+        return fixed[said]
+    for form in forms:
+        if found := form.pattern.fullmatch(said):
+            return form.translated.format(*(_value(value, language) for value in found.groups()))
+    return None
+
+
+def _value(value: str, language: str) -> str:
+    """A name stays as it is, a sentence is translated, a number is written as here."""
+    if _THOUSANDS.fullmatch(value):
+        return value.replace(",", ".") if language == "de" else value
+    if " " in value or value.isalpha():
+        if (whole := _whole(value, language)) is not None:
+            return whole
+        if ", " in value or ". " in value:
+            return _THOUSANDS.sub(lambda n: n[0].replace(",", "."), ", ".join(_whole(part, language) or part for part in value.split(", ")))
+    return value
