@@ -21,7 +21,8 @@ ROOMS = ("engine/data", "engine/errors.py", "engine/events.py", "engine/specs", 
          "engine/generate", "engine/export", "engine/merge", "engine/mix", "engine/checkpoint", "studio/jobs", "studio/core")
 SAYS = {name for name, found in vars(errors).items() if isinstance(found, type) and issubclass(found, StudioError)} | {
     "Note", "Progress", "Unusable", "LeftOut", "bad_line", "damaged"}
-NAMED = {"what", "why", "do", "sentence", "stage", "notes", "note", "passed_over", "_WAY_OUT", "FOREIGN", "goes_on"}
+NAMED = {"what", "why", "do", "sentence", "stage", "notes", "note", "passed_over", "way_out", "_WAY_OUT",
+         "FOREIGN", "goes_on"}
 TABLE = json.loads((resource("translations") / "engine" / "de.json").read_text(encoding="utf-8"))
 
 
@@ -115,13 +116,15 @@ def test_the_translation_is_found_again_with_its_values(german):
 def test_values_that_are_sentences_or_numbers_are_german_too(german):
     assert spoken("1,200 question and answer pairs, from the columns Frage and Antwort.") == \
         "1.200 Paare aus Frage und Antwort, aus den Spalten Frage und Antwort."
-    assert spoken("3 rows were left out because the answer is empty (first: line 7).") == "3 Zeilen wurden ausgelassen: die Antwort ist leer (zuerst: Zeile 7)."
+    assert spoken("3 rows were left out because the answer is empty (first: line 7).") == \
+        "3 Zeilen wurden ausgelassen: die Antwort ist leer (zuerst: Zeile 7)."
     assert spoken("a.xlsx was passed over: The file a.xlsx is damaged or is not what its name says.") == \
         "a.xlsx wurde übergangen: Die Datei a.xlsx ist beschädigt oder nicht das, was ihr Name sagt."
 
 
 def test_several_sentences_are_translated_one_by_one_and_strange_ones_stay(german):
-    assert spoken("Check its name. Frobnicate the spline. Try again later.") == "Prüfe ihren Namen. Frobnicate the spline. Versuche es später noch einmal."
+    assert spoken("Check its name. Frobnicate the spline. Try again later.") == \
+        "Prüfe ihren Namen. Frobnicate the spline. Versuche es später noch einmal."
     assert spoken("") == "" and spoken("Nobody knows this.") == "Nobody knows this."
 
 
