@@ -259,7 +259,7 @@ def test_injection_looks_at_each_module_once_however_many_adapters_there_are(mon
 # --- stacks of kinds ---
 
 MIXES = [("lora", "dora"), ("lora", "oft"), ("oft", "lora"), ("dora", "oft"), ("hira", "ia3"), ("ia3", "loha"), ("boft", "hra"), ("oft", "ia3"),
-         ("road", "vera"), ("c3a", "hra"), ("lora-bias", "ia3"), ("lora-bias", "road")]
+         ("road", "vera"), ("c3a", "hra"), ("lora-bias", "ia3"), ("lora-bias", "road"), ("beft", "road"), ("frod", "boft"), ("miss-bat", "oft"), ("glora", "hra")]
 mixes = pytest.mark.parametrize(("first", "second"), [m for m in MIXES if set(m) <= METHODS.keys()], ids=lambda m: m)
 
 
@@ -303,6 +303,19 @@ def test_a_stack_of_kinds_runs_in_its_own_order_and_merges_to_what_it_runs(first
     close(peft(x), learning, torch.float64)
     peft.unmerge_adapter()
     assert torch.equal(peft.adapted["first"].base_layer.weight, before.first.weight)
+
+
+@mixes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_stack_of_kinds_merges_to_what_it_runs_in_every_number_format(first, second, dtype):
+    peft, x, before = mixed_rig(first, second, dtype)
+    peft.set_adapter({"b": 0.8, "a": 1.0})
+    running = peft(x)
+    peft.merge_adapter()
+    close(peft(x), running, dtype)
+    peft.unmerge_adapter()
+    peft.set_adapter({"a": 0.0, "b": 0.0})
+    assert torch.equal(peft(x), before(x))
 
 
 @rows
