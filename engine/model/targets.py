@@ -39,6 +39,10 @@ DEFAULT_TARGETS: dict[str, list[str] | str] = {
     "rwkv7": ["r_proj", "k_proj", "v_proj", "o_proj", "key", "value"], "gemma4": r".*language_model\..*\.(q_proj|v_proj)",
 }
 
+# Blocks of these families hand the weights of some of their layers to a kernel of their own and never run the layers
+_MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+_READ_PAST = frozenset({"out_proj", "conv1d", "dt_proj"})
+
 
 @dataclass(frozen=True)
 class Target:
@@ -85,7 +89,7 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
         NoMatchingPeftModuleError: nothing matched.
         UnsupportedLayer: a named layer cannot carry this method; says which and why.
     """
-    method.settle(config, getattr(getattr(model, "config", None), "model_type", None))
+    method.settle(config, _family(model))
     if config.target_modules is None and isinstance(method, TrainableTokens):
         config.target_modules = input_embedding(model)
     wanted = _wanted(model, config)
@@ -97,6 +101,10 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
             result.reasons[path] = reason
             continue
         hits.add(entry)
+        if path.rpartition(".")[2] in _READ_PAST and _family(model) in _MAMBA:
+            raise UnsupportedLayer(f"Module '{path}' is incompatible with Mamba-based models (model_type='{_family(model)}').",
+                                   "Its block hands the layer's weight to a kernel and never runs the layer, so that no adapter would be heard.",
+                                   f"Leave {', '.join(sorted(_READ_PAST))} out of `target_modules`.")
         if closed := next((whole for whole in closed_off if path.startswith(f"{whole}.")), None):
             raise UnsupportedLayer(f"No adapter can sit on {path}.", f"Another adapter replaces {closed} as a whole.",
                                    "Leave it out of `target_modules`, or delete the other adapter first.")
@@ -244,16 +252,20 @@ def _on_parameters(model: nn.Module, names: list[str], taken: set[str]) -> Itera
 
 @dataclass(frozen=True)
 class _AllLinear:
-    """Every linear layer but the output head."""
+    """Every linear layer but the output head, and what else is never one of them."""
 
     head: nn.Module | None
     names: frozenset[str]
 
 
+def _family(model: nn.Module) -> str | None:
+    return getattr(getattr(model, "config", None), "model_type", None)
+
+
 def _wanted(model: nn.Module, config: TargetedConfig) -> str | list[str] | _AllLinear:
     targets = config.target_modules
     if targets is None:
-        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        model_type = _family(model)
         if model_type not in DEFAULT_TARGETS and getattr(config, "target_parameters", None):
             return []
         if model_type not in DEFAULT_TARGETS:
@@ -263,6 +275,7 @@ def _wanted(model: nn.Module, config: TargetedConfig) -> str | list[str] | _AllL
     if isinstance(targets, str) and targets.lower() == "all-linear":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         names = frozenset({"score", "classifier"}) if config.task_type == "SEQ_CLS" else frozenset()
+        names |= _READ_PAST if _family(model) in _MAMBA else frozenset()
         return _AllLinear(unwrapped(head), names)
     return targets
 
@@ -286,7 +299,7 @@ def _match(path: str, module: nn.Module, config: TargetedConfig, wanted: str | l
         if not isinstance(host, LinearHost):
             return None, "not a linear layer"
         if layer is wanted.head or path.rpartition(".")[2] in wanted.names:
-            return None, "the output head"
+            return None, "read by its block's own kernel" if path.rpartition(".")[2] in _READ_PAST else "the output head"
         entry = "all-linear"
     else:
         entry = _named(path, wanted)

@@ -259,7 +259,8 @@ def test_injection_looks_at_each_module_once_however_many_adapters_there_are(mon
 # --- stacks of kinds ---
 
 MIXES = [("lora", "dora"), ("lora", "oft"), ("oft", "lora"), ("dora", "oft"), ("hira", "ia3"), ("ia3", "loha"), ("boft", "hra"), ("oft", "ia3"),
-         ("road", "vera"), ("c3a", "hra"), ("lora-bias", "ia3"), ("lora-bias", "road"), ("beft", "road"), ("frod", "boft"), ("miss-bat", "oft"), ("glora", "hra")]
+         ("road", "vera"), ("c3a", "hra"), ("lora-bias", "ia3"), ("lora-bias", "road"),
+         ("beft", "road"), ("frod", "boft"), ("miss-bat", "oft"), ("glora", "hra")]
 mixes = pytest.mark.parametrize(("first", "second"), [m for m in MIXES if set(m) <= METHODS.keys()], ids=lambda m: m)
 
 
