@@ -38,15 +38,6 @@ threading.Event().wait()
 """
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """The tiny base, made in another process: this one needs no torch."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    subprocess.run([sys.executable, "-c", "import sys; from tests.support.tiny import save_base; save_base(sys.argv[1])", str(folder)],
-                   cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-    return folder
-
-
 @pytest.fixture
 def plan(base, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

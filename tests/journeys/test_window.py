@@ -2,60 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from PySide6.QtCore import QPoint, Qt
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QFileDialog, QWidget
+from PySide6.QtWidgets import QApplication, QFileDialog
 
-from engine.store.home import Home
 from engine.store.library import read_adapter, read_model
-from studio.app import open_studio
 from studio.jobs.job import State
-
-ROOT = Path(__file__).parents[2]
-PATIENCE = 120_000                         # milliseconds: a busy machine, a cold import of torch
-LEFT = Qt.MouseButton.LeftButton
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """The tiny base, made in another process: the window's process stays without torch."""
-    folder = tmp_path_factory.mktemp("models") / "Tiny-Instruct"
-    subprocess.run([sys.executable, "-c", "import sys; from tests.support.tiny import save_base; save_base(sys.argv[1])", str(folder)],
-                   cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-    return folder
-
-
-@pytest.fixture
-def studio(base, tmp_path, monkeypatch, qapp, qtbot):
-    """A real studio over a fresh home that holds the tiny base."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("ADAPTER_STUDIO_NICE", "0")
-    home = Home(tmp_path / "home").prepare()
-    os.symlink(base, home.models / base.name, target_is_directory=True)
-    opened = open_studio(home, app=qapp)
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    monkeypatch.setattr(opened.app, "quit", lambda: None, raising=False)
-    opened.show()
-    opened.settle(at_once=True)
-    opened.window.resize(1280, 860)
-    opened.window.activateWindow()
-    QTest.qWaitForWindowExposed(opened.window)
-    yield opened
-    ended = []
-    opened._closed_behind.connect(lambda: ended.append(True))
-    opened.window.close()
-    qtbot.waitUntil(lambda: bool(ended), timeout=60_000)
-    qapp.processEvents()
-    opened.window.deleteLater()
-    opened.deleteLater()
-    qapp.processEvents()
+from tests.journeys.hands import LEFT, click, key, to, wait
 
 
 @pytest.fixture
@@ -65,37 +22,12 @@ def examples(tmp_path):
     return path
 
 
-def click(widget: QWidget) -> None:
-    """Press where a person would; what cannot be seen or pressed cannot be clicked."""
-    reveal(widget)
-    assert widget.isVisible() and widget.isEnabled(), (widget.accessibleName(), widget.toolTip())
-    QTest.mouseClick(widget, LEFT, pos=QPoint(min(12, widget.width() // 2), widget.height() // 2))
-    QApplication.processEvents()
-
-
-def reveal(widget: QWidget) -> None:
-    """Scroll to it."""
-    parent = widget.parentWidget()
-    while parent is not None:
-        if hasattr(parent, "ensureWidgetVisible"):
-            parent.ensureWidgetVisible(widget)
-        parent = parent.parentWidget()
-    QApplication.processEvents()
-
-
 def tab(studio, key: str) -> None:
     bar = studio.window.tabs.tabBar()
     index = ("start", "teach", "mix", "try", "export", "queue").index(key)
     QTest.mouseClick(bar, LEFT, pos=bar.tabRect(index).center())
     QApplication.processEvents()
     assert studio.window.current() == key
-
-
-def wait(qtbot, condition, what: str) -> None:
-    try:
-        qtbot.waitUntil(lambda: bool(condition()), timeout=PATIENCE)
-    except BaseException as late:
-        raise AssertionError(f"waited in vain: {what}") from late
 
 
 def test_from_start_to_a_verified_model_by_mouse(studio, examples, qtbot, monkeypatch):
@@ -208,23 +140,3 @@ def test_the_same_by_keys_alone(studio, examples, qtbot):
     to(out.go, Qt.Key.Key_Space)
     wait(qtbot, lambda: out.job is not None and out.job.state is State.FINISHED, "the export")
     assert "Verified" in out.result_head.text()
-
-
-def key(widget: QWidget, what: Qt.Key, modifier: Qt.KeyboardModifier = Qt.KeyboardModifier.NoModifier) -> None:
-    QTest.keyClick(widget, what, modifier)
-    QApplication.processEvents()
-
-
-def to(widget: QWidget, then: Qt.Key | None = None) -> None:
-    """Walk there with Tab (as often as a patient person would) and press ``then``."""
-    window = widget.window()
-    window.activateWindow()
-    until = time.monotonic() + 30
-    for _ in range(400):
-        if QApplication.focusWidget() is widget:
-            break
-        QTest.keyClick(QApplication.focusWidget() or window, Qt.Key.Key_Tab)
-        assert time.monotonic() < until, f"Tab never comes to {widget.accessibleName()}"
-    assert QApplication.focusWidget() is widget, f"Tab never comes to {widget.accessibleName()}"
-    if then is not None:
-        key(widget, then)
