@@ -86,12 +86,12 @@ class InFileDialog:
 
     def _type(self, dialog: QFileDialog) -> None:
         field = dialog.findChild(QLineEdit, "fileNameEdit")
+        field.setCompleter(None)           # Qt's list of guesses takes the keys of whoever types too fast for it
         if field.text() != str(self.path):
             field.selectAll()
-            QTest.keyClicks(field, str(self.path))
+            QTest.keyClicks(field, str(self.path))             # what the dialog makes of it shows a moment later
+            return
         self.answered = True
-        if field.completer() and field.completer().popup().isVisible():
-            QTest.keyClick(field.completer().popup(), Qt.Key.Key_Escape)
         QTest.keyClick(field, Qt.Key.Key_Return)
 
     def _point(self, dialog: QFileDialog) -> None:

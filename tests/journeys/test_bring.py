@@ -61,7 +61,7 @@ def test_by_mouse(studio, brought, qtbot):
     click(studio.panel("start").cards["teach"])
     dialog = InFileDialog(brought, "mouse")
     click(teach.data.folder_button if brought.is_dir() else teach.data.choose_button)
-    assert dialog.answered
+    assert dialog.answered and teach.draft.draft.data == str(brought)
     wait(qtbot, lambda: teach.draft.report, "the sentence on the data")
     assert "40" in teach.data.sentence.text()
     click(teach.next)
@@ -83,7 +83,7 @@ def test_by_keys(studio, brought, qtbot):
     key(studio.window, Qt.Key.Key_2, Qt.KeyboardModifier.ControlModifier)
     dialog = InFileDialog(brought, "keys")
     to(teach.data.folder_button if brought.is_dir() else teach.data.choose_button, Qt.Key.Key_Space)
-    assert dialog.answered
+    assert dialog.answered and teach.draft.draft.data == str(brought)
     wait(qtbot, lambda: teach.draft.report, "the sentence on the data")
     assert "40" in teach.data.sentence.text()
     to(teach.next, Qt.Key.Key_Space)
