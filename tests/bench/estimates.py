@@ -51,7 +51,8 @@ def main() -> None:
                       f"{row['said_mb']:8.0f} {row['took_mb']:8.0f} {off(row, 'mb'):+7.0%}", flush=True)
     for unit, what in (("s", "time"), ("mb", "memory")):
         found = sorted(abs(off(row, unit)) for row in measured.values())
-        print(f"{what}: {sum(f <= WITHIN for f in found)} of {len(found)} within {WITHIN:.0%}, median {found[len(found) // 2]:.0%}, worst {found[-1]:.0%}")
+        within, middle = sum(f <= WITHIN for f in found), found[len(found) // 2]
+        print(f"{what}: {within} of {len(found)} within {WITHIN:.0%}, median {middle:.0%}, worst {found[-1]:.0%}")
     if options.save:
         RESULTS.write_text(json.dumps({"date": datetime.date.today().isoformat(), "machine": f"{os.cpu_count()} cores, {platform.machine()}",
                                        "within": WITHIN, "plans": measured}, indent=1) + "\n", encoding="utf-8")
