@@ -15,7 +15,7 @@ from engine.checkpoint.save import adapter_tensors
 from engine.checkpoint.shared import shared_specs
 from engine.hosts.shelves import Shelves
 from engine.model.lone import LoneTuner
-from engine.model.tuner import AT, tuner_of
+from engine.model.tuner import AT, inside, tuner_of
 
 
 def get_peft_model_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None, adapter_name: str = "default",
@@ -76,7 +76,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     """The model that was injected into, without what compiling, sharded or parallel training wraps round it; if none was, ``model``."""
     inner: nn.Module | None = model
     while inner is not None and AT not in inner.__dict__:
-        inner = inner._modules.get("module", inner._modules.get("_orig_mod"))
+        inner = inside(inner)
     return model if inner is None else inner
 
 

@@ -373,8 +373,13 @@ def tuner_of(model: nn.Module) -> "Tuner | LoneTuner | None":
             return model.tuner
         if AT in model.__dict__:
             return model.__dict__[AT]
-        model = model._modules.get("module", model._modules.get("_orig_mod"))
+        model = inside(model)
     return None
+
+
+def inside(model: nn.Module) -> nn.Module | None:
+    """What compiling, sharded or parallel training has been wrapped round; None if ``model`` is none of these wrappers."""
+    return next((model._modules[name] for name in ("_fsdp_wrapped_module", "_orig_mod", "module") if name in model._modules), None)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,11 @@ REPOSITORY = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("PEFT_SUITE_CACHE") or Path(tempfile.gettempdir()) / "peft-suite")
 README = Path(__file__).with_name("README.md")
 FIRST = ["test_custom_models", "test_config", "test_mixed", "test_decoder_models"]
+TIERS = {                                  # what a file asks of a program in PEFT's place
+    "A: public names alone": """decoder_models feature_extraction_models encoder_decoder_models token_classification_qa mapping deft frod pvera
+        randlora unilora vblora vera cpt poly hub_features torch_compile vision_models lora_megatron""".split(),
+    "B: and some of its inner names": """custom_models config seq_classifier mixed low_level_api boft cartridge shira lora_conversion lorafa loraplus
+        adamss_asa supertuning other auto adaption_prompt trainable_tokens xlora lora_ga bdlora helpers""".split()}
 SIDES = ("peft", "engine")
 PACKAGES = ("parameterized", "scikit-learn", "scipy", "joblib", "threadpoolctl", "narwhals", "cloudpickle")    # of the tests, and of PEFT's AdaMSS
 LIMIT = 120                                # seconds for one test
@@ -167,6 +173,15 @@ class Outcomes:
                 self.tests[entry["test"]] = entry
         return self
 
+    @classmethod
+    def of(cls, name: str, side: str, every: int) -> "Outcomes":
+        """The sample's, or its part of a larger one's: the tests are the same, and each has a seed of its own."""
+        known = {int(path.name.split(".")[2]): path for path in (CACHE / "results").glob(f"{name}.{side}.[0-9]*.jsonl")}
+        larger = max((n for n in known if every % n == 0), default=None)
+        self = cls() if larger is None else cls.read(known[larger])
+        self.tests = {test: entry for test, entry in self.tests.items() if zlib.crc32(test.encode()) % every == 0}
+        return self
+
     def passed(self) -> set[str]:
         return {test for test, entry in self.tests.items() if entry["outcome"] == "passed"}
 
@@ -192,7 +207,7 @@ class Comparison:
 
     @classmethod
     def of(cls, name: str, every: int) -> "Comparison":
-        theirs, ours = (Outcomes.read(CACHE / "results" / f"{name}.{side}.{every}.jsonl") for side in SIDES)
+        theirs, ours = (Outcomes.of(name, side, every) for side in SIDES)
         reference, passed = theirs.passed(), ours.passed()
         if strangers := {_unnumbered(test) for test in passed - theirs.tests.keys()}:       # more configs have a setting here, so numbers shift
             passed |= {test for test in reference - ours.tests.keys() if _unnumbered(test) in strangers}
@@ -214,7 +229,16 @@ class Comparison:
     def row(self) -> str:
         sample = "all" if self.every == 1 else f"1 in {self.every}"
         return (f"| `{self.name}` | {self.collected:,} | {sample}: {self.run:,} | {self.reference:,} | {self.passed:,} | "
-                f"{sum(self.by_intent.values())} | {self.ratio:.1%} |")
+                f"{sum(self.by_intent.values())} | {f'{self.ratio:.1%}' if self.reference else 'PEFT passes none offline'} |")
+
+
+def total(tier: str, rows: list[Comparison]) -> str:
+    """The line below a tier's files: sums, and the share that would pass of all that are collected, as each file's sample tells."""
+    reference, passed, intent = (sum(n) for n in zip(*((r.reference, r.passed, sum(r.by_intent.values())) for r in rows), strict=True))
+    weights = [(r.collected * r.reference / r.run, r.ratio) for r in rows if r.run and r.reference]
+    ratio = sum(weight * share for weight, share in weights) / sum(weight for weight, _ in weights)
+    return (f"| **{tier}** | {sum(r.collected for r in rows):,} | {sum(r.run for r in rows):,} | {reference:,} | {passed:,} | {intent} | "
+            f"**{passed / (reference - intent):.1%}**; by the files' sizes {ratio:.2%} |")
 
 
 HEAD = ("| file | collected | run | pass for PEFT | of these for the engine | differ on purpose | ratio |\n"
@@ -233,6 +257,12 @@ def causes(comparison: Comparison, how_many: int) -> str:
     return "\n".join(lines)
 
 
+def _empty(names: list[str], rows: list[Comparison]) -> list[str]:
+    """Lines for files of which PEFT itself can collect nothing here."""
+    return [f"| `test_{name}` | 0 | – | – | – | – | PEFT collects none offline |" for name in names
+            if f"test_{name}" not in {row.name for row in rows} and list((CACHE / "results").glob(f"test_{name}.peft.*.log"))]
+
+
 def readme(rows: list[Comparison]) -> str:
     """The page that stands beside this file."""
     commit = subprocess.run(["git", "log", "-1", "--format=%h of %cs"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
@@ -242,6 +272,17 @@ def readme(rows: list[Comparison]) -> str:
     patterns: dict[str, list[str]] = {}
     for pattern, why in DIFFERENCES:
         patterns.setdefault(why, []).append(f"`{pattern}`")
+    tiers = [(tier, [row for row in rows if row.name.removeprefix("test_") in names]) for tier, names in TIERS.items()]
+    there = [(tier, of_tier) for tier, of_tier in tiers if of_tier]
+    others = [row for row in rows if not any(row in of_tier for _, of_tier in tiers)]
+    tables = [(f"Tier {tier}", [*(r.row() for r in of_tier), *_empty(TIERS[tier], of_tier), total(f"tier {tier[0]}", of_tier)])
+              for tier, of_tier in there]
+    tables.append(("Both", [total("tiers A and B", [row for _, of_tier in there for row in of_tier])]))
+    if others:
+        tables.append(("Files that look into PEFT's own structure", [row.row() for row in others]))
+    tables = "\n\n".join("\n".join([f"## {title}", "", HEAD, *lines]) for title, lines in tables)
+    causes_left = "\n".join(f"- `{row.name}`: " + "; ".join(f"`{entry['test'].rpartition('::')[2]}`" for entry in row.failed)
+                            for _, of_tier in there for row in of_tier if row.failed)
     intent = "\n".join(f"- {why} *({', '.join(tests)}; {reasons[why]} in this run)*" for why, tests in patterns.items())
     return f"""# PEFT's own tests, with the engine in PEFT's place
 
@@ -250,11 +291,15 @@ files are fetched when they are run and never kept here; Hub models are replaced
 is no network.
 "Pass for PEFT" is the measure: tests that PEFT itself passes under these conditions. The ratio leaves out what differs on purpose.
 
-{HEAD}
-{chr(10).join(r.row() for r in rows)}
+{tables}
 
 A sample holds the tests whose name's checksum is divisible by the number given: it is the same on every machine.
-Files that are not named here have not been run whole with this state of the engine.
+Files that are not named here have not been run with this state of the engine. The tiers are those of what a file imports: a third has files
+that test PEFT's private structure, a fourth needs graphics cards or packages that are not here.
+
+## What fails
+
+{causes_left or "Nothing."}
 
 ## Where the engine differs on purpose
 
@@ -263,14 +308,13 @@ Files that are not named here have not been run whole with this state of the eng
 
 
 def known_results(files: list[str]) -> list[tuple[str, int]]:
-    """(file, sample) of what both sides have run, the four files of the first goal ahead of the others."""
-    samples: dict[str, list[int]] = {}
-    for path in (CACHE / "results").glob("*.engine.*.jsonl"):
-        name, _, every = path.name.split(".")[:3]
-        if every.isdigit() and path.with_name(f"{name}.peft.{every}.jsonl").exists() and (not files or name in files):
-            samples.setdefault(name, []).append(int(every))
-    best = [(name, min(samples[name])) for name in sorted(samples, key=lambda n: (n not in FIRST, n))]
-    return [(name, every) for name, every in best if Comparison.of(name, every).reference]
+    """(file, sample) of what both sides have run, in the order of the tiers."""
+    latest: dict[str, Path] = {}
+    for path in sorted((CACHE / "results").glob("*.engine.[0-9]*.jsonl"), key=lambda path: path.stat().st_mtime):
+        latest[path.name.split(".")[0]] = path
+    order = [f"test_{name}" for names in TIERS.values() for name in names]
+    found = [(name, int(latest[name].name.split(".")[2])) for name in [*(n for n in order if n in latest), *sorted(latest.keys() - set(order))]]
+    return [(name, every) for name, every in found if Outcomes.of(name, "peft", every).collected and (not files or name in files)]
 
 
 def main() -> None:
@@ -282,7 +326,7 @@ def main() -> None:
     parser.add_argument("--failed", action="store_true", help="run only what failed for the engine the last time; prints, records nothing")
     parser.add_argument("-k", dest="choose", help="pytest's -k; prints, records nothing")
     parser.add_argument("--show", type=int, default=20, help="how many causes of failure to print")
-    parser.add_argument("--readme", action="store_true", help="run nothing; write README.md from the last results, of the largest samples there are")
+    parser.add_argument("--readme", action="store_true", help="run nothing; write README.md from the last results of each file")
     options = parser.parse_args()
     if options.readme:
         README.write_text(readme([Comparison.of(name, every) for name, every in known_results(options.files)]))
@@ -302,7 +346,7 @@ def main() -> None:
             print(causes(Comparison(name, every, 0, 0, 0, 0, Counter(), entries, 0), options.show))
             continue
         for side in SIDES:
-            known = side == "peft" and not options.again and (CACHE / "results" / f"{name}.{side}.{every}.jsonl").exists()
+            known = side == "peft" and not options.again and Outcomes.of(name, side, every).collected > 0
             if options.only in (None, side) and not known:
                 run(name, side, every)
         rows.append(Comparison.of(name, every))
