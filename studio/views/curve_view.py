@@ -71,6 +71,7 @@ class CurveView(QWidget):
     def clear(self) -> None:
         """Begin with an empty picture."""
         self._raw, self._smooth, self._unseen, self._marks, self._end = Series(), Smooth(), Series(), {}, 1.0
+        self._loud: set[int] = set()
         self._pointed: float | None = None
         self.table.clear()
         self._soon()
@@ -94,8 +95,10 @@ class CurveView(QWidget):
         self.table.put(step, UNSEEN, error)
         self._soon()
 
-    def mark(self, step: int, words_: str) -> None:
-        """Something happened at this step."""
+    def mark(self, step: int, words_: str, *, loud: bool = False) -> None:
+        """Something happened at this step; ``loud``: something that is worth a look."""
+        if loud:
+            self._loud.add(step)
         if words_ not in self._marks.setdefault(step, []):
             self._marks[step].append(words_)
             self.table.put(step, EVENT, words_)
@@ -216,8 +219,10 @@ class CurveView(QWidget):
         self._plot.setRange(xRange=(first, max(last, self._end)), yRange=(max(above, low - room), high + 1.6 * room), padding=0.02)
 
     def _draw_marks(self) -> None:
-        """A small tick on the axis for each thing that happened; the words are its tooltip and stand in the table."""
-        spots = [{"pos": (step, 0), "data": "; ".join(what)} for step, what in sorted(self._marks.items())]
+        """A small tick on the axis for each thing that happened, a larger one where it is worth a look; the words are its tooltip and stand
+        in the table."""
+        loud = {"size": 13, "brush": self._pg.mkBrush(theme.tokens().accent)}
+        spots = [{"pos": (step, 0), "data": "; ".join(what), **(loud if step in self._loud else {})} for step, what in sorted(self._marks.items())]
         bottom = self._plot.getPlotItem().getViewBox().viewRange()[1][0]
         for spot in spots:
             spot["pos"] = (spot["pos"][0], bottom)

@@ -20,7 +20,8 @@ from studio.views import a11y, theme
 from studio.views.parts import Column, Row, button, clear, error_card, text
 
 FIELD = "learning_rate"
-HEIGHT = 150                               # pixels of the curve
+HEIGHT = 170                               # pixels of the curve
+DECADES = range(-6, 1)                     # powers of ten on its axis: the speeds that are tried
 
 
 class SpeedFinder(QWidget):
@@ -44,8 +45,8 @@ class SpeedFinder(QWidget):
         self.sentence = text("", "muted", selectable=True)
         self.curve = SpeedCurve()
         self._trouble = QVBoxLayout()
-        line = Row(self.find, self.stop, self.bar, self.swap)
-        line.setStretch(2, 1)
+        line = Row(self.find, self.stop, self.bar, self.swap, None)
+        line.setStretch(2, 100)            # all the room while it is there
         Column(line, self.sentence, self.curve, self._trouble, parent=self)
         queue_bridge.changed.connect(self._changed)
         queue_bridge.event.connect(self._heard)
@@ -226,7 +227,7 @@ class SpeedCurve(QWidget):
         self._plot.setLabel("bottom", words.FIND_AXIS(), color=t.muted)
         if len(x):
             low, high = min(self._shares), min(max(self._shares), 1.6)     # what explodes leaves the picture
-            self._plot.setRange(xRange=(x[0], max(x[-1], x[0] + 1)), yRange=(low - 0.05, max(high, 1.05)), padding=0.02)
+            self._plot.setRange(xRange=(DECADES[0], DECADES[-1]), yRange=(low - 0.05, max(high, 1.05)), padding=0.02)
         a11y.name(self._plot, words.FIND_CURVE(), words.FIND_POINTS(n=self.points, low=work.percent(min(self._shares))) if len(x) else "")
 
     def _make(self) -> None:
@@ -242,8 +243,7 @@ class SpeedCurve(QWidget):
         self._ring, self._chosen = pg.ScatterPlotItem(size=12), pg.InfiniteLine(angle=90)
         for item in (self._chosen, self._ring):
             self._plot.addItem(item, ignoreBounds=True)
-        self._plot.getAxis("bottom").setLogMode(True, False)
-        self._plot.getAxis("left").setLabel("")
+        self._plot.getAxis("bottom").setTicks([[(power, f"{10.0 ** power:.{-power}f}") for power in DECADES]])
         for side in ("left", "bottom"):
             self._plot.getAxis(side).setStyle(tickLength=0, maxTickLevel=0)
         self._plot.showGrid(y=True, alpha=0.25)

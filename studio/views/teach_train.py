@@ -172,7 +172,7 @@ class TrainPage(QWidget):
                 if not self._past.reading:
                     self._fill_strip()
             case events.Note(step=int(step), text=said):
-                self.curve.mark(step, spoken(said))
+                self.curve.mark(step, spoken(said), loud=True)
             case events.Progress():
                 self._stage = spoken(event.stage)
                 if event.unit == "steps" and event.total:

@@ -315,6 +315,7 @@ def test_a_full_disk_interrupts_it_and_says_what_to_do_before_it_goes_on(teach, 
     assert teach.train.job.state is State.INTERRUPTED and "resumes at step 8" in teach.train.verdict.text()
     assert "The disk is full. No room. Free some space." in words_of(teach.train) and "Continue" in teach.train.pause.text()
     assert "Memory ran out, so examples are taken in smaller portions." in teach.train.curve._marks[8]
+    assert teach.train.curve._loud == {8}, "it is seen beside the marks of what was saved"
 
 
 def test_the_sample_project_is_ready_to_start(teach, stocked):
