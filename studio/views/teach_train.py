@@ -361,4 +361,4 @@ class TrainPage(QWidget):
 def _why(error: dict) -> str:
     """Why a job was interrupted, and what is to be done first, if anything is."""
     parts = [error.get("what", ""), error.get("why", ""), "" if error.get("code") == WorkerDied.code else error.get("do", "")]
-    return " ".join(part for part in parts if part)
+    return spoken(" ".join(part for part in parts if part))

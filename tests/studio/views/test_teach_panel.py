@@ -150,6 +150,7 @@ def test_a_training_is_followed_to_its_review_and_kept(teach, stocked, qtbot):
     assert "step 20" in teach.train.evidence.text()
     teach.train.evidence.click()
     assert teach.train.curve._pointed == 20
+    qtbot.waitUntil(lambda: not teach.review._past.reading and not teach.review._past_rows.reading)    # in bites, on a busy machine
     shown = words_of(teach.review)
     assert "16 %" in shown and "3.20" in shown and "2.68" in shown and "Answer at step 0." in shown and "Answer at step 20." in shown
     with qtbot.waitSignal(teach.kept) as kept:
