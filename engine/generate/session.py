@@ -16,6 +16,9 @@ from engine.specs.talk import OpenChat, Say
 from engine.store.library import ModelInfo, read_model
 
 
+KEPT = ("a", "b")                          # columns with strengths of their own
+
+
 class ChatSession:
     """One base with one stack. All methods belong to one thread, but `set_strengths`, which any thread may call at any time."""
 
@@ -57,13 +60,14 @@ class ChatSession:
         self._wanted = [float(strength) for strength in strengths]
 
     def say(self, request: Say, stopped: Callable[[], bool] = never) -> Iterator[Token | Answered]:
-        """Answer, column after column: `Token` events, then one `Answered` each. ``"base"`` is the untouched model.
+        """Answer, column after column: `Token` events, then one `Answered` each. ``"base"`` is the untouched model, ``"a"`` and ``"b"``
+        the open stack at ``request.strengths``, which nobody moves while they answer.
 
         Raises `StudioError` when nothing is open, `InvalidSpec`, `BadData` (too long), `Diverged`.
         """
         request.check()
-        if unknown := set(request.columns) - {"base", "stack"}:
-            raise InvalidSpec(f"Nobody called {sorted(unknown)[0]!r} can answer.", do="Ask “base” or “stack”.")
+        if unknown := set(request.columns) - {"base", "stack", *KEPT}:
+            raise InvalidSpec(f"Nobody called {sorted(unknown)[0]!r} can answer.", do="Ask “base”, “stack”, “a” or “b”.")
         if self._stack is None:
             raise StudioError("No model is open.", do="Choose a model first.")
         if not request.messages:
@@ -73,15 +77,22 @@ class ChatSession:
             yield from self._answer(column, prompt, request, stopped)
 
     def _answer(self, column: str, prompt: list[int], request: Say, stopped: Callable[[], bool]) -> Iterator[Token | Answered]:
-        stack, began = self._stack, time.monotonic()
+        stack, began, kept = self._stack, time.monotonic(), column in KEPT
+        before = [entry.strength for entry in stack.entries]
         speech = Speech(stack.model, self._tokenizer, prompt, max_new_tokens=request.max_new_tokens, temperature=request.temperature,
-                        top_p=request.top_p, seed=request.seed, stopped=stopped, before_token=self._take_up)
+                        top_p=request.top_p, seed=request.seed, stopped=stopped, before_token=(lambda: None) if kept else self._take_up)
         plain = column == "base" and bool(stack.placed)
-        with stack.model.disable_adapter() if plain else contextlib.nullcontext():
-            for piece in speech:
-                yield Token(column, piece)
-        yield Answered(column, speech.text, len(speech.ids), time.monotonic() - began, stack.base.fingerprint,
-                       [] if column == "base" else stack.stamp(), speech.reason)
+        try:
+            if kept:
+                stack.set_strengths(request.strengths)
+            with stack.model.disable_adapter() if plain else contextlib.nullcontext():
+                for piece in speech:
+                    yield Token(column, piece)
+            yield Answered(column, speech.text, len(speech.ids), time.monotonic() - began, stack.base.fingerprint,
+                           [] if column == "base" else stack.stamp(), speech.reason)
+        finally:
+            if kept and len(stack.placed) == len(before):
+                stack.set_strengths(before)
 
     def _take_up(self) -> None:
         wanted = self._wanted

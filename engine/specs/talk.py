@@ -81,11 +81,13 @@ class Say(Spec):
 
     kind: ClassVar[str] = "say"
     messages: list = knob(factory=list, label="Messages", help="Chat so far as {role, content}; the last is the user's.")
-    columns: list[str] = knob(factory=lambda: ["stack"], label="Columns", help="Who answers: “base”, “stack” or both, in turn.")
+    columns: list[str] = knob(factory=lambda: ["stack"], label="Columns", help="Who answers, in turn: “base”, “stack”, “a”, “b”.")
     max_new_tokens: int = knob(200, label="Longest answer", unit="tokens", low=1, high=100_000, help="The answer stops here at the latest.")
     temperature: float = knob(0.0, label="Imagination", term="temperature", low=0, high=5, help="0 always takes the likeliest word.")
     top_p: float = knob(0.95, label="Choice", term="top_p", low=0.01, high=1, help="Only the likeliest words up to this share are considered.")
     seed: int = knob(0, label="Seed", low=0, help="Same seed, same answer.")
+    strengths: list[float] = knob(factory=list, label="Strengths", help="Of the columns “a” and “b”: one number an entry of the open stack, kept "
+                                                                        "while they answer.")
 
 
 TALK_KINDS: dict[str, type[Spec]] = {

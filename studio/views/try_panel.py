@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QKeySequence, QShortcut
-from PySide6.QtWidgets import (QApplication, QCheckBox, QComboBox, QDoubleSpinBox, QFrame, QLabel, QPlainTextEdit, QScrollArea,
+from PySide6.QtWidgets import (QApplication, QCheckBox, QComboBox, QDoubleSpinBox, QFrame, QGridLayout, QLabel, QPlainTextEdit, QScrollArea,
                                QSizePolicy, QSpinBox, QTabBar, QVBoxLayout,
                                QWidget)
 
@@ -24,7 +24,8 @@ from studio.views.correction import CorrectionEditor
 from studio.views.parts import Column, Panel, Row, button, card, clear, error_card, text
 from studio.views.strength_strip import StrengthStrip
 
-COLUMNS = ("stack", "base")
+KEPT = ("a", "b")                          # columns at strengths that were kept to compare
+NARROWEST = 210                            # pixels of an answer; with less room, answers stand in two lines or one below the other
 
 
 class Answer(QFrame):
@@ -115,17 +116,35 @@ class Turn(QWidget):
         a11y.name(asked, f"{words.TRY_YOU()}: {question}")
         ask_row = Row(80, asked)
         ask_row.setStretch(1, 1)
-        row = Row(*self.answers.values(), spacing=theme.M)
-        for index in range(len(self.answers)):
-            row.setStretch(index, 1)
-        Column(ask_row, row, spacing=theme.S, parent=self)
+        self._grid = QGridLayout()
+        self._grid.setSpacing(theme.M)
+        self._side_by_side = 0
+        self._arrange(len(self.answers))
+        Column(ask_row, self._grid, spacing=theme.S, parent=self)
+
+    def resizeEvent(self, event) -> None:  # noqa: N802 (Qt's name)
+        super().resizeEvent(event)
+        count = len(self.answers)
+        self._arrange(next((n for n in (count, (count + 1) // 2) if n and self.width() // n >= NARROWEST), 1))
+
+    def _arrange(self, side_by_side: int) -> None:
+        """So many answers in a line."""
+        if side_by_side == self._side_by_side:
+            return
+        self._side_by_side = side_by_side
+        for number, answer in enumerate(self.answers.values()):
+            self._grid.addWidget(answer, number // side_by_side, number % side_by_side)
+        for column in range(4):
+            self._grid.setColumnStretch(column, 1 if column < side_by_side else 0)
 
     def mark(self) -> None:
-        """Mark what differs once both have answered."""
-        if len(self.answers) == 2 and all(a.stamp is not None for a in self.answers.values()):
-            first, second = differing(self.answers["stack"].said, self.answers["base"].said)
-            self.answers["stack"].mark(first)
-            self.answers["base"].mark(second)
+        """Mark what differs once all have answered: in each column against the stack, in the stack against the last."""
+        if len(self.answers) > 1 and all(a.stamp is not None for a in self.answers.values()):
+            for column, answer in self.answers.items():
+                if column != "stack":
+                    ours, theirs = differing(self.answers["stack"].said, answer.said)
+                    answer.mark(theirs)
+            self.answers["stack"].mark(ours)
 
 
 class Question(QPlainTextEdit):
@@ -150,6 +169,7 @@ class TryPanel(Panel):
         self._home = home
         self._document, self._talk, self._catalogue, self._undo = document, talk_bridge, catalogue, undo
         self.turns: list[Turn] = []
+        self.kept: dict[str, dict[int, float]] = {}    # column → entry of the stack → strength
         self._tickets: set[int] = set()
         self._opening = 0                  # ticket of the request that is under way
         self._stale, self._ready, self._pending = True, False, ""
@@ -161,6 +181,7 @@ class TryPanel(Panel):
         document.changed.connect(self._changed)
         catalogue.subscribe(self._list_models)
         self._list_models()
+        self._show_kept()
         self._widen()
         self._enable()
 
@@ -229,8 +250,11 @@ class TryPanel(Panel):
             number.setAlignment(Qt.AlignmentFlag.AlignRight)
         a11y.quiet_wheel(self.models, self.length, self.temperature)
         self.strip = StrengthStrip(self._document, self._undo)
-        side = card(text(words.TRY_MODEL(), "strong"), self.models, theme.S, text(words.TRY_STACK(), "strong"), self.strip, theme.S,
-                    self.compare, None,
+        self.keep = button(words.TRY_KEEP(), self.keep_strengths, "link", help=words.TRY_KEEP_HELP())
+        self._kept_rows = QVBoxLayout()
+        self._kept_rows.setSpacing(theme.XS)
+        side = card(text(words.TRY_MODEL(), "strong"), self.models, theme.S, text(words.TRY_STACK(), "strong"), self.strip,
+                    Row(self.keep, None), self._kept_rows, theme.S, self.compare, None,
                     Row(text(words.TRY_LENGTH(), "muted small", wrap=False), None, self.length),
                     Row(text(words.TRY_TEMPERATURE(), "muted small", wrap=False), None, self.temperature))
         self._side_card = side
@@ -263,6 +287,7 @@ class TryPanel(Panel):
     def _changed(self, change: Change) -> None:
         if change.kind in ("structure", "base"):
             self._stale, self._ready = True, False
+            self._show_kept()
             if change.kind == "base":
                 self._list_models()
             self._open_later.start()
@@ -365,7 +390,7 @@ class TryPanel(Panel):
         self.question.setFocus()
 
     def _speak(self, question: str, leave_out: int = 0) -> None:
-        columns = [c for c in COLUMNS if c == "stack" or (self.compare.isChecked() and len(self._document))]
+        columns = ["stack", *self.kept, *(["base"] if self.compare.isChecked() and len(self._document) else [])]
         past = self.turns[:len(self.turns) - leave_out]
         turn = Turn(question, columns)
         turn.answers["stack"].corrected.connect(lambda better, before=past, q=question: self._keep(before, q, better))
@@ -374,7 +399,7 @@ class TryPanel(Panel):
         for column in columns:
             request = Say(messages=[*_history(past, column), {"role": "user", "content": question}], columns=[column],
                           max_new_tokens=self.length.value(),
-                          temperature=round(self.temperature.value(), 2), seed=len(past))
+                          temperature=round(self.temperature.value(), 2), seed=len(past), strengths=self._kept_strengths(column))
             answer, ticket = turn.answers[column], [0]
             ticket[0] = self._talk.ask(request, on_event=lambda event, a=answer: self._heard(a, event),
                                        on_done=lambda _, t=ticket, u=turn: self._over(t[0], u),
@@ -382,6 +407,42 @@ class TryPanel(Panel):
             self._tickets.add(ticket[0])
         self._state.setText(words.TRY_SPEAKING())
         self._enable()
+
+    # --- strengths that are kept to compare ---
+
+    def keep_strengths(self) -> None:
+        """A column of its own for the strengths as they are now; of two at most."""
+        free = [column for column in KEPT if column not in self.kept]
+        if free and len(self._document):
+            self.kept[free[0]] = {entry.id: entry.strength if entry.enabled else 0.0 for entry in self._document.entries}
+            self.kept = dict(sorted(self.kept.items()))
+            self._show_kept()
+
+    def _unkeep(self, column: str) -> None:
+        self.kept.pop(column, None)
+        self._show_kept()
+        self.keep.setFocus()
+
+    def _kept_strengths(self, column: str) -> list[float]:
+        """By position in the stack as it is now; an adapter that came later is off there."""
+        return [self.kept[column].get(entry.id, 0.0) for entry in self._document.entries] if column in self.kept else []
+
+    def _show_kept(self) -> None:
+        clear(self._kept_rows)
+        there = {entry.id: entry.name for entry in self._document.entries}
+        self.kept = {column: strengths for column, strengths in self.kept.items() if strengths.keys() & there.keys()}
+        for column, strengths in self.kept.items():
+            said = ", ".join(f"{name} {100 * strengths.get(id, 0.0):.0f} %" for id, name in there.items())
+            away = button("", lambda c=column: self._unkeep(c), "quiet", help=words.TRY_UNKEEP(column=words.TRY_COLUMNS[column]()), icon="close")
+            a11y.name(away, words.TRY_UNKEEP(column=words.TRY_COLUMNS[column]()))
+            shown = text(words.TRY_KEPT(column=words.TRY_COLUMNS[column](),
+                                        strengths=" · ".join(f"{100 * strengths.get(id, 0.0):.0f} %" for id in there)), "small")
+            shown.setToolTip(said)
+            a11y.name(shown, shown.text(), said)
+            line = Row(shown, away)
+            line.setStretch(0, 1)
+            self._kept_rows.addLayout(line)
+        self.keep.setVisible(bool(there) and len(self.kept) < len(KEPT))
 
     def _heard(self, answer: Answer, event: events.Event) -> None:
         if isinstance(event, events.Token):

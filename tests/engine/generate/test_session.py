@@ -81,6 +81,22 @@ def test_a_strength_is_heard_at_the_next_token_from_any_thread(shelf):
     assert answers(session, columns=["stack"])["stack"].text == answers(session, columns=["base"])["base"].text
 
 
+def test_a_kept_column_answers_at_its_own_strengths_whatever_is_moved(shelf):
+    """As the stack would at these strengths; afterwards, and if nobody listens to the end, the stack is as it was."""
+    root, base, style, facts = shelf
+    session, quiet = opened(base, (style, 1.0), (facts, 1.0)), opened(base, (style, 0.3), (facts, 0.0))
+    session.set_strengths([1.0, 0.9])
+    kept = answers(session, columns=["a", "stack"], strengths=[0.3, 0.0])
+    assert kept["a"].text == answers(quiet, columns=["stack"])["stack"].text
+    assert [s for *_, s in kept["a"].adapters] == [0.3, 0.0] and [s for *_, s in kept["stack"].adapters] == [1.0, 0.9]
+    said = session.say(Say(CHAT, columns=["b"], max_new_tokens=12, strengths=[0.1, 0.1]))
+    next(said)
+    said.close()
+    assert [entry.strength for entry in session._stack.entries] == [1.0, 0.9]
+    with pytest.raises(InvalidSpec, match="2 adapters, but 1"):
+        list(session.say(Say(CHAT, columns=["a"], strengths=[0.1])))
+
+
 def test_strengths_for_another_stack_are_never_used(shelf):
     root, base, style, facts = shelf
     session = opened(base, (style, 0.5))

@@ -5,12 +5,13 @@ import json
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QPushButton
+from PySide6.QtWidgets import QApplication, QPushButton
 
 from engine import events, specs
 from engine.errors import WrongBase
 from studio.core.corrections import ENOUGH, Corrections
-from studio.core.stack_commands import AddAdapter, SetEnabled
+from studio.core.stack_commands import AddAdapter, SetEnabled, SetStrength
+from studio.views.a11y import unnamed
 from studio.views.try_panel import TryPanel
 from tests.studio.kit import words_of
 
@@ -180,3 +181,26 @@ def test_leaving_it_changes_nothing(talk, stocked):
     answer.editor.box.setPlainText("Something else.")
     QTest.keyClick(answer.editor.box, Qt.Key.Key_Escape)
     assert answer.said == said and answer.editor is None and not Corrections(stocked.home, "Shop answers").path.exists()
+
+
+def test_up_to_four_columns_answer_side_by_side_each_with_its_strengths(talk, stocked, qtbot):
+    """What was kept is asked for with its own strengths, whatever the sliders say later; narrow windows stack the answers."""
+    entry = stocked.document.entries[0]
+    for strength in (0.25, 0.5):
+        stocked.undo.push(SetStrength(entry.id, strength))
+        talk.keep.click()
+    stocked.undo.push(SetStrength(entry.id, 1.0))
+    assert not talk.keep.isVisibleTo(talk) and "25 %" in words_of(talk)
+    ask(talk, stocked)
+    asked = stocked.talk.of(specs.Say)
+    assert [r.columns for r in asked] == [["stack"], ["a"], ["b"], ["base"]] and [r.strengths for r in asked] == [[], [0.25, 0.5], [0.5, 0.5], []]
+    turn = talk.turns[0]
+    talk.resize(1400, 700)
+    QApplication.processEvents()
+    assert turn._side_by_side == 4 and not unnamed(talk)
+    talk.resize(760, 700)
+    QApplication.processEvents()
+    assert turn._side_by_side in (1, 2) and all(answer.width() >= 150 for answer in turn.answers.values())
+    talk._unkeep("a")
+    ask(talk, stocked, "Again?")
+    assert [r.columns for r in stocked.talk.of(specs.Say)[4:]] == [["stack"], ["b"], ["base"]] and talk.keep.isVisibleTo(talk)
