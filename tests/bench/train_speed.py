@@ -1,86 +1,167 @@
 """Training side by side with `peft`, in one run: useful tokens per CPU second, growth of peak memory, the same losses.
 
-    python -m tests.bench.train_speed BASE DATA [--dtype bfloat16] [--steps 8] [--rows 8] [--rounds 2]
+    python -m tests.bench.train_speed BASE [--only ragged dense twice] [--dtype float32] [--rounds 2] [--save]
+    python -m tests.bench.train_speed BASE --shape tinyllama --only ragged dense --rows 2 --steps 2 --longest 256
 
-Four contenders take the same steps over the same rows from the same starting adapter, each in a process of its own, in turn:
-  studio       this engine as it trains
-  peft-single  peft with micro-batch 1 and accumulation: no padding at all, normalised by learned tokens
-  peft-packed  peft padding-free: the rows of a step behind one another in one sequence, kept apart by their positions
-  peft-padded  peft as commonly run: the whole batch padded to its longest row
-Peak memory is read from /proc, so this runs on Linux. "Useful tokens" are those of the rows, without padding;
-what is computed once for several rows counts as often as it is used.
+All take steps over the same rows from the same starting adapter (LoRA, r=16, all-linear), each in a process of its own, in turn:
+  studio         this engine as it trains
+  peft-padded    peft as commonly run: rows in random order, the whole batch padded to its longest row
+  peft-grouped   the same with rows of similar length together, as the studio groups them
+  peft-single    micro-batch 1 and accumulation: no padding at all, normalised by learned tokens
+  peft-packed    padding-free: the rows of a step behind one another in one sequence, kept apart by their positions
+The settings of `peft` that come out fastest are its best ones. It has the fast matrix products that the studio's measurement finds, too.
+Scenes: ``ragged`` rows with a long tail of lengths, two fifths of each a question; ``dense`` rows of 256 tokens, all learned; ``twice`` is
+dense with gradient checkpointing. "Useful tokens" are those of the rows, without padding. Peak memory is read from /proc: this runs on Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import math
 import os
+import random
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-CONTENDERS = ("studio", "studio-twice", "peft-single", "peft-packed", "peft-padded")
+RESULTS = Path(__file__).parent / "results" / "train_speed.json"
+ROOT = Path(__file__).parents[2]
+SCENES = {"ragged": ("studio", "peft-padded", "peft-grouped", "peft-single", "peft-packed"), "dense": ("studio", "peft-grouped", "peft-single"),
+          "twice": ("studio", "peft-grouped")}
+DENSE, DENSE_ROWS, TESTED = 256, 4, 4      # tokens of a dense row, rows of its steps, held-out rows
+GOALS = [                                  # scene, rival ("best": the fastest of peft's), number format, at least so fast, at most so much memory
+    ("ragged", "peft-padded", None, 3.5, 0.25), ("ragged", "best", "float32", 1.15, 1.0), ("ragged", "best", "bfloat16", 1.3, 1.0),
+    ("dense", "peft-grouped", "float32", None, 0.5), ("dense", "peft-grouped", "bfloat16", 1.2, 0.5), ("twice", "peft-grouped", None, None, 0.35)]
+SHAPES = {"tinyllama": {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+                        "num_key_value_heads": 4, "max_position_embeddings": 2048}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base")
-    parser.add_argument("data")
+    parser.add_argument("base", help="folder of the model; with --shape only its tokenizer is used")
+    parser.add_argument("--shape", choices=SHAPES, help="a model of this shape with random weights")
+    parser.add_argument("--only", nargs="*", default=list(SCENES), choices=SCENES)
+    parser.add_argument("--contenders", nargs="*", help="some of them")
     parser.add_argument("--dtype", default="float32", choices=("bfloat16", "float32"))
-    parser.add_argument("--dense", type=int, default=0, help="all rows of this length, every token learned, instead of the data's own")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=8, help="rows of a ragged step")
+    parser.add_argument("--longest", type=int, default=512, help="tokens of a ragged row at most")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--save", action="store_true", help="note the results")
+    parser.add_argument("--scene", choices=SCENES, help=argparse.SUPPRESS)
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--start", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
         print(json.dumps(contend(options)))
         return
-    found: dict[str, list[dict]] = {name: [] for name in CONTENDERS}
+    found = {}
     with tempfile.TemporaryDirectory() as start:
-        for _ in range(options.rounds):
-            for name in CONTENDERS:
-                command = [sys.executable, "-W", "ignore", "-m", "tests.bench.train_speed", *sys.argv[1:],
-                           "--contender", name, "--start", start]
-                child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-                if child.returncode:
-                    sys.exit(child.stderr)
-                found[name].append(json.loads(child.stdout.splitlines()[-1]))
-    tokens, load = found["studio"][0]["tokens"], os.getloadavg()[0]
-    print(f"{options.dtype}, {options.steps} steps of {options.rows} rows, {tokens} useful tokens, 1 thread, load {load:.1f}")
-    print(f"{'':12} {'useful tok/CPU s':>24} {'peak growth MB':>16} {'loss first → last':>22}   studio is")
-    best = {name: max(run["tokens"] / run["cpu"] for run in runs) for name, runs in found.items()}
-    memory = {name: min(run["growth_mb"] for run in runs) for name, runs in found.items()}
+        for scene in options.only:
+            found[scene] = play(scene, options, start)
+            show(scene, found[scene], options)
+    judged = judge(found, options.dtype)
+    for line in judged:
+        print(line)
+    if options.save:
+        note(options, found, judged)
+
+
+def play(scene: str, options: argparse.Namespace, start: str) -> dict[str, list[dict]]:
+    """All contenders of a scene, one process each, in turn."""
+    names = [name for name in SCENES[scene] if not options.contenders or name in options.contenders]
+    found: dict[str, list[dict]] = {name: [] for name in names}
+    for _ in range(options.rounds):
+        for name in names:
+            command = [sys.executable, "-W", "ignore", "-m", "tests.bench.train_speed", *sys.argv[1:], "--scene", scene,
+                       "--contender", name, "--start", start]
+            child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+            if child.returncode:
+                sys.exit(child.stderr)
+            found[name].append(json.loads(child.stdout.splitlines()[-1]))
+            print(f"  {scene} {name}: {found[name][-1]['speed']:.0f} tok/CPU s, {found[name][-1]['growth_mb']:.0f} MB", file=sys.stderr, flush=True)
+    return found
+
+
+def best(runs: list[dict]) -> dict:
+    """The fastest round, with the smallest peak of all."""
+    return {**max(runs, key=lambda run: run["speed"]), "growth_mb": min(run["growth_mb"] for run in runs)}
+
+
+def show(scene: str, found: dict[str, list[dict]], options: argparse.Namespace) -> None:
+    ours = best(found["studio"])
+    print(f"\n{scene}: {options.shape or Path(options.base).name}, {options.dtype}, {options.steps} steps, {ours['tokens']} useful tokens, "
+          f"1 thread, load {os.getloadavg()[0]:.1f}")
+    print(f"{'':14} {'useful tok/CPU s':>18} {'peak MB':>9} {'loss':>18} {'held out':>9} {'curve off':>10}   studio is")
     for name, runs in found.items():
-        speeds = " ".join(f"{run['tokens'] / run['cpu']:.0f}" for run in runs)
-        losses = runs[0]["losses"]
-        print(f"{name:12} {speeds:>24} {memory[name]:16.0f} {losses[0]:13.4f} → {losses[-1]:.4f}   "
-              f"{best['studio'] / best[name]:.2f} × the speed, {memory['studio'] / memory[name]:.2f} × the memory")
+        one = best(runs)
+        off = "other order" if name == "peft-padded" else f"{max(abs(a / b - 1) for a, b in zip(one['losses'], ours['losses'])):.1e}"
+        print(f"{name:14} {_speeds(runs):>18} {one['growth_mb']:9.0f} "
+              f"{one['losses'][0]:8.4f} → {one['losses'][-1]:.4f} {one['held_out']:9.4f} {off:>11}"
+              f"   {ours['speed'] / one['speed']:.2f} × the speed, {ours['growth_mb'] / one['growth_mb']:.2f} × the memory")
 
 
-def contend(options: argparse.Namespace) -> dict:
-    """One contender's run: {tokens, cpu, growth_mb, losses}. Reading, loading and one step to warm up are not counted."""
+def _speeds(runs: list[dict]) -> str:
+    return " ".join(f"{run['speed']:.0f}" for run in runs)
+
+
+def judge(found: dict[str, dict[str, list[dict]]], dtype: str) -> list[str]:
+    """One sentence for each goal that was tried."""
+    lines = []
+    for scene, rival, format, speed, memory in GOALS:
+        if scene not in found or format not in (None, dtype):
+            continue
+        runs = {name: best(runs) for name, runs in found[scene].items()}
+        ours = runs.pop("studio")
+        name = max(runs, key=lambda n: runs[n]["speed"]) if rival == "best" and runs else rival
+        if name not in runs:
+            continue
+        faster, smaller = ours["speed"] / runs[name]["speed"], ours["growth_mb"] / runs[name]["growth_mb"]
+        held = abs(ours["held_out"] / runs[name]["held_out"] - 1)
+        said = [f"{faster:.2f} × the speed" + (f" (goal {speed}: {'yes' if faster >= speed else 'NO'})" if speed else ""),
+                f"{smaller:.2f} × the memory" + (f" (goal {memory}: {'yes' if smaller <= memory else 'NO'})" if memory else ""),
+                f"held-out error {held:.2%} apart (goal 1 %: {'yes' if held <= 0.01 else 'NO'})"]
+        lines.append(f"{scene} against {name}{' (its best)' if rival == 'best' else ''}: {', '.join(said)}")
+    return lines
+
+
+def note(options: argparse.Namespace, found: dict, judged: list[str]) -> None:
     import torch
 
-    from engine.data.render import Rendered
-    from engine.specs import TrainSpec
-    from engine.train.batching import Schedule
-    from engine.train.prepare import read_material
+    from tests.bench.methods import machine
 
-    spec = TrainSpec(base=options.base, data=options.data, out="-", rows_per_step=options.rows, passes=100, method_config={"r": 16})
-    rows = read_material(spec).learn
-    if options.dense:
-        text = [token for row in rows for token in row.ids]
-        rows = [Rendered(ids := (text * options.dense)[k * options.dense:(k + 1) * options.dense], ids, []) for k in range(4 * options.rows)]
-    options.lengths = [len(row.ids) for row in rows]
-    schedule = Schedule([len(row.ids) for row in rows], options.rows, spec.passes, 0)
-    steps = [[rows[i] for i in schedule[k]] for k in range(options.steps)]
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "engine", "tests/bench/train_speed.py") else "")
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    known[f"{options.shape or Path(options.base).name} {options.dtype}"] = {
+        "date": datetime.date.today().isoformat(), "machine": machine(), "commit": commit, "torch": torch.__version__,
+        "steps": options.steps, "rows": options.rows, "longest": options.longest, "goals": judged,
+        "runs": {scene: {name: [{k: round(v, 4) if isinstance(v, float) else v for k, v in run.items()} for run in runs]
+                         for name, runs in contenders.items()} for scene, contenders in found.items()}}
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+
+
+# --- one contender ---
+
+def contend(options: argparse.Namespace) -> dict:
+    """One contender's run: {tokens, cpu, speed, growth_mb, losses, held_out}. Reading, loading and one row to warm up are not counted."""
+    import torch
+
+    rows = examples(options)
+    size = DENSE_ROWS if options.scene != "ragged" else options.rows
+    learn, test = rows[:options.steps * size], rows[options.steps * size:]
+    if options.contender != "peft-padded":                     # the order of the studio: similar lengths together
+        learn = sorted(learn, key=lambda row: len(row.ids))
+    steps = [learn[k * size:(k + 1) * size] for k in range(options.steps)]
+    options.lengths = [len(row.ids) for row in learn]
     torch.manual_seed(0)
-    model, backward = (studio if options.contender.startswith("studio") else peft)(spec, options)
+    model, backward, error = (studio if options.contender == "studio" else peft)(options)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4, weight_decay=0.0, fused=True)
     model.train()
     before = reset_peak_mb()
@@ -92,8 +173,30 @@ def contend(options: argparse.Namespace) -> dict:
         optimizer.step()
         optimizer.zero_grad()
     cpu = time.process_time() - clock
-    return {"tokens": sum(len(row.ids) for step in steps for row in step), "cpu": cpu,
-            "growth_mb": max(peak_mb() - before, 1.0), "losses": losses}
+    growth, tokens = max(peak_mb() - before, 1.0), sum(options.lengths)
+    model.eval()
+    with torch.no_grad():
+        held_out = sum(error(row) for row in test) / sum(row.learned for row in test)
+    return {"tokens": tokens, "cpu": cpu, "speed": tokens / cpu, "growth_mb": growth, "losses": losses, "held_out": held_out}
+
+
+def examples(options: argparse.Namespace) -> list:
+    """Rows of the sample texts, cut to lengths with a long tail (median 150), or all alike; the last `TESTED` are held out."""
+    from engine.bases.load import load_tokenizer
+    from engine.data.render import IGNORED, Rendered
+    from engine.store.resources import resource
+
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(resource("samples").glob("s*.[cj]s*")))
+    tokens = [i % SHAPES[options.shape]["vocab_size"] if options.shape else i for i in load_tokenizer(options.base)(text)["input_ids"]]
+    dice, ragged = random.Random(0), options.scene == "ragged"
+    made, at = [], 0
+    for _ in range(options.steps * (options.rows if ragged else DENSE_ROWS) + TESTED):
+        length = min(options.longest, max(16, round(150 * math.exp(dice.gauss(0, 0.8))))) if ragged else DENSE
+        ids = [tokens[(at + k) % len(tokens)] for k in range(length)]
+        asked = round(0.4 * length) if ragged else 0
+        made.append(Rendered(ids, [IGNORED] * asked + ids[asked:], []))
+        at += length
+    return made
 
 
 def reset_peak_mb() -> float:
@@ -107,20 +210,35 @@ def peak_mb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def studio(spec, options):
-    from engine import LoraConfig, get_peft_model
+def base(options: argparse.Namespace):
+    """The frozen model, on fast matrix products where they are exact."""
+    import torch
+
     from engine.bases.load import load_model
-    from engine.train.batching import common_prefix, micro_batches, portion
-    from engine.train.loss import Objective
     from engine.train.precision import choose, matmul_precision
 
-    chosen = choose(options.dtype)
-    matmul_precision(chosen.matmul).__enter__()
-    model = get_peft_model(load_model(options.base, dtype=options.dtype),
-                           LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    matmul_precision(choose(options.dtype).matmul).__enter__()
+    if not options.shape:
+        return load_model(options.base, dtype=options.dtype)
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, options.dtype))
+    try:
+        return LlamaForCausalLM(LlamaConfig(**SHAPES[options.shape])).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def studio(options: argparse.Namespace):
+    from engine import LoraConfig, get_peft_model
+    from engine.train.batching import common_prefix, micro_batches, portion
+    from engine.train.loss import Objective
+
+    model = get_peft_model(base(options), LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
     if not (Path(options.start) / "adapter_config.json").exists():
         model.save_pretrained(options.start)
-    objective = Objective(model, options.contender == "studio-twice")
+    objective = Objective(model, options.scene == "twice")
     budget = portion(options.lengths)
 
     def backward(rows: list) -> float:
@@ -129,44 +247,40 @@ def studio(spec, options):
         parts = micro_batches([len(row.ids) for row in rows], budget, shared)
         return sum(objective.backward(objective.collate([rows[i] for i in part]), learned) for part in parts) / learned
 
-    return model, backward
+    return model, backward, lambda row: objective.error(objective.collate([row]))
 
 
-def peft(spec, options):
+def peft(options: argparse.Namespace):
     import torch
     from peft import PeftModel
 
-    from engine.bases.load import load_model
-    from engine.train.precision import choose, matmul_precision
+    model = PeftModel.from_pretrained(base(options), options.start, is_trainable=True)
+    if options.scene == "twice":
+        model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    matmul_precision(choose(options.dtype).matmul).__enter__()                # the rival may have the fast float32 products too
-    model = PeftModel.from_pretrained(load_model(options.base, dtype=options.dtype), options.start, is_trainable=True)
-
-    def portion(rows: list, learned: int) -> float:
+    def loss(rows: list, learned: int):
         longest = max(len(row.ids) for row in rows)
         ids = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
         labels = torch.tensor([row.labels + [-100] * (longest - len(row.ids)) for row in rows])
         mask = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows])
         extra = {"attention_mask": mask} if len(rows) > 1 else {}
-        loss = model(input_ids=ids, labels=labels, num_items_in_batch=torch.tensor(learned), use_cache=False, **extra).loss
-        loss.backward()
-        return float(loss.detach())
+        return model(input_ids=ids, labels=labels, num_items_in_batch=torch.tensor(learned), use_cache=False, **extra).loss
 
-    def packed(rows: list, learned: int) -> float:
+    def packed(rows: list, learned: int):
         ids = torch.tensor([[i for row in rows for i in row.ids]])
         labels = torch.tensor([[label for row in rows for label in (-100, *row.labels[1:])]])
         positions = torch.tensor([[i for row in rows for i in range(len(row.ids))]])
-        loss = model(input_ids=ids, labels=labels, position_ids=positions, num_items_in_batch=torch.tensor(learned), use_cache=False).loss
-        loss.backward()
-        return float(loss.detach())
+        return model(input_ids=ids, labels=labels, position_ids=positions, num_items_in_batch=torch.tensor(learned), use_cache=False).loss
 
     def backward(rows: list) -> float:
-        learned = sum(row.learned for row in rows)
-        if options.contender == "peft-single":
-            return sum(portion([row], learned) for row in rows)
-        return (packed if options.contender == "peft-packed" else portion)(rows, learned)
+        learned, total = sum(row.learned for row in rows), 0.0
+        for part in ([row] for row in rows) if options.contender == "peft-single" else [rows]:
+            error = (packed if options.contender == "peft-packed" else loss)(part, learned)
+            error.backward()
+            total += float(error.detach())
+        return total
 
-    return model, backward
+    return model, backward, lambda row: float(loss([row], 1))
 
 
 if __name__ == "__main__":
