@@ -1,9 +1,9 @@
 """Which rows stand together: the order of training is a pure function of (seed, pass), so a resumed run needs only a step number.
 
-Rows of similar length share a step, steps are cut into micro-batches by a token budget, and within a micro-batch rows are padded
-on the right to the longest one. Right padding needs no attention mask in a causal model: nothing before it can see it. What padding
-would cost is bounded: the cut into micro-batches is the cheapest one there is, counting padded tokens and the fixed price of one more
-forward. Where the model allows it (`engine.train.attention`), the common beginning of a micro-batch's rows is there only once.
+Rows of similar length share a step, and steps are cut into micro-batches by a token budget. Where the model allows it
+(`engine.train.attention`), a micro-batch's rows stand behind one another without padding, their common beginning only once. Else they
+are padded on the right to the longest one; that needs no attention mask in a causal model, for nothing before it can see it, and what it
+costs is bounded: the cut is the cheapest one there is, counting padded tokens and the fixed price of one more forward.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from engine.data.render import IGNORED, Rendered
 from engine.train.attention import Layout
 
 GROUP = 4                                  # steps whose rows are sorted by length together; more would make every pass alike
-GRAIN = 4                                  # rows are padded to a multiple: each new shape costs oneDNN time and megabytes for its kernels
-LEAST, MOST = 256, 1024                    # padded tokens in a micro-batch; below, a forward's fixed price shows, above, only memory grows
+GRAIN = 4                                  # shapes are padded to a multiple: each new one costs oneDNN time and megabytes for its kernels
+LEAST, MOST = 512, 1024                    # computed tokens in a micro-batch; below, a forward's fixed price shows, above, only memory grows
 OVERHEAD = 32                              # price of one more micro-batch, in tokens (SmolLM2-135M on two CPU cores: 20–40)
 
 
@@ -41,29 +41,27 @@ class Batch:
 
 
 def portion(lengths: list[int]) -> int:
-    """Padded tokens that a micro-batch may hold: no more than the longest row needs by itself, as far as that is not very little."""
+    """Tokens, padding included, that a micro-batch may hold: no more than the longest row needs by itself, as far as that is not very little."""
     return min(MOST, max(LEAST, max(lengths, default=0)))
 
 
 def collate(rows: list[Rendered], pad: int = 0, *, share: bool = False) -> Batch:
     """Rows → one micro-batch, padded on the right with ``pad`` (any token: it is neither seen nor learned).
 
-    ``share``: lay the rows side by side, with their common beginning once.
+    ``share``: lay the rows side by side, with their common beginning once and the padding as a row of its own.
     """
     prefix = common_prefix(rows) if share else 0
-    longest = padded(max(len(row.ids) for row in rows) - prefix)
-    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
-    where, targets = [], []
-    for i, row in enumerate(rows):
-        ids[i, :len(row.ids) - prefix] = torch.tensor(row.ids[prefix:])
-        for t, label in enumerate(row.labels[prefix + 1:]):
-            if label != IGNORED:
-                where.append(prefix + i * longest + t)
-                targets.append(label)
-    if share:
-        ids = torch.cat([torch.tensor(rows[0].ids[:prefix], dtype=torch.long), ids.flatten()])[None]
-    return Batch(ids, torch.tensor(where, dtype=torch.long), torch.tensor(targets, dtype=torch.long),
-                 Layout(prefix, len(rows), longest) if share else None)
+    width = None if share else padded(max(len(row.ids) for row in rows))
+    ids, where, targets = rows[0].ids[:prefix], [], []
+    for row in rows:
+        begin = len(ids) - prefix
+        where += [begin + t for t, label in enumerate(row.labels[1:]) if label != IGNORED]
+        targets += [label for label in row.labels[1:] if label != IGNORED]
+        ids = ids + row.ids[prefix:] + [pad] * (0 if width is None else width - len(row.ids))
+    rest = padded(len(ids)) - len(ids) if share else 0
+    layout = Layout(prefix, (*(len(row.ids) - prefix for row in rows), *((rest,) if rest else ()))) if share else None
+    return Batch(torch.tensor(ids + [pad] * rest, dtype=torch.long).reshape(1 if share else len(rows), -1),
+                 torch.tensor(where, dtype=torch.long), torch.tensor(targets, dtype=torch.long), layout)
 
 
 def common_prefix(rows: list[Rendered]) -> int:
@@ -120,18 +118,21 @@ class Schedule:
         return [steps[k] for k in shuffled(len(steps), self.seed, f"steps of pass {number}")]
 
 
-def micro_batches(lengths: list[int], budget: int, shared: int = 0) -> list[list[int]]:
+def micro_batches(lengths: list[int], budget: int, shared: int | None = None) -> list[list[int]]:
     """Cut rows into micro-batches of at most ``budget`` computed tokens each (a longer single row stands alone), as cheaply as possible.
 
-    ``shared`` first tokens of all rows are computed once in a micro-batch. Returns index lists, shortest rows first. Exact by dynamic
-    programming over the rows sorted by length.
+    ``shared``: None for rows that are padded to the longest one; the cut is exact by dynamic programming over the rows sorted by length.
+    Else the rows stand side by side and their first ``shared`` tokens are computed once: then as few micro-batches as will do, about
+    equally full. Returns index lists.
     """
+    if shared is not None:
+        return _even_portions(lengths, budget, shared)
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     best: list[tuple[int, int]] = [(0, 0)]
     for end in range(1, len(order) + 1):
         longest = lengths[order[end - 1]]
-        options = [(best[start][0] + computed_tokens(end - start, longest, shared) + OVERHEAD, start)
-                   for start in range(end - 1, -1, -1) if start == end - 1 or computed_tokens(end - start, longest, shared) <= budget]
+        options = [(best[start][0] + (end - start) * padded(longest) + OVERHEAD, start)
+                   for start in range(end - 1, -1, -1) if start == end - 1 or (end - start) * padded(longest) <= budget]
         best.append(min(options))
     cuts, end = [], len(order)
     while end:
@@ -141,10 +142,29 @@ def micro_batches(lengths: list[int], budget: int, shared: int = 0) -> list[list
     return cuts[::-1]
 
 
-def computed_tokens(rows: int, longest: int, shared: int = 0) -> int:
-    """Tokens that are really computed for a micro-batch of ``rows`` rows, padding included and the shared beginning counted once."""
-    shared = shared if rows > 1 else 0
-    return shared + rows * padded(longest - shared)
+def _even_portions(lengths: list[int], budget: int, shared: int) -> list[list[int]]:
+    """The longest row first, each to the emptiest portion, with one portion more until all fit."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    parts: list[list[int]] = []
+    least = -(-(sum(lengths) - shared * (len(lengths) - 1)) // budget)
+    for count in range(max(1, min(least, len(lengths))), len(lengths) + 1):
+        parts = [[] for _ in range(count)]
+        loads = [0] * count
+        for i in order:
+            emptiest = loads.index(min(loads))
+            parts[emptiest].append(i)
+            loads[emptiest] += lengths[i] - shared
+        parts = [sorted(part) for part in parts if part]
+        if all(len(part) == 1 or computed_tokens([lengths[i] for i in part], shared) <= budget for part in parts):
+            break
+    return parts
+
+
+def computed_tokens(lengths: list[int], shared: int | None = None) -> int:
+    """Tokens that are really computed for a micro-batch of rows of these lengths; ``shared`` as in `micro_batches`."""
+    if shared is None:
+        return len(lengths) * padded(max(lengths))
+    return padded(sum(lengths) - shared * (len(lengths) - 1))
 
 
 def padded(length: int) -> int:

@@ -34,13 +34,13 @@ class _Cost:
     token: float
     batch: float
     spread: float                          # relative error of the fit
-    shared: int
+    shared: int | None
     budget: int                            # padded tokens of a micro-batch at most
     team: int = 1                          # processes that share a step; the slowest counts
 
     def portions(self, lengths: list[int]) -> list[int]:
         """Computed tokens of each micro-batch."""
-        return [computed_tokens(len(part), max(lengths[i] for i in part), self.shared) for part in micro_batches(lengths, self.budget, self.shared)]
+        return [computed_tokens([lengths[i] for i in part], self.shared) for part in micro_batches(lengths, self.budget, self.shared)]
 
     def __call__(self, lengths: list[int]) -> float:
         shares = (Team(rank, self.team).share(lengths) for rank in range(self.team))
@@ -94,7 +94,7 @@ def _probe(model, objective: Objective, optimizer: Optimizer, material, schedule
     """Time real micro-batches: (cost, peak memory in MB, padded tokens of the largest probe). Teaches nothing that is kept."""
     longest_first = sorted(material.learn, key=lambda row: -len(row.ids))
     of_first = [material.learn[i] for i in schedule[0]]
-    shared = common_prefix(of_first) if objective.side_by_side else 0
+    shared = common_prefix(of_first) if objective.side_by_side else None
     budget = portion([len(row.ids) for row in material.learn])
     parts = micro_batches([len(row.ids) for row in of_first], budget, shared)
     batches = [objective.collate(rows) for rows in (longest_first[:1], [of_first[i] for i in parts[-1]], longest_first[-1:])]

@@ -16,7 +16,7 @@ from engine.errors import explain
 from engine.events import Event, Finished, Note, Progress, Stopped, Tried
 from engine.specs import FindSpeedSpec
 from engine.store.runs import RunFolder
-from engine.train.batching import MOST, Schedule, common_prefix, micro_batches, portion
+from engine.train.batching import MOST, Schedule, portion
 from engine.train.loss import Objective
 from engine.train.optim import Optimizer
 from engine.train.precision import exact_computing
@@ -78,7 +78,7 @@ class _Trial:
         rows = self._rows(number)
         learned = sum(row.learned for row in rows)
         self.model.train()
-        error = sum(self.objective.backward(batch, learned) for batch in self._batches(rows))
+        error = sum(self.objective.backward(batch, learned) for batch in self.objective.batches(rows, self.budget))
         if (more := self.model.extra_loss()) is not None:
             more.backward()
         if not math.isfinite(error) or not math.isfinite(self.optimizer.step(rate, lambda: self.model.on_step(number + 1))):
@@ -96,15 +96,10 @@ class _Trial:
 
     def _share(self, rows: list[Rendered]) -> float:
         self.model.eval()
-        after = sum(self.objective.error(batch) for batch in self._batches(rows))
+        after = sum(self.objective.error(batch) for batch in self.objective.batches(rows, self.budget))
         with self.model.disable_adapter():
-            before = sum(self.objective.error(batch) for batch in self._batches(rows))
+            before = sum(self.objective.error(batch) for batch in self.objective.batches(rows, self.budget))
         return after / before if before else math.nan
-
-    def _batches(self, rows: list[Rendered]):
-        shared = common_prefix(rows) if self.objective.side_by_side else 0
-        for part in micro_batches([len(row.ids) for row in rows], self.budget, shared):
-            yield self.objective.collate([rows[i] for i in part])
 
 
 def evened(shares: list[float]) -> list[float]:

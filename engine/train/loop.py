@@ -24,7 +24,7 @@ from engine.specs import TrainSpec
 from engine.store.runs import RunFolder
 from engine.train import checkpoint as checkpoints
 from engine.train import finish, runaway
-from engine.train.batching import Batch, Schedule, common_prefix, micro_batches, portion
+from engine.train.batching import Batch, Schedule, portion
 from engine.train.course import Course
 from engine.train.loss import Objective
 from engine.train.optim import Optimizer, learning_rate
@@ -195,10 +195,8 @@ class Training:
 
     def _batches(self, rows: list, kind: str) -> Iterator[Batch]:
         """This process's share of the rows, in micro-batches; ``kind`` as in `Course.portion`."""
-        rows = [rows[i] for i in self.team.share([len(row.ids) for row in rows])]
-        shared = common_prefix(rows) if self.objective.side_by_side else 0
-        for part in micro_batches([len(row.ids) for row in rows], self.course.portion(self.step, kind, self.portion), shared):
-            yield self.objective.collate([rows[i] for i in part])
+        mine = [rows[i] for i in self.team.share([len(row.ids) for row in rows])]
+        return self.objective.batches(mine, self.course.portion(self.step, kind, self.portion))
 
     def _in_portions(self, kind: str, rows: list, work: Callable[[], float]) -> Generator[Event, None, float]:
         """What ``work`` finds out about the rows; if memory runs out, in smaller portions. ``kind`` as in `Course.portion`."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engine.data.render import Rendered
 from engine.train.attention import fits, side_by_side
-from engine.train.batching import Batch, collate
+from engine.train.batching import Batch, collate, common_prefix, micro_batches
 from engine.train.lean import Lean
 
 LOGITS = 48_000_000                        # bytes of logits, and of what is computed from them, that exist at one time
@@ -64,6 +64,11 @@ class Objective:
     def lean(self) -> bool:
         """Whether the logits are computed a few at a time."""
         return self._tail is not None
+
+    def batches(self, rows: list[Rendered], budget: int) -> Iterator[Batch]:
+        """The rows in micro-batches of at most ``budget`` computed tokens."""
+        for part in micro_batches([len(row.ids) for row in rows], budget, common_prefix(rows) if self.side_by_side else None):
+            yield self.collate([rows[i] for i in part])
 
     def collate(self, rows: list[Rendered]) -> Batch:
         """Rows → the kind of micro-batch that this model takes."""

@@ -232,7 +232,7 @@ def base(options: argparse.Namespace):
 
 def studio(options: argparse.Namespace):
     from engine import LoraConfig, get_peft_model
-    from engine.train.batching import common_prefix, micro_batches, portion
+    from engine.train.batching import portion
     from engine.train.loss import Objective
 
     model = get_peft_model(base(options), LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -243,9 +243,7 @@ def studio(options: argparse.Namespace):
 
     def backward(rows: list) -> float:
         learned = sum(row.learned for row in rows)
-        shared = common_prefix(rows) if objective.side_by_side else 0
-        parts = micro_batches([len(row.ids) for row in rows], budget, shared)
-        return sum(objective.backward(objective.collate([rows[i] for i in part]), learned) for part in parts) / learned
+        return sum(objective.backward(batch, learned) for batch in objective.batches(rows, budget)) / learned
 
     return model, backward, lambda row: objective.error(objective.collate([row]))
 

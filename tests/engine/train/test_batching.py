@@ -36,12 +36,12 @@ def test_passes_and_seeds_differ_and_a_limit_cuts_only_the_end():
     assert len(Schedule(lengths, 8, 0.1, 0)) == 1 and len(Schedule(lengths, 8, 1.5, 0)) == 8
 
 
-@given(many_lengths, st.integers(1, 2000), st.integers(0, 50))
+@given(many_lengths, st.integers(1, 2000), st.none() | st.integers(0, 50))
 def test_micro_batches_hold_every_row_within_the_budget_and_are_cheap(lengths, budget, shared):
-    lengths = [n + shared for n in lengths]
+    lengths = [n + (shared or 0) for n in lengths]
     parts = micro_batches(lengths, budget, shared)
     assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
-    sizes = [computed_tokens(len(part), max(lengths[i] for i in part), shared) for part in parts]
+    sizes = [computed_tokens([lengths[i] for i in part], shared) for part in parts]
     assert all(size <= budget or len(part) == 1 for size, part in zip(sizes, parts))
     price = sum(sizes) + OVERHEAD * len(parts)
     assert price <= sum(map(padded, lengths)) + OVERHEAD * len(lengths)      # one row at a time is among the options
@@ -55,12 +55,16 @@ def test_a_batch_learns_exactly_what_the_rows_learn(start, rows, share):
     rendered = [Rendered([t for t, _ in row], [t if learned else IGNORED for t, learned in row], []) for row in ([*start, *row] for row in rows)]
     batch, prefix = collate(rendered, share=share), common_prefix(rendered) if share else 0
     assert batch.learned == sum(row.learned for row in rendered)
-    flat, longest = batch.ids.flatten(), padded(max(len(row.ids) for row in rendered) - prefix)
-    assert len(flat) == prefix + len(rows) * longest
+    flat, lengths = batch.ids.flatten(), [len(row.ids) for row in rendered]
+    assert len(flat) == computed_tokens(lengths, prefix if share else None)
+    assert all(row.ids[:prefix] == flat[:prefix].tolist() for row in rendered)
+    begins = [prefix + sum(lengths[:i]) - i * prefix if share else i * padded(max(lengths)) for i in range(len(rows))]
     for at, target in zip(batch.where.tolist(), batch.targets.tolist()):
         assert at >= prefix and flat[at + 1] == target         # the learned token follows in its own row
-        row, place = divmod(at - prefix, longest)
-        assert rendered[row].labels[prefix + place + 1] == target and rendered[row].ids[: prefix] == flat[:prefix].tolist()
+        row = max(i for i, begin in enumerate(begins) if begin <= at)
+        assert rendered[row].labels[prefix + at - begins[row] + 1] == target
+    if share:
+        assert batch.layout.positions.shape == batch.ids.shape and batch.layout.positions[0, begins].tolist() == [prefix] * len(rows)
 
 
 @given(st.lists(flagged, min_size=2, max_size=5))

@@ -127,13 +127,11 @@ def test_a_family_that_would_leak_is_found_out(name, harm, monkeypatch):
     if harm == "leak":
         monkeypatch.setattr(attention, "_side_by_side", lambda q, k, v, layout, scaling, dropout: attention._causal(q, k, v, scaling, dropout))
     elif harm == "positions":
-        monkeypatch.setattr(attention.Layout, "positions", property(lambda self: torch.arange(self.prefix + self.rows * self.longest)[None]))
+        monkeypatch.setattr(attention.Layout, "positions", property(lambda self: torch.arange(self.prefix + sum(self.lengths))[None]))
     else:
         def deaf(q, k, v, layout, scaling, dropout):
-            p = layout.prefix
-            parts = [t[0, :, p:].unflatten(1, (layout.rows, layout.longest)).transpose(0, 1) for t in (q, k, v)]
-            return torch.cat([attention._causal(q[:, :, :p], k[:, :, :p], v[:, :, :p], scaling, dropout),
-                              attention._causal(*parts, scaling, dropout).flatten(0, 1)[None]], dim=1)
+            parts = [[*t.split([layout.prefix, *layout.lengths], dim=2)] for t in (q, k, v)]
+            return torch.cat([attention._causal(*part, scaling, dropout) for part in zip(*parts)], dim=1)
 
         monkeypatch.setattr(attention, "_side_by_side", deaf)
     model, made = student(name), rows(4)
