@@ -50,7 +50,7 @@ def test_it_learns_and_says_all_about_it(make_spec, tmp_path):
 
 def test_the_kept_state_is_the_best_one(make_spec, tmp_path):
     """Learned by heart until the unseen error rises: the file is the state of the best evaluation, not the last."""
-    spec = make_spec(rows=16, passes=120, learning_rate=2e-2, holdout=0.5, method_config={"r": 4})
+    spec = make_spec(rows=16, passes=160, learning_rate=2e-2, holdout=0.5, method_config={"r": 4})
     events = list(train(spec, start(spec, tmp_path / "run")))
     result, evaluated = events[-1].result, of(Evaluated, events)
     best = min((e for e in evaluated if e.step), key=lambda e: e.error)
