@@ -35,7 +35,8 @@ def hotswap_adapter(model: nn.Module, model_name_or_path: Path | str, adapter_na
     """Put the values of a saved adapter in the place of the adapter ``adapter_name`` (PEFT function of the same name). All or nothing.
 
     Args:
-        model: a `PeftModel` or one that was injected into. torch_device: where the file is read to first; tensors stay where they are.
+        model: a `PeftModel` or one that was injected into. model_name_or_path: the saved adapter, a folder or a name on the Hub.
+        torch_device: where the file is read to first; tensors stay where they are. key_mapping: as of `PeftModel.load_adapter`.
         hub: ``subfolder``, ``revision``, ``cache_dir``, ``token`` ….
 
     Raises:
@@ -64,6 +65,7 @@ def prepare_model_for_compiled_hotswap(model: nn.Module, *, target_rank: int | N
     Args:
         target_rank: the largest rank that will come; None changes nothing, as strengths are tensors anyway.
         config: configs (of the adapters, by any names) whose ranks are set to ``target_rank`` as well.
+        check_compiled: what a model that is compiled already is: an error, a warning, or nothing.
 
     Raises:
         ValueError: the model is compiled already, has no LoRA, or an adapter has a higher rank than ``target_rank``.

@@ -64,7 +64,9 @@ class CartridgeEncoder(BasePromptEncoder):
 
     @torch.no_grad()
     def load_prompt_embeddings(self, prompt_embeddings: Tensor) -> None:
-        """Begin with these keys and values ``(n, layers · 2 · width)`` (PEFT method of the same name). Raises `ValueError` for other sizes."""
+        """Begin with the keys and values ``prompt_embeddings`` ``(n, layers · 2 · width)`` (PEFT method of the same name).
+
+        Raises `ValueError` for other sizes."""
         if tuple(prompt_embeddings.shape) != (self.rows, self.trainable_embedding.shape[1]):
             raise ValueError(f"Invalid `prompt_embeddings` shape. Expected ({self.rows}, {self.trainable_embedding.shape[1]}), "
                              f"got {tuple(prompt_embeddings.shape)}.")

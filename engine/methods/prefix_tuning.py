@@ -57,7 +57,7 @@ class PrefixEncoder(BasePromptEncoder):
 
     @torch.no_grad()
     def load_prompt_embeddings(self, prompt_embeddings: Tensor) -> None:
-        """Begin with these keys and values ``(n, layers · 2 · width)`` (PEFT method of the same name).
+        """Begin with the keys and values ``prompt_embeddings`` ``(n, layers · 2 · width)`` (PEFT method of the same name).
 
         Raises:
             ValueError: another shape, or a network computes them.

@@ -136,7 +136,7 @@ def config_class(peft_type: str | None) -> type[PeftConfig]:
 
 
 def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
-    """A config from plain data with its ``peft_type`` (PEFT function of the same name).
+    """A config from plain data, ``config_dict``, with its ``peft_type`` (PEFT function of the same name).
 
     Raises:
         BadAdapter: the kind is missing or not known. TypeError: a setting that this kind does not have.

@@ -76,7 +76,7 @@ class AsLora:
 @torch.no_grad()
 def to_lora(model: nn.Module, adapter_name: str = "default", rank: int | None = None, error: float | None = None, *,
             progress: bool = False) -> AsLora:
-    """An adapter of ``model`` as a LoRA. Nothing of the model changes.
+    """An adapter of ``model`` as a LoRA, on request with a bar (``progress``). Nothing of the model changes.
 
     Args:
         model: a `PeftModel`, or any model with adapted layers in it.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def prompt_embeddings_from_past_key_values(past_key_values: Any, *, num_virtual_tokens: int) -> Tensor:
-    """The first tokens of a cache as rows ``(n, layers · 2 · width)``, a key and a value of every layer in turn.
+    """The first ``num_virtual_tokens`` tokens of a cache as rows ``(n, layers · 2 · width)``, a key and a value of every layer in turn.
 
     Args:
         past_key_values: a cache of `transformers`, or (key, value) pairs ``(1, heads, length, d)`` for each layer.
@@ -69,7 +69,8 @@ def initialize_kv_prefix_from_text(model: "PeftModel", tokenizer: Any, *, text: 
     """Let a prompt of keys and values begin with what the base remembers of ``text``; returns its rows.
 
     Args:
-        use_chat_template: the text is the system's message, where the tokenizer has a template. max_length: read no more tokens.
+        num_virtual_tokens: how many of its tokens, if not as many as the prompt has. max_length: read no more tokens.
+        use_chat_template: the text is the system's message, where the tokenizer has a template.
     """
     if use_chat_template and getattr(tokenizer, "chat_template", None):
         found = tokenizer.apply_chat_template([{"role": "system", "content": text}], tokenize=True, return_dict=False)
@@ -83,7 +84,8 @@ def initialize_kv_prefix_from_text(model: "PeftModel", tokenizer: Any, *, text: 
 
 
 def compose_cartridge_adapters(adapter_paths: Sequence[str | Path], *, output_path: str | Path, safe_serialization: bool = True) -> None:
-    """Write one cartridge that holds those of several folders, one after another; the tokens that stay are those of the first.
+    """Write into ``output_path`` one cartridge that holds those of the folders ``adapter_paths``, one after another; the tokens that stay are
+    those of the first. ``safe_serialization`` cannot be switched off.
 
     Raises:
         ValueError: fewer than two, other adapters than cartridges, cartridges of different models, or a pickle is asked for.

@@ -81,7 +81,7 @@ def set_adapter(model: nn.Module, adapter_name: str | Iterable[str] | Mapping[st
 
 
 def set_requires_grad(model: nn.Module, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
-    """Say which adapters train; nothing else changes. Raises `ValueError` for names that are not there."""
+    """Say whether these adapters train (``requires_grad``); nothing else changes. Raises `ValueError` for names that are not there."""
     _tuner(model).set_requires_grad(adapter_names, requires_grad)
 
 

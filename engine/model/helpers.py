@@ -62,7 +62,7 @@ def _same(function):
 
 
 def check_if_peft_model(model_name_or_path: Path | str) -> bool:
-    """Whether there is an adapter that can be used here, in a folder or on the Hub under that name (PEFT function of the same name)."""
+    """Whether ``model_name_or_path``, a folder or a name on the Hub, is an adapter that can be used here (PEFT function of the same name)."""
     try:
         PeftConfig.from_pretrained(model_name_or_path)
     except (StudioError, OSError, ValueError):
@@ -105,6 +105,6 @@ def disable_input_dtype_casting(model: nn.Module, active: bool = True) -> Iterat
     """Inside the block inputs keep their number format on the way into adapters (PEFT function of the same name).
 
     Here they always do: adapters are brought to the layer's format and not the other way round, so that hooks which cast layer by layer are
-    not disturbed. The block is for programs that ask.
+    not disturbed. The block, and ``active``, are for programs that ask.
     """
     yield

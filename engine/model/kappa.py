@@ -68,7 +68,7 @@ class KappaTuneSelector:
 
     def get_best_target_parameters(self, top_p: float | None = None, num_modules: int | None = None,
                                    threshold: float | None = None) -> list[str]:
-        """The same of fused experts' parameters, for ``target_parameters``."""
+        """The same of fused experts' parameters, for ``target_parameters``; arguments as of `get_best_target_modules`."""
         return _best(self.parameters, top_p, num_modules, threshold)
 
 
@@ -85,6 +85,10 @@ def find_kappa_target_modules(model: nn.Module, top_p: float = 0.2, max_dim_size
                               moe_param_suffixes: Iterable[str] | None = None, show_progress: bool = True) -> dict[str, list[str] | None]:
     """``target_modules`` and ``target_parameters`` for a config: the share ``top_p`` of linear layers, and of fused experts' parameters, with
     the smallest condition numbers (PEFT function of the same name).
+
+    Args:
+        max_dim_size_to_analyze: larger layers are left out. moe_param_suffixes: how the experts' parameters are called, if not as usual.
+        show_progress: with a bar.
 
     Returns:
         both lists; None instead of the second where the model has no such parameters.

@@ -24,6 +24,7 @@ def prepare_model_for_kbit_training(model: nn.Module, use_gradient_checkpointing
     model is quantized, gradients are checkpointed. Beyond PEFT's, it keeps 4-bit layers learning after they have been evaluated (`settle`).
 
     Args:
+        use_gradient_checkpointing: whether they are.
         gradient_checkpointing_kwargs: handed on; unless they say ``use_reentrant=False``, the embeddings' outputs are made to take gradients.
         auto_clear_cache: give the memory of the 16-bit values back to the graphics card.
     """

@@ -48,6 +48,7 @@ def preprocess_corda(model: nn.Module, lora_config: LoraConfig, run_model: Calla
     """Find out which directions of each layer's weight the data uses (PEFT function of the same name).
 
     Args:
+        lora_config: of the adapter that is to come, with its ``corda_config``.
         run_model: runs ``hooked_model`` (by default ``model``) over some data; not needed if a file of the config exists already.
 
     The covariance of each layer's inputs ``(in, in)`` and the directions found are also written to the config's ``covariance_file`` and
@@ -256,7 +257,8 @@ def _weights_of(model: "PeftModel", place: str | None) -> Callable[[str], Tensor
 # --- plain again ---
 
 def as_plain_lora(model: "PeftModel", folder: Path | str, adapter_name: str = "default") -> None:
-    """Write an adapter as an ordinary LoRA that any program can load onto the base: nothing of its start or variant has to be repeated.
+    """Write an adapter into ``folder`` as an ordinary LoRA that any program can load onto the base: nothing of its start or variant
+    has to be repeated.
 
     An adapter that starts from the base gets twice its rank (PEFT: ``save_pretrained(path_initial_model_for_weight_conversion=…)``).
     Raises `ValueError` if it has no low-rank form: `engine.to_lora` finds the nearest one.

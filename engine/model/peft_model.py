@@ -115,11 +115,11 @@ class PeftModel(PromptParts, nn.Module):
         return self.tuner.layers
 
     def tenants(self, name: str) -> dict[str, Tenant]:
-        """Module path → what the adapter is there."""
+        """Module path → what the adapter ``name`` is there."""
         return self.base_model.tenants(name)
 
     def shared_tensors(self, name: str) -> Tensors:
-        """The adapter's tensors that all its layers share; the live parameters."""
+        """The tensors of the adapter ``name`` that all its layers share; the live parameters."""
         return self.base_model.tensors(name)
 
     @property
@@ -224,7 +224,7 @@ class PeftModel(PromptParts, nn.Module):
         return self.tuner.extra_loss()
 
     def extra_error(self, where: Tensor, targets: Tensor) -> Tensor | None:
-        """What an adapter adds to the error of the last pass, summed over the tokens (``where``: places in the flattened batch)."""
+        """What an adapter adds to the error of the last pass, summed over the tokens (``targets``, predicted ``where`` in the flattened batch)."""
         return self.tuner.extra_error(where, targets)
 
     def on_step(self, step: int) -> None:
@@ -298,7 +298,7 @@ class PeftModel(PromptParts, nn.Module):
         self.tuner.set_adapter(adapter_name, inference_mode)
 
     def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
-        """Say which adapters train; nothing else changes."""
+        """Say whether these adapters train (``requires_grad``); nothing else changes."""
         self.tuner.set_requires_grad(adapter_names, requires_grad)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -391,7 +391,8 @@ class PeftModel(PromptParts, nn.Module):
 
         Args:
             repo_id: ``person/name``; made if it is not there. private: whether only its owner sees it. token: instead of the one of the
-                person who is logged in. saving: arguments of `save_pretrained`.
+                person who is logged in. commit_message, revision: of the commit, and the branch it goes to; create_pr: as a proposal.
+            saving: arguments of `save_pretrained`.
 
         Raises:
             Unreachable: the Hub cannot be reached, or refuses.

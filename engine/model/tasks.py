@@ -42,7 +42,7 @@ class TaskModel(PeftModel):
         return self.base_model(**self.lengthened(inputs, n))
 
     def lengthened(self, inputs: Inputs, n: int) -> Inputs:
-        """Inputs whose labels fit to a sequence that is ``n`` places longer in front."""
+        """The call's ``inputs`` with labels that fit to a sequence that is ``n`` places longer in front."""
         return inputs
 
     def _prompt_cache(self, inputs: Inputs, batch: int) -> Inputs:
@@ -115,7 +115,10 @@ class PeftModelForCausalLM(TaskModel):
 
     def generate_with_prompt(self, inputs: Tensor | None = None, generation_config: Any = None, *, task_ids: Tensor | None = None,
                              **kwargs: Any) -> Any:
-        """The base's ``generate`` behind the active prompt; lengths count the input's tokens, not those of the prompt."""
+        """The base's ``generate`` (``inputs``, ``generation_config`` …) behind the active prompt.
+
+        Lengths count the input's tokens, not those of the prompt.
+        """
         base, prompts, n = self.base_model, self.prompts, self.prompts.length
         kwargs, generation_config, settings = _settled(base, kwargs, generation_config)
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
@@ -167,7 +170,7 @@ class PeftModelForSeq2SeqLM(TaskModel):
 
     def generate_with_prompt(self, inputs: Tensor | None = None, generation_config: Any = None, *, task_ids: Tensor | None = None,
                              **kwargs: Any) -> Any:
-        """The base's ``generate`` behind the active prompt."""
+        """The base's ``generate`` (``inputs``, ``generation_config`` …) behind the active prompt."""
         base, prompts, n = self.base_model, self.prompts, self.prompts.length
         kwargs, generation_config, settings = _settled(base, kwargs, generation_config)
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
