@@ -78,6 +78,14 @@ class FakeSession:
         yield events.Answered("stack", "".join(said), len(said), 0.0, "base", [], "stop" if stopped() else "length")
 
 
+def lint(spec, watch):
+    """Looks for half a minute, unless it is stopped."""
+    for n in range(30_000):
+        watch("Looking at every example", n, 30_000)
+        time.sleep(0.001)
+    return specs.LintReport(rows=30_000)
+
+
 def describe(spec, watch):
     if not Path(spec.data).exists():
         raise BadData(f"The file {spec.data} is not there.", do="Choose another one.")
@@ -91,6 +99,7 @@ def main() -> int:
 
     run.JOBS["train"] = fake_training
     talk.ANSWERS["describe-data"] = describe
+    talk.ANSWERS["lint-data"] = lint
     talk.SESSION = FakeSession
     worker._preload = lambda inbox: None
     return worker.main()

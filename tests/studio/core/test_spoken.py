@@ -12,6 +12,7 @@ import pytest
 
 from engine import errors
 from engine.errors import StudioError, explain
+from engine.specs import TrainSpec
 from engine.store.resources import resource
 from studio.core import text
 from studio.core.text.spoken import spoken
@@ -66,12 +67,15 @@ def sentences(path: Path) -> set[str]:
                 strings = [*node.args, *(k.value for k in node.keywords if k.arg in ("what", "why", "do", "text", "stage"))]
             elif name == "append" and getattr(node.func.value, "id", "") in NAMED:
                 strings = node.args
+            elif name == "setdefault" and getattr(node.func.value, "id", "") == "found":
+                strings = node.args[1:]
             elif name == "watch":
                 strings = node.args[:1]
         elif isinstance(node, (ast.Assign, ast.AugAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             flat = [t for target in targets for t in (target.elts if isinstance(target, ast.Tuple) else [target])]
-            if {getattr(t, "id", getattr(t, "attr", "")) for t in flat} & NAMED:
+            named = {getattr(t, "id", getattr(t, "attr", "")) for t in flat}
+            if named & NAMED or any(isinstance(t, ast.Subscript) and getattr(t.value, "id", "") == "found" for t in flat) and "specs" in path.parts:
                 strings = list(outermost(node.value))
         elif isinstance(node, ast.FunctionDef) and node.name in ("_sentence", "notes"):
             strings = [s for back in ast.walk(node) if isinstance(back, ast.Return) and back.value for s in outermost(back.value)]
@@ -126,6 +130,13 @@ def test_several_sentences_are_translated_one_by_one_and_strange_ones_stay(germa
     assert spoken("Check its name. Frobnicate the spline. Try again later.") == \
         "Prüfe ihren Namen. Frobnicate the spline. Versuche es später noch einmal."
     assert spoken("") == "" and spoken("Nobody knows this.") == "Nobody knows this."
+
+
+def test_every_setting_of_a_training_is_german():
+    from dataclasses import fields
+
+    said = {field.metadata[part] for field in fields(TrainSpec) for part in ("label", "help") if field.metadata.get(part)}
+    assert len(said) > 40 and not said - TABLE.keys()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError(), PermissionError(13, "no", "/x/y.txt"), KeyboardInterrupt(),

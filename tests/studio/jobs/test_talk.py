@@ -120,3 +120,13 @@ def test_closing_in_the_middle_of_an_answer_leaves_nothing(talk, listen):
     talk.close()
     assert not child.is_running()
     assert isinstance(listen(talk.ask(say()))[-1], Failed)
+
+
+def test_what_takes_long_tells_how_far_it_is_is_stopped_and_lets_others_be_answered(talk, listen, tmp_path):
+    (tmp_path / "data.csv").write_text("x")
+    long = talk.ask(specs.LintData(str(tmp_path / "data.csv")))
+    progress = listen(long, enough=2)[-1]
+    assert isinstance(progress, events.Progress) and progress.total == 30_000 and 0 < progress.done < 30_000
+    assert listen(talk.ask(specs.DescribeData(str(tmp_path / "data.csv"))))[-1].answer.sentence == "One row."
+    talk.stop(long)
+    assert listen(long)[-1].error.code == "cancelled"
