@@ -63,7 +63,11 @@ class AutoPeftModel:
 
     @classmethod
     def _class_of_base(cls, config: PeftConfig, allowed: Sequence[str]) -> type[nn.Module]:
-        task = getattr(config.task_type, "value", config.task_type)
+        task, named = getattr(config.task_type, "value", config.task_type), config.auto_mapping or {}
+        library, name = named.get("parent_library"), named.get("base_model_class")
+        if task is None and isinstance(library, str) and not any(library == root or library.startswith(f"{root}.") for root in allowed):
+            raise ValueError(f"The auto mapping wants to import '{library}' which is not in the import allowlist. If you are sure that importing "
+                             f"this library is safe, specify `import_allowlist=['{library}']` in `from_pretrained()`.")
         if cls.base_class:
             own = next(name for name, model in _TASKS.items() if model is cls.model_class)
             if task is not None and task != own:
@@ -75,14 +79,9 @@ class AutoPeftModel:
         if task is not None:
             raise ValueError("Cannot use `AutoPeftModel` with a task type, please use a specific class for your task type. "
                              "(e.g. `AutoPeftModelForCausalLM` for `task_type='CAUSAL_LM'`)")
-        named = config.auto_mapping or {}
-        library, name = named.get("parent_library"), named.get("base_model_class")
         if not isinstance(library, str) or not isinstance(name, str):
             raise ValueError("Cannot infer the auto class from the config, please make sure that you are loading the correct model for your task "
                              "type.")
-        if not any(library == root or library.startswith(f"{root}.") for root in allowed):
-            raise ValueError(f"The auto mapping wants to import '{library}' which is not in the import allowlist. If you are sure that importing "
-                             f"this library is safe, specify `import_allowlist=['{library}']` in `from_pretrained()`.")
         return getattr(import_module(library), name)
 
     @staticmethod

@@ -96,6 +96,9 @@ def test_no_class_is_imported_that_was_not_allowed(mapping, words, lora):
     rewrite(lora, task_type=None, auto_mapping=mapping)
     with pytest.raises(ValueError, match=words):
         AutoPeftModel.from_pretrained(lora)
+    if words == "import allowlist":        # nor is it overlooked where the class is known
+        with pytest.raises(ValueError, match=words):
+            AutoPeftModelForCausalLM.from_pretrained(lora)
 
 
 def test_what_is_missing_is_said(lora, tmp_path):
