@@ -384,13 +384,19 @@ def inside(model: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """Inside the block Python's collector does not run: thousands of new objects, all of which stay, would make it search the whole program."""
+    """Inside the block Python's collector does not run: thousands of new objects, all of which stay, would make it search the whole program.
+
+    Afterwards they count as old at once (what freezing and thawing does), or it would search through them now.
+    """
     ran = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if ran:
+            if not gc.get_freeze_count():  # somebody else's frozen objects stay so
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
