@@ -93,7 +93,7 @@ EVERY, OUT = int(os.environ["SUITE_EVERY"]), open(os.environ["SUITE_OUT"], "a")
 
 def pytest_collection_modifyitems(config, items):
     kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % EVERY == 0]
-    OUT.write(json.dumps({"collected": len(items), "kept": len(kept)}) + "\\n")
+    OUT.write(json.dumps({"collected": len(items), "kept": len(kept), "commit": os.environ["SUITE_COMMIT"]}) + "\\n")
     items[:] = kept
 
 
@@ -137,13 +137,19 @@ def fetch() -> Path:
     return suite
 
 
+def _commit() -> str:
+    """What the repository holds; a mark behind it tells that files differ."""
+    return subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def run(name: str, side: str, every: int, choose: str | None = None, tests: list[str] | None = None) -> Path:
     """Run one of PEFT's files in a process of its own; one line of JSON a test goes to the file returned."""
     suite = fetch()
     out = CACHE / "results" / f"{name}.{side}.{'chosen' if choose or tests else every}.jsonl"
     out.parent.mkdir(exist_ok=True)
     out.unlink(missing_ok=True)
-    environment = {**os.environ, "SUITE_SIDE": side, "SUITE_EVERY": str(1 if tests else every), "SUITE_OUT": str(out), "HF_HOME": str(CACHE / "hf"),
+    environment = {**os.environ, "SUITE_SIDE": side, "SUITE_EVERY": str(1 if tests else every), "SUITE_OUT": str(out),
+                   "SUITE_COMMIT": _commit(), "HF_HOME": str(CACHE / "hf"),
                    "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false",
                    "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(CACHE / "packages")])}
     command = [sys.executable, "-m", "pytest", "-c", "pytest.ini", *(tests or [f"tests/{name}.py"]), *(["-k", choose] if choose else [])]
@@ -160,6 +166,7 @@ class Outcomes:
     """What one side made of a file."""
 
     collected: int = 0
+    commit: str = ""
     tests: dict[str, dict] = field(default_factory=dict)
 
     @classmethod
@@ -168,7 +175,7 @@ class Outcomes:
         for line in path.read_text().splitlines() if path.exists() else ():
             entry = json.loads(line)
             if "collected" in entry:
-                self.collected = entry["collected"]
+                self.collected, self.commit = entry["collected"], entry.get("commit", "")
             elif self.tests.get(entry["test"], {}).get("outcome") != "failed":    # a failure in tearing down counts
                 self.tests[entry["test"]] = entry
         return self
@@ -265,7 +272,8 @@ def _empty(names: list[str], rows: list[Comparison]) -> list[str]:
 
 def readme(rows: list[Comparison]) -> str:
     """The page that stands beside this file."""
-    commit = subprocess.run(["git", "log", "-1", "--format=%h of %cs"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+    commits = " ".join(Outcomes.of(row.name, "engine", row.every).commit for row in rows)
+    commits = ", ".join(sorted(set(commits.replace(",", " ").split())))
     reasons = Counter()
     for row in rows:
         reasons.update(row.by_intent)
@@ -286,9 +294,9 @@ def readme(rows: list[Comparison]) -> str:
     intent = "\n".join(f"- {why} *({', '.join(tests)}; {reasons[why]} in this run)*" for why, tests in patterns.items())
     return f"""# PEFT's own tests, with the engine in PEFT's place
 
-Written by `python -m tests.parity.peft_suite --readme` at commit {commit} from the last runs; not by hand. PEFT {VERSION}'s test
-files are fetched when they are run and never kept here; Hub models are replaced by small local stand-ins of the same architecture, there
-is no network.
+Written by `python -m tests.parity.peft_suite --readme` from the last run of each file, at the commits {commits}; not by hand.
+PEFT {VERSION}'s test files are fetched when they are run and never kept here; Hub models are replaced by small local stand-ins of the same
+architecture, there is no network.
 "Pass for PEFT" is the measure: tests that PEFT itself passes under these conditions. The ratio leaves out what differs on purpose.
 
 {tables}
