@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.hosts.fused import Group, fused, in_one, mixed
 from engine.hosts.gated import gated
@@ -179,13 +179,16 @@ def _composed(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
     host, base = layer.host, layer.base_layer
     watched = [t for name in heard for t in layer.all_tensors(name).values()]
     known: list = [None, None, None]       # (stamp, canonical weight, bias)
-    dtype = layer.pristine_weight.dtype
+    dtype, plain = layer.pristine_weight.dtype, type(base) is nn.Linear
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         stamp = (stack.tick, *(t._version for t in watched))
         if known[0] != stamp:
             weight, bias = layer.on_present(heard, stack)
-            known[:] = [stamp, host.canonical(host.native(weight, layer.pristine_weight).to(dtype).contiguous()), bias]
+            weight = host.canonical(host.native(weight, layer.pristine_weight).to(dtype).contiguous())
+            known[:] = [stamp, weight, bias.to(dtype) if plain and bias is not None else bias]
+        if plain:                          # the bias in the same operation
+            return F.linear(x, known[1], known[2])
         y = host.run(base, x, known[1])
         return y if known[2] is None else host.bias(y, known[2].to(y.dtype))
 
