@@ -6,6 +6,7 @@ What takes long tells how far it is and ends when it is stopped (`WATCHED`); wha
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from engine.errors import Busy, Cancelled, InvalidSpec, StudioError, explain
 from engine.worker.protocol import Line
 from engine.worker.run import resolve
 
+log = logging.getLogger(__name__)
 ANSWERS: dict[str, str | Callable] = {
     "describe-data": "engine.data.describe.describe",
     "show-rows": "engine.data.describe.show_rows",
@@ -81,9 +83,18 @@ class Talk:
     def answer(self, message: dict) -> None:
         """Answer one question, whatever happens; some beside the others."""
         if message["do"] in BESIDE:
+            self._prepare(message["spec"])
             threading.Thread(target=self._answer, args=(message,), name="beside", daemon=True).start()
         else:
             self._answer(message)
+
+    def _prepare(self, spec: specs.Spec) -> None:
+        """Two threads that import at the same time wait for each other for ever: what is heavy is loaded here, in the main thread."""
+        if getattr(spec, "base", ""):
+            try:
+                resolve("engine.data.preview.tokenizer_of")(spec.base, "lint")
+            except Exception:              # the answer itself will say so
+                log.info("the tokenizer of %s", spec.base, exc_info=True)
 
     def _answer(self, message: dict) -> None:
         id, spec = message["id"], message["spec"]
