@@ -107,14 +107,9 @@ class Osf(Method):
                 if name in fresh:
                     p[name].copy_(p[origin])
 
-    def turned(self, p: Tensors) -> tuple[Tensor, Tensor]:
-        """U and V, whose gradients are kept out of the main directions."""
+    def parts(self, p: Tensors, cfg: OSFConfig, site: Site) -> tuple[Factors, Factors]:
         u = _Orthogonal.apply(p[U], p[U_MAIN] if U_MAIN in p else p[U0], U_MAIN in p)
         v = _Orthogonal.apply(p[V].T, (p[V_MAIN] if V_MAIN in p else p[V0]).T, V_MAIN in p).T
-        return u, v
-
-    def parts(self, p: Tensors, cfg: OSFConfig, site: Site) -> tuple[Factors, Factors]:
-        u, v = self.turned(p)
         return Factors(v, u * p[S], 1.0), Factors(p[V0], p[U0] * p[S0], -1.0)
 
     def delta(self, p: Tensors, cfg: OSFConfig, site: Site, W0: Tensor | None = None) -> Tensor:
