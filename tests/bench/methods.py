@@ -1,4 +1,5 @@
 """Each method against `peft` on the same work: two linear layers (576 → 576 and 576 → 1536), one token, 128 tokens, a training step of 4 × 64.
+What needs a whole model (prompts, shadows, aLoRA) on a Llama of two blocks, 256 wide.
 
     python -m tests.bench.methods                     # all, and how much faster or slower
     python -m tests.bench.methods --only LORA OFT     # some
@@ -74,7 +75,19 @@ CASES: dict[str, tuple[str, dict]] = {
     "LILY": ("LilyConfig", {"r": 32}),
     "LN_TUNING": ("LNTuningConfig", {"target_modules": ["norm"]}),
     "TRAINABLE_TOKENS": ("TrainableTokensConfig", {"token_indices": [1, 2, 3], "target_modules": ["words"]}),
+    "LORA orthogonal": ("LoraConfig", {"r": 16, "init_lora_weights": "orthogonal"}),
+    # what needs a whole model
+    "LORA alora": ("LoraConfig", {"r": 16, "alora_invocation_tokens": [7, 8], "target_modules": "all-linear"}),
+    "PROMPT_TUNING": ("PromptTuningConfig", {"num_virtual_tokens": 8}),
+    "P_TUNING": ("PromptEncoderConfig", {"num_virtual_tokens": 8, "encoder_hidden_size": 128}),
+    "PREFIX_TUNING": ("PrefixTuningConfig", {"num_virtual_tokens": 8}),
+    "MULTITASK_PROMPT_TUNING": ("MultitaskPromptTuningConfig", {"num_virtual_tokens": 8, "num_tasks": 3}),
+    "CPT": ("CPTConfig", {"cpt_token_ids": [5, 6, 7, 8], "cpt_mask": [1] * 4, "cpt_tokens_type_mask": [1, 2, 3, 4]}),
+    "CARTRIDGE": ("CartridgeConfig", {"num_virtual_tokens": 8}),
+    "ADAPTION_PROMPT": ("AdaptionPromptConfig", {"adapter_len": 8, "adapter_layers": 2}),
+    "SHADOW": ("ShadowConfig", {"r": 8}),
 }
+WHOLE = list(CASES)[list(CASES).index("LORA alora"):]
 
 
 def models(label: str):
@@ -84,6 +97,9 @@ def models(label: str):
     from torch import nn
 
     import engine
+
+    if label in WHOLE:
+        return whole_models(label)
 
     class Layers(nn.Module):
         def __init__(self):
@@ -108,21 +124,59 @@ def models(label: str):
     return *made, *(torch.randint(0, 2000, shape) for shape in ((1, 1), (1, 128), (4, 64)))
 
 
+def whole_models(label: str):
+    """As `models`, with a Llama of two blocks."""
+    import peft
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    import engine
+
+    name, settings = CASES[label]
+    made = []
+    for package in (engine, peft):
+        torch.manual_seed(0)
+        base = LlamaForCausalLM(LlamaConfig(vocab_size=2000, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4))
+        torch.manual_seed(1)
+        made.append(package.get_peft_model(base, getattr(package, name)(task_type="CAUSAL_LM", **copy.deepcopy(settings))))
+    made[0].stack.changed()
+    inputs = [torch.randint(9, 2000, shape) for shape in ((1, 1), (1, 128), (4, 64))]
+    for ids in inputs[1:]:                 # what is heard only behind some words hears them
+        ids[:, 10:12] = torch.tensor([7, 8])
+    return *made, *inputs
+
+
 def call(model) -> Callable:
     """One pass of a model; of one whose method is told each sample's task, PEFT's tuner takes that, not its model."""
     import torch
 
-    if model.peft_config["default"].peft_type != "POLY":
+    kind = model.peft_config["default"].peft_type
+    if hasattr(getattr(model, "config", None), "vocab_size"):
+        def answer(ids):
+            more = {"task_ids": torch.zeros(len(ids), dtype=torch.long)} if kind == "MULTITASK_PROMPT_TUNING" else {}
+            more |= {"labels": ids} if kind == "CPT" else {}
+            return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False if kind == "SHADOW" else None, **more).logits
+
+        return answer
+    if kind != "POLY":
         return model
     run = model.base_model if type(model).__module__.startswith("peft.") else model
     return lambda ids: run(ids, task_ids=torch.zeros(len(ids), dtype=torch.long))
 
 
-def forward(model, ids) -> Callable[[], None]:
+def let_learn(model, parameters: list, on: bool) -> None:
+    """Say whether these of the model's parameters learn; ours is told, as it keeps what it has computed from them."""
+    for p in parameters:
+        p.requires_grad_(on)
+    if not type(model).__module__.startswith("peft."):
+        model.stack.changed()
+
+
+def forward(model, learned: list, ids) -> Callable[[], None]:
     """As an adapter runs that was loaded to be used."""
     import torch
 
-    model.eval().set_requires_grad("default", False)
+    let_learn(model.eval(), learned, False)
     run = call(model)
 
     def work() -> None:
@@ -132,14 +186,14 @@ def forward(model, ids) -> Callable[[], None]:
     return work
 
 
-def train(model, ids) -> Callable[[], None]:
+def train(model, learned: list, ids) -> Callable[[], None]:
     """Forward and backward; what an optimizer does is the same for both."""
-    model.train().set_requires_grad("default", True)
-    parameters, run = [p for p in model.parameters() if p.requires_grad], call(model)
+    let_learn(model.train(), learned, True)
+    run = call(model)
 
     def work() -> None:
         run(ids).square().mean().backward()
-        for p in parameters:
+        for p in learned:
             p.grad = None
 
     return work
@@ -169,8 +223,9 @@ def ratio(ours: Callable[[], None], theirs: Callable[[], None], rounds: int, sec
 
 def measure(label: str, rounds: int) -> dict[str, float]:
     """Work → how many times as fast ours is."""
-    ours, theirs, token, many, batch = models(label)
-    return {what: round(ratio(prepare(ours, ids), prepare(theirs, ids), rounds), 2)
+    *both, token, many, batch = models(label)
+    learned = [[p for p in model.parameters() if p.requires_grad] for model in both]
+    return {what: round(ratio(*(prepare(model, its, ids) for model, its in zip(both, learned, strict=True)), rounds), 2)
             for what, prepare, ids in zip(WORK, (forward, forward, train), (token, many, batch), strict=True)}
 
 

@@ -124,7 +124,8 @@ def times() -> dict[str, str]:
     found: dict[str, str] = {}
     for label, (name, settings) in CASES.items():
         if label in noted:
-            law = registry.law(getattr(engine, name)(**{"target_modules": ["first", "second"], **settings}))
+            method = registry.method(getattr(engine, name).peft_type)
+            law = registry.law(getattr(engine, name)(task_type="CAUSAL_LM", **settings)) if isinstance(method, Method) else method
             found.setdefault(type(law).__module__.rpartition(".")[2], " · ".join(f"{noted[label][what]:.1f}" for what in WORK))
     return found
 
@@ -148,7 +149,8 @@ def note() -> str:
     """How the times were measured."""
     noted = json.loads(RESULTS.read_text(encoding="utf-8"))
     return (f"Times: PEFT {noted['peft']}'s divided by ours, for one token · 128 tokens · a training step of 4 × 64, on two linear layers "
-            f"(576 → 576 → 1536), float32, {noted['machine']}, {noted['date']}, medians of rounds in turn (`python -m tests.bench.methods`).")
+            f"(576 → 576 → 1536) or, of prompts, graphs and aLoRA, on a Llama of two blocks (256 wide), float32, "
+            f"{noted['machine']}, {noted['date']}, medians of rounds in turn (`python -m tests.bench.methods`).")
 
 
 def write() -> None:
