@@ -63,6 +63,8 @@ def together(spec: TrainSpec, run: RunFolder, size: int) -> Iterator[events.Even
         working = set(range(size))
         while working:
             rank, message = inbox.get()
+            if message is None and rank not in working:
+                continue                                       # it has said its last word
             if message is None or "failed" in message:         # a death comes before what the others say of the cut line
                 dead = next((m for m in members if m.process.poll() not in (None, *SAID)), members[rank] if message is None else None)
                 raise StudioError.from_dict(message["failed"]) if dead is None else dead.died()
@@ -114,10 +116,14 @@ class _Member:
             raise self.died() from error
 
     def _read(self, inbox: queue.SimpleQueue) -> None:
-        with self.process.stdout as lines:
-            for line in lines:
-                inbox.put((self.rank, json.loads(line)))
-        inbox.put((self.rank, None))
+        try:
+            with self.process.stdout as lines:
+                for line in lines:
+                    inbox.put((self.rank, json.loads(line)))
+        except ValueError:                                     # it died within a word
+            pass
+        finally:
+            inbox.put((self.rank, None))
 
     def died(self) -> WorkerDied:
         """The error that tells of this member's end."""

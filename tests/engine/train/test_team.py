@@ -107,7 +107,8 @@ if os.environ["RANK"] == "0":
 
 @pytest.mark.parametrize("second, error, says", [
     ('say({"failed": {"code": "bad-data", "what": "There is nothing to learn from."}})', BadData, "nothing to learn"),
-    ("os.kill(os.getpid(), 9)", WorkerDied, "Process 2 .* memory"), ("sys.exit(3)", WorkerDied, "code 3")])
+    ("os.kill(os.getpid(), 9)", WorkerDied, "Process 2 .* memory"), ("sys.exit(3)", WorkerDied, "code 3"),
+    ("""sys.stdout.write('{"event": {"ev'); sys.stdout.flush(); os.kill(os.getpid(), 9)""", WorkerDied, "Process 2 .* memory")])
 def test_when_one_fails_all_end_and_its_sentence_is_said(make_spec, tmp_path, monkeypatch, second, error, says):
     monkeypatch.setattr(launch, "command", lambda: [sys.executable, "-c", f"{FIRST}else:\n    {second}"])
     spec, children = make_spec(processes=2), psutil.Process().children()
@@ -116,6 +117,23 @@ def test_when_one_fails_all_end_and_its_sentence_is_said(make_spec, tmp_path, mo
         for event in train(spec, RunFolder.create(tmp_path / "run", spec)):
             told.append(event)
     assert [e.text for e in told] in ([], ["2"]) and psutil.Process().children() == children
+
+
+def test_who_is_done_first_may_go_home_first(make_spec, tmp_path, monkeypatch):
+    at_home = tmp_path / "at home"
+    second = 'say({"done": {}})'
+    first = FIRST.replace("sys.stdin.read()                       # at work, until the pipe ends",
+                          f"\n    while not os.path.exists({str(at_home)!r}): pass\n    say({{'done': {{}}}})")
+    monkeypatch.setattr(launch, "command", lambda: [sys.executable, "-c", f"{first}else:\n    {second}"])
+    read = launch._Member._read
+
+    def reading(self, inbox):
+        read(self, inbox)
+        at_home.touch() if self.rank else None     # only now does the first one say that it is done
+
+    monkeypatch.setattr(launch._Member, "_read", reading)
+    spec = make_spec(processes=2)
+    assert [e.text for e in train(spec, RunFolder.create(tmp_path / "run", spec))] == ["2"]
 
 
 def test_memory_that_runs_out_for_one_makes_all_take_less(make_spec, tmp_path, monkeypatch):
