@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from lxml import etree
 
@@ -50,9 +51,9 @@ class _Page:
         self._quote, self._mute, self._quoted = quote, 0, 0
         self._words: list[str] = []
         self._heading = self._keep = 0
-        self._tables, self._rows, self._count = [], [], 0
+        self._tables, self._rows, self._count = [], [], 0      # open tables by number, open rows of cells, each a list of paragraphs
         self._kinds: list[str] = []        # of the open divisions: message, who, text, other (all within a message) or nothing
-        self._message: dict[str, str] = {}
+        self._message: dict[str, Any] = {}     # service, who, when, and text as a list of paragraphs
         self._who, self._messages = "", 0
 
     # --- what the parser calls ---
@@ -65,7 +66,7 @@ class _Page:
         elif tag in ("td", "th"):
             self._flush()
             if self._rows:
-                self._rows[-1].append("")
+                self._rows[-1].append([])
         elif tag in _BLOCKS:
             self._flush()
             if tag == "table":
@@ -85,7 +86,7 @@ class _Page:
         elif tag in _BLOCKS or tag in ("td", "th"):
             self._flush()
             if tag == "tr" and self._rows:
-                if any(cells := self._rows.pop()):
+                if any(cells := ["\n".join(cell).strip() for cell in self._rows.pop()]):
                     self.found.append(_Piece(cells=cells, table=self._tables[-1] if self._tables else 0))
             elif tag == "table" and self._tables:
                 self._tables.pop()
@@ -119,9 +120,9 @@ class _Page:
         if kind == "who":
             self._message.setdefault("who", text)      # a second name is that of a forwarded message's writer
         elif kind == "text":
-            self._message["text"] = f"{self._message['text']}\n{text}" if "text" in self._message else text
+            self._message.setdefault("text", []).append(text)
         elif self._rows and self._rows[-1]:
-            self._rows[-1][-1] = f"{self._rows[-1][-1]}\n{text}".strip()
+            self._rows[-1][-1].append(text)
         elif not kind:
             text = "\n".join(f"{self._quote}{line}" for line in text.split("\n")) if self._quoted and self._quote else text
             self.found.append(_Piece(text=text, heading=bool(self._heading)))
@@ -144,7 +145,7 @@ class _Page:
         if "service" not in said:
             self._who = said.get("who", self._who).strip()
             if self._who and said.get("text"):
-                self.found.append(_Piece(said=Said(self._messages, _when(said.get("when", "")), self._who, said["text"].strip())))
+                self.found.append(_Piece(said=Said(self._messages, _when(said.get("when", "")), self._who, "\n".join(said["text"]).strip())))
 
 
 def _when(title: str) -> datetime | None:
@@ -224,8 +225,8 @@ def _written(text: Text) -> Text:
     said = _CHARSET.search(text.head(4096))
     if text.encoding != "utf-8" and not text.begin and said:
         try:
-            "".encode(said[1])
-        except LookupError:
+            b" ".decode(said[1], "replace")
+        except (LookupError, ValueError):  # no encoding, or none for texts
             return text
         return Text(text.path, said[1])
     return text

@@ -138,6 +138,13 @@ def test_a_page_says_how_it_is_written(tmp_path):
     assert chats_of(tmp_path / "a.html")[0] == [("user", "Где?"), ("assistant", "Здесь.")]
 
 
+@pytest.mark.parametrize("charset", ["undefined", "idna", "hex", "klingon"])
+def test_an_encoding_that_is_none_for_pages_is_not_believed(tmp_path, charset):
+    page = f"<meta charset={charset}><h1>Où ?</h1><p>Là-bas, à côté.</p><h1>Et après ?</h1><p>Là aussi, dès l'été.</p>"
+    (tmp_path / "a.html").write_bytes(page.encode("latin-1"))
+    assert chats_of(tmp_path / "a.html")[0] == [("user", "Où ?"), ("assistant", "Là-bas, à côté.")]
+
+
 def test_the_words_of_a_mail_keep_what_it_quotes_apart():
     assert html_text("<style>x</style><p>Yes,<br>we do.</p><blockquote><p>Do you&nbsp;deliver?</p></blockquote><p>Bye") == \
         "Yes,\nwe do.\n> Do you deliver?\nBye"
