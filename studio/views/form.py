@@ -13,7 +13,7 @@ from PySide6.QtCore import QLocale, Qt, Signal
 from PySide6.QtWidgets import QCheckBox, QComboBox, QFormLayout, QHBoxLayout, QLabel, QLineEdit, QPlainTextEdit, QVBoxLayout, QWidget
 
 from studio.core.text import teach as words
-from studio.core.text.spoken import spoken
+from studio.core.text.spoken import spoken, spoken_setting
 from studio.views import a11y, theme
 from studio.views.parts import Column, Fold, text
 
@@ -34,17 +34,17 @@ class Field(QWidget):
         super().__init__()
         self.about, self._locale, self._default = about, locale, about["default"]
         self.editor = self._make()
-        label = spoken(about["label"])
-        a11y.name(self.editor, f"{label} ({about['unit']})" if about["unit"] else label, spoken(about["help"]))
-        self.editor.setToolTip(spoken(about["help"]))
+        self.label, self.help, unit = (spoken_setting(about[part]) for part in ("label", "help", "unit"))
+        a11y.name(self.editor, f"{self.label} ({unit})" if unit else self.label, self.help)
+        self.editor.setToolTip(self.help)
         a11y.quiet_wheel(self.editor)
         self._fault = text("", "bad small")
         self._fault.hide()
         line = QHBoxLayout()
         line.setSpacing(theme.S)
         line.addWidget(self.editor, 0 if self._narrow else 1)
-        if about["unit"]:
-            line.addWidget(text(about["unit"], "muted", wrap=False))
+        if unit:
+            line.addWidget(text(unit, "muted", wrap=False))
         if self._narrow:
             line.addStretch(1)
         column = QVBoxLayout(self)
@@ -108,7 +108,7 @@ class Field(QWidget):
         self._fault.setText(sentence)
         self._fault.setVisible(bool(sentence))
         theme.look(self.editor, "wrong" if sentence else "")
-        self.editor.setAccessibleDescription(f"{sentence} {self.about['help']}".strip())
+        self.editor.setAccessibleDescription(f"{sentence} {self.help}".strip())
 
     def fault(self) -> str:
         """The sentence that stands under the editor, or empty."""
@@ -276,7 +276,7 @@ class Form(QWidget):
         """Show sentences that came from elsewhere (`InvalidSpec.facts["fields"]`) under their fields."""
         for name, sentence in problems.items():
             if name in self.fields:
-                self.fields[name].complain(sentence)
+                self.fields[name].complain(spoken(sentence))
 
     def _edited(self, name: str) -> None:
         field = self.fields[name]
@@ -293,9 +293,9 @@ class Form(QWidget):
         column = QVBoxLayout(holder)
         column.setContentsMargins(0, 4, 0, 0)
         column.setSpacing(0)
-        label = QLabel(spoken(about["label"]))
+        label = QLabel(field.label)
         label.setBuddy(field.editor)
-        label.setToolTip(spoken(about["help"]))
+        label.setToolTip(field.help)
         column.addWidget(label)
         technical = about["term"] or ""
         if technical and technical.lower() != about["label"].lower():

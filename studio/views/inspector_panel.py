@@ -176,9 +176,9 @@ def _table(facts: list[Fact]) -> QGridLayout:
     grid.setVerticalSpacing(theme.XS)
     grid.setColumnStretch(1, 1)
     for row, (name, value) in enumerate(facts):
-        spoken = theme.look(QLabel(name), "muted small")
+        called = theme.look(QLabel(name), "muted small")
         shown = theme.look(QLabel(value, wordWrap=True) if " " in value else a11y.ElidedLabel(value), "small")
         shown.setTextFormat(Qt.TextFormat.PlainText)
-        grid.addWidget(spoken, row, 0, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
+        grid.addWidget(called, row, 0, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
         grid.addWidget(shown, row, 1)
     return grid

@@ -7,6 +7,7 @@ from PySide6.QtWidgets import QComboBox, QGridLayout, QWidget
 
 from studio.core import methods
 from studio.core.text import teach as words
+from studio.core.text.spoken import spoken_setting
 from studio.views import a11y, theme
 from studio.views.parts import CardButton, Column, OneOf, Row, text
 
@@ -53,7 +54,7 @@ class MethodCards(QWidget):
         for about in sorted(known, key=lambda m: m["title"].casefold()):
             if about["peft_type"] not in methods.CARDS:
                 self.others.addItem(about["title"], about["peft_type"])
-                self.others.setItemData(self.others.count() - 1, about["help"], HELP)
+                self.others.setItemData(self.others.count() - 1, spoken_setting(about["help"]), HELP)
         self.show_choice(choice)
 
     def show_choice(self, choice: str) -> None:

@@ -11,7 +11,7 @@ from engine.errors import StudioError
 from engine.specs import DescribeMethods, EstimatePlan, MethodsReport, PlanReport, TrainSpec, describe_fields
 from studio.core import methods, plan
 from studio.core.text import teach as words
-from studio.core.text.spoken import spoken
+from studio.core.text.spoken import spoken, spoken_setting
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.form import Form
@@ -276,7 +276,7 @@ class PlanPage(QWidget):
         self._show_defaults()
         self._method_form.put(self._draft.draft.method_overrides)
         self._method_form.changed.connect(lambda _: self._edited(method_overrides=self._method_form.different()))
-        self._method_place.addWidget(text(found["help"], "muted"))
+        self._method_place.addWidget(text(spoken_setting(found["help"]), "muted"))
         self._method_place.addWidget(self._method_form)
         a11y.quiet_wheels_inside(self._method_form)
 

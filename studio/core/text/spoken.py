@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from engine.store.resources import resource
@@ -24,11 +24,15 @@ class _Form(NamedTuple):
     translated: str
 
 
+def _table(kind: str, language: str) -> dict[str, str]:
+    file = resource("translations") / kind / f"{language}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
 @lru_cache(4)
 def _forms(language: str) -> tuple[dict[str, str], list[_Form]]:
     """(sentences without values, those with values: the most telling first)."""
-    file = resource("translations") / "engine" / f"{language}.json"
-    table = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    table = _table("engine", language)
     fixed = {english.format(): translated.format() for english, translated in table.items() if "{0}" not in english}
     open_ = sorted((english for english in table if "{0}" in english), key=lambda english: -len(re.sub(r"\{\d\}", "", english)))
     return fixed, [_Form(pattern(english), table[english]) for english in open_]
@@ -43,6 +47,17 @@ def pattern(english: str) -> re.Pattern:
 def spoken(said: str) -> str:
     """A sentence of the engine, or several, or part of one, in the language in use."""
     return said if not said or text.language() == "en" else _spoken(said, text.language())
+
+
+_settings = lru_cache(4)(partial(_table, "settings"))
+
+
+def spoken_setting(said: str) -> str:
+    """What a setting or a method is called, its help, or its unit, in the language in use (``resources/translations/settings``).
+
+    A table of its own: a column or an adapter may be called “Group”, too, and stays as it is called.
+    """
+    return said if text.language() == "en" else _settings(text.language()).get(said) or spoken(said)
 
 
 @lru_cache(512)

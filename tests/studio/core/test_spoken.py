@@ -15,7 +15,7 @@ from engine.errors import StudioError, explain
 from engine.specs import TrainSpec
 from engine.store.resources import resource
 from studio.core import text
-from studio.core.text.spoken import spoken
+from studio.core.text.spoken import spoken, spoken_setting
 
 ROOT = Path(__file__).resolve().parents[3]
 ROOMS = ("engine/data", "engine/errors.py", "engine/events.py", "engine/specs", "engine/store", "engine/train", "engine/worker", "engine/bases",
@@ -25,6 +25,7 @@ SAYS = {name for name, found in vars(errors).items() if isinstance(found, type) 
 NAMED = {"what", "why", "do", "sentence", "stage", "notes", "note", "passed_over", "way_out", "_WAY_OUT",
          "FOREIGN", "goes_on"}
 TABLE = json.loads((resource("translations") / "engine" / "de.json").read_text(encoding="utf-8"))
+SETTINGS = json.loads((resource("translations") / "settings" / "de.json").read_text(encoding="utf-8"))
 
 
 def written(node: ast.AST) -> list[str]:
@@ -137,6 +138,13 @@ def test_every_setting_of_a_training_is_german():
 
     said = {field.metadata[part] for field in fields(TrainSpec) for part in ("label", "help") if field.metadata.get(part)}
     assert len(said) > 40 and not said - TABLE.keys()
+    assert not {field.metadata["unit"] for field in fields(TrainSpec) if field.metadata.get("unit")} - SETTINGS.keys()
+
+
+def test_what_a_setting_is_called_is_german_but_a_thing_of_that_name_stays(german):
+    assert spoken_setting("Group") == "Gruppe" and spoken_setting("Learning speed") == "Lerngeschwindigkeit"
+    assert spoken_setting("Nobody knows this.") == "Nobody knows this." and spoken_setting("") == ""
+    assert spoken("1,200 question and answer pairs, from the columns Group and Kind.").endswith("Group und Kind.")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError(), PermissionError(13, "no", "/x/y.txt"), KeyboardInterrupt(),
