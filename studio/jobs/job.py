@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from engine.errors import Diverged
 from engine.specs import Spec
 
 
@@ -63,6 +64,11 @@ class Job:
     def can_resume(self) -> bool:
         """Stopped for whatever reason, and able to go on (or, without a checkpoint, to begin anew)."""
         return self.state is not State.WAITING and self.may(State.WAITING)
+
+    @property
+    def would_repeat(self) -> bool:
+        """Whether going on as it is would end as before: the error is no number from the same step on, to the bit."""
+        return self.state is State.FAILED and (self.error or {}).get("code") == Diverged.code
 
     @property
     def active(self) -> bool:

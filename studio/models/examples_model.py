@@ -102,4 +102,5 @@ class ExamplesModel(QAbstractTableModel):
     def _failed(self, error) -> None:
         self._ticket = 0
         self._pages[self._asked] = []      # not again and again
+        self._wanted.clear()               # the others when they are looked at again
         self.trouble.emit(error)

@@ -43,6 +43,7 @@ class CurveView(QWidget):
         self.kind = QComboBox()
         for key, said in words.TRAIN_CURVE_KINDS.items():
             self.kind.addItem(said(), key)
+        self.kind.setMinimumContentsLength(8)          # in a narrow window it is cut rather than the page widened
         a11y.name(self.kind, words.TRAIN_CURVE_KIND())
         a11y.quiet_wheel(self.kind)
         self.kind.currentIndexChanged.connect(lambda _: self._soon())
@@ -57,10 +58,9 @@ class CurveView(QWidget):
         self._stack.addWidget(nothing)
         self._stack.setMinimumHeight(220)
         self._legend = [(text("●", wrap=False), "curve_learned"), (text("●", wrap=False), "curve_unseen")]
-        names = [theme.look(a11y.ElidedLabel(said, mode=Qt.TextElideMode.ElideRight), "muted small") for said in
-                 (words.TRAIN_LEARNED(), words.TRAIN_UNSEEN())]
-        head = Row(text(words.TRAIN_CURVE(), "strong", wrap=False), theme.M, self._legend[0][0], names[0], theme.S, self._legend[1][0], names[1],
-                   None, self.kind, self._swap, spacing=6)
+        title, learned, unseen = (theme.look(a11y.ElidedLabel(said, mode=Qt.TextElideMode.ElideRight), looks) for said, looks in (
+            (words.TRAIN_CURVE(), "strong"), (words.TRAIN_LEARNED(), "muted small"), (words.TRAIN_UNSEEN(), "muted small")))
+        head = Row(title, theme.M, self._legend[0][0], learned, theme.S, self._legend[1][0], unseen, None, self.kind, self._swap, spacing=6)
         Column(head, self._stack, parent=self)
         theme.changed.connect(self._restyle)
         self.clear()
@@ -109,6 +109,7 @@ class CurveView(QWidget):
         self._raw.truncate(step)
         self._unseen.truncate(step + 1)    # the error at the checkpoint's own step stays true
         self._marks = {at: what for at, what in self._marks.items() if at <= step}
+        self._loud &= self._marks.keys()
         self.table.rewind(step)
 
     # --- what it says ---

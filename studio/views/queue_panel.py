@@ -152,12 +152,13 @@ class QueuePanel(Panel):
     def _enable(self, job: Job | None) -> None:
         row, last = self.view.currentIndex().row(), self.model.rowCount() - 1
         allowed = {self.pause: job is not None and job.active,
-                   self.resume: job is not None and job.can_resume and job.state is not State.RUNNING,
+                   self.resume: job is not None and job.can_resume and not job.would_repeat,
                    self.cancel: job is not None and (job.state is State.RUNNING or job.may(State.CANCELLED)),
                    self.remove: job is not None and job.state is not State.RUNNING, self.up: job is not None and row > 0,
                    self.down: job is not None and row < last, self.open: job is not None and job.spec.kind == "train"}
         for made, yes in allowed.items():
             made.setEnabled(yes)
+        self.resume.setToolTip(words.QUEUE_SAME_AGAIN() if job is not None and job.would_repeat else words.QUEUE_RESUME_HELP())
 
     def _show_log(self) -> None:
         """The lines of the chosen job; steps and progress are left to the bar."""
@@ -189,9 +190,8 @@ class QueuePanel(Panel):
 
     def _toggle(self) -> None:
         """Space: pause what runs or waits, continue what stands."""
-        job = self.current()
-        if job is not None:
-            self._ask("pause" if job.active else "resume") if job.active or job.can_resume else None
+        if self.pause.isEnabled() or self.resume.isEnabled():
+            self._ask("pause" if self.pause.isEnabled() else "resume")
 
     def _remove(self) -> None:
         job = self.current()

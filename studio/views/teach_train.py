@@ -198,9 +198,8 @@ class TrainPage(QWidget):
         self.pause.setProperty("tint", ["play" if go_on else "pause", "text"])
         self.pause.setIcon(theme.icon(*self.pause.property("tint")))
         a11y.name(self.pause, said, work.QUEUE_RESUME_HELP() if go_on else work.QUEUE_PAUSE_HELP())
-        ran_away = isinstance(error, Diverged)
-        self.pause.setEnabled(running or waiting or go_on and not ran_away)
-        self.pause.setToolTip(words.TRAIN_SAME_AGAIN() if ran_away else "")
+        self.pause.setEnabled(running or waiting or go_on and not job.would_repeat)
+        self.pause.setToolTip(words.TRAIN_SAME_AGAIN() if job.would_repeat else "")
         self.stop.setEnabled(running)
         self.more.setEnabled(running or job.state in (State.PAUSED, State.INTERRUPTED))
         self.sample.setEnabled(running and bool(job.spec.prompts))
@@ -232,7 +231,7 @@ class TrainPage(QWidget):
             case State.CANCELLED:
                 tone, sentence, advice = "plain", words.TRAIN_CANCELLED(step=step or 0), ""
             case State.FAILED:
-                tone, sentence, advice = "bad", (job.error or {}).get("what", ""), ""
+                tone, sentence, advice = "bad", spoken((job.error or {}).get("what", "")), ""
             case State.FINISHED:
                 if verdict.kind in ("waiting", "learning"):
                     tone, sentence = "good", words.TRAIN_FINISHED()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from studio.core import text as studio_text
 from studio.models.series_table import EVENT, LEARNED, UNSEEN
 from studio.views import a11y, theme
 from studio.views.curve_view import NOTHING, PLOT, TABLE, CurveView
@@ -63,6 +64,25 @@ def test_a_resumed_run_rewrites_its_past(curve):
     curve.learned(21, 9.0)
     assert curve.points == 21 and column(curve, 0)[-1] == "21" and len(curve.errors()[1]) == 3
     assert curve.best()[0] == 20.0
+
+
+def test_what_was_worth_a_look_goes_with_the_steps_that_are_told_again(curve):
+    feed(curve)
+    curve.mark(25, "Memory ran out.", loud=True)
+    curve.learned(21, 2.0)
+    curve.mark(25, "saved")
+    assert not curve._loud and 25 in curve._marks
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_it_fits_into_a_narrow_window(qtbot, qapp, language):
+    studio_text.use(language)
+    try:
+        made = CurveView()
+        qtbot.addWidget(made)
+        assert made.minimumSizeHint().width() < 500
+    finally:
+        studio_text.use("en")
 
 
 def test_a_number_that_is_none_leaves_a_gap_and_breaks_nothing(curve):

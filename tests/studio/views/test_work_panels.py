@@ -8,7 +8,7 @@ from PySide6.QtGui import QGuiApplication
 from PySide6.QtTest import QTest
 
 from engine import events, specs
-from engine.errors import Unreachable, VerificationFailed
+from engine.errors import Diverged, Unreachable, VerificationFailed
 from studio.core.stack_commands import AddAdapter, SetEnabled
 from studio.jobs.job import State
 from studio.models.jobs_model import PROGRESS, STATE, TITLE, JobsModel
@@ -200,6 +200,24 @@ def test_progress_and_failure_are_told_and_can_be_copied(queue, world, qtbot):
     assert "Reading the examples." in queue._log.toPlainText()
     queue.copy.click()
     assert all(part in QGuiApplication.clipboard().text() for part in ("Job 0", "No network.", "errno 101"))
+
+
+def test_what_would_end_as_before_does_not_simply_go_on(queue, world):
+    """The error is no number from the same step on, to the bit: the Train page has a way out."""
+    def runs_away(spec, run):
+        yield events.Progress("Loading the model")
+        raise Diverged("The training ran away at step 3.", "The learning speed was too high here.", "Go on with half the learning speed.")
+    world.work["train"] = runs_away
+    world.start()
+    world.run_all()
+    queue.select(1)
+    assert queue.current().state is State.FAILED and not queue.resume.isEnabled() and "same way" in queue.resume.toolTip()
+    QTest.keyClick(queue.view, Qt.Key.Key_Space)
+    world.settle()
+    assert queue.current().state is State.FAILED and queue.open.isEnabled()
+    world.queue.slow_down(1)
+    world.run_all()
+    assert queue.current().attempt == 2
 
 
 def test_an_empty_queue_says_what_it_is_for(world, qtbot):
