@@ -8,32 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.keys import file_key, split
+from engine.checkpoint.keys import file_key
 from engine.checkpoint.report import LoadReport
 from engine.hosts.adaption_prompt import FAMILIES, LookingAttention
-from engine.methods.adaption_prompt import METHOD, AdaptionPromptConfig
 from engine.law import Tensors
-from engine.model.lone import LoneTuner, match
+from engine.methods.adaption_prompt import METHOD, AdaptionPromptConfig
+from engine.model.graph import GraphTuner
+from engine.model.lone import match
 
 
-class AdaptionPrompts(LoneTuner, nn.Module):
-    """Holds the user's model as ``model`` (PEFT class ``AdaptionPromptModel``). Several adapters may be heard at once, with strengths: they add."""
+class AdaptionPrompts(GraphTuner):
+    """PEFT class ``AdaptionPromptModel``. Several adapters may be heard at once, with strengths: they add."""
 
-    def __init__(self, model: nn.Module):
-        nn.Module.__init__(self)
-        self.begin(model)
-        self._paths: dict[str, list[str]] = {}                 # adapter name → its attentions
+    inner = "model"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "model":
-                raise
-            return getattr(self.model, name)
 
     def place(self, name: str, config: AdaptionPromptConfig, file: Mapping[str, Tensor] | None, unknown_settings: Sequence[str],
               device: torch.device | None) -> LoadReport:
@@ -55,7 +45,7 @@ class AdaptionPrompts(LoneTuner, nn.Module):
         specs = {path: METHOD.tensors(config, family.width(plain[path])) for path in paths}
         given, report = {}, LoadReport()
         if file is not None:
-            given, report = match(_by_our_keys(file, paths), {file_key(p, key): spec.shape for p in paths for key, spec in specs[p].items()},
+            given, report = match(self._by_our_keys(file, paths), {file_key(p, key): spec.shape for p in paths for key, spec in specs[p].items()},
                                   unknown_settings)
         ready: dict[str, Tensors] = {}
         for path in paths:
@@ -75,38 +65,9 @@ class AdaptionPrompts(LoneTuner, nn.Module):
         self._paths[name] = paths
         return report
 
-    def _swap(self, path: str, module: nn.Module) -> None:
-        parent, _, leaf = path.rpartition(".")
-        setattr(self.model.get_submodule(parent), leaf, module)
-
-    def tensors(self, name: str) -> dict[str, nn.Parameter]:
-        """The live parameters by their keys in the file."""
+    def tensors(self, name: str) -> Tensors:
         return {file_key(path, key): p for path in self._paths[name] for key, p in self.model.get_submodule(path).tensors(name).items()}
-
-    @torch.no_grad()
-    def load(self, name: str, tensors: Mapping[str, Tensor]) -> LoadReport:
-        live = self.tensors(self.known(name)[0])
-        given, report = match(_by_our_keys(tensors, self._paths[name]), {key: p.shape for key, p in live.items()})
-        for key, tensor in given.items():
-            live[key].copy_(tensor)
-        return report
-
-    def to_file(self, name: str) -> Tensors:
-        return dict(self.tensors(self.known(name)[0]))
 
     def train_only(self, name: str, on: bool) -> None:
         for parameter in self.tensors(name).values():
             parameter.requires_grad_(on)
-
-    def forget(self, name: str) -> None:
-        for path in self._paths.pop(name):
-            attention = self.model.get_submodule(path)
-            attention.clear(name)
-            if not any(path in paths for paths in self._paths.values()):
-                self._swap(path, attention.model)
-
-
-def _by_our_keys(file: Mapping[str, Tensor], paths: Sequence[str]) -> dict[str, Tensor]:
-    """The file with each key as it should be; other integrations write none of the prefixes."""
-    places = {key: split(key, set(paths)) for key in file}
-    return {file_key(*place) if (place := places[key]) else key: tensor for key, tensor in file.items()}

@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import cached_file
 
-from engine.checkpoint.keys import file_key, split
+from engine.checkpoint.keys import file_key
 from engine.checkpoint.report import LoadReport
 from engine.errors import UnsupportedLayer
 from engine.hosts.shadow import PairedCache, ShadowBlock, ShadowState
 from engine.law import Tensors, TensorSpec
 from engine.methods.shadow import METHOD, ShadowConfig
-from engine.model.lone import LoneTuner, match
+from engine.model.graph import GraphTuner
+from engine.model.lone import match
 from engine.model.shadow_alone import DetachedShadowModel, class_error, last_words
 from engine.model.targets import NoMatchingPeftModuleError, named_modules
 
@@ -30,31 +31,23 @@ _PARTS = ("shadow_backbone", "shadow_projection", "shadow_head")
 _HEADS = ("score", "classifier")
 
 
-class Shadows(LoneTuner, nn.Module):
-    """Holds the user's model as ``model`` (PEFT class ``ShadowModel``). One shadow is heard at a time.
+class Shadows(GraphTuner):
+    """PEFT class ``ShadowModel``. One shadow is heard at a time.
 
     Attributes:
         shadow_backbone, shadow_projection, shadow_head: adapter name → module; a head only where sequences are classified.
         last_shadow_loss: the shadow's own error in the last pass with labels, detached.
     """
 
+    inner = "base_layer"
+
     def __init__(self, model: nn.Module):
-        nn.Module.__init__(self)
-        self.begin(model)
+        super().__init__(model)
         self.shadow_backbone, self.shadow_projection, self.shadow_head = (nn.ModuleDict() for _ in _PARTS)
         self.last_shadow_loss: Tensor | None = None
         self._state = ShadowState(self.stack)
         self._first: Tensor | None = None  # the state that the last pass began with
-        self._paths: dict[str, list[str]] = {}
         self._hooks: list[Any] = []
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "model":
-                raise
-            return getattr(self.model, name)
 
     # --- coming and going ---
 
@@ -79,7 +72,7 @@ class Shadows(LoneTuner, nn.Module):
         report = LoadReport()
         if file is not None:
             live = _by_key(ready, parts)
-            given, report = match(_by_our_keys(file, paths), {key: t.shape for key, t in live.items()}, unknown_settings)
+            given, report = match(self._by_our_keys(file, paths), {key: t.shape for key, t in live.items()}, unknown_settings)
             with torch.no_grad():
                 for key, tensor in live.items():
                     tensor.copy_(given[key])
@@ -110,27 +103,17 @@ class Shadows(LoneTuner, nn.Module):
                                             "Leave `target_modules` open for all blocks.")
         return named
 
-    def _swap(self, path: str, module: nn.Module) -> None:
-        parent, _, leaf = path.rpartition(".")
-        setattr(self.model.get_submodule(parent), leaf, module)
-
-    def _live(self, name: str) -> Tensors:
+    def tensors(self, name: str) -> Tensors:
         return _by_key({path: self.model.get_submodule(path).tensors(name) for path in self._paths[name]},
                        {part: getattr(self, part)[name] for part in _PARTS if name in getattr(self, part)})
 
-    @torch.no_grad()
-    def load(self, name: str, tensors: Mapping[str, Tensor]) -> LoadReport:
-        live = self._live(self.known(name)[0])
-        given, report = match(_by_our_keys(tensors, self._paths[name]), {key: t.shape for key, t in live.items()})
-        for key, tensor in given.items():
-            live[key].copy_(tensor)
-        return report
-
-    def to_file(self, name: str) -> Tensors:
-        return self._live(self.known(name)[0])
+    def _our_key(self, key: str, paths: Set[str]) -> str:
+        """The adapter's name stays in the file's keys, and is always "default"."""
+        return re.sub(r"(shadow_(?:backbone|projection|head|down|up|update_transform|update_gate))\.[^.]+\.", r"\1.default.",
+                      super()._our_key(key, paths))
 
     def train_only(self, name: str, on: bool) -> None:
-        for tensor in self._live(name).values():
+        for tensor in self.tensors(name).values():
             tensor.requires_grad_(on and tensor.is_floating_point() and isinstance(tensor, nn.Parameter))
         if self.peft_config[name].shadow_model != "mirror":
             for words in (self.shadow_backbone[name].get_input_embeddings(), self.shadow_backbone[name].get_output_embeddings()):
@@ -138,11 +121,7 @@ class Shadows(LoneTuner, nn.Module):
                     words.requires_grad_(False)
 
     def forget(self, name: str) -> None:
-        for path in self._paths.pop(name):
-            block = self.model.get_submodule(path)
-            block.clear(name)
-            if not any(path in paths for paths in self._paths.values()):
-                self._swap(path, block.base_layer)
+        super().forget(name)
         for part in _PARTS:
             if name in getattr(self, part):
                 del getattr(self, part)[name]
@@ -335,7 +314,7 @@ def _finished(source: str) -> tuple[nn.Module, nn.Linear | None]:
     return backbone, projection
 
 
-# --- names in the file: the adapter's name stays in them, and is always "default" ---
+# --- names in the file ---
 
 def _by_key(blocks: Mapping[str, Tensors], parts: Mapping[str, nn.Module]) -> Tensors:
     found = {file_key("", f"{part}.default.{key}"): t for part, module in parts.items() for key, t in module.state_dict(keep_vars=True).items()}
@@ -344,13 +323,3 @@ def _by_key(blocks: Mapping[str, Tensors], parts: Mapping[str, nn.Module]) -> Te
             kind, _, leaf = key.partition(".")
             found[file_key(path, f"{kind}.default.{leaf}")] = tensor
     return found
-
-
-def _by_our_keys(file: Mapping[str, Tensor], paths: Sequence[str]) -> dict[str, Tensor]:
-    """The file with each key as it should be, whatever prefixes and adapter's name it was written with."""
-    def ours(key: str) -> str:
-        place = split(key, set(paths))
-        return re.sub(r"(shadow_(?:backbone|projection|head|down|up|update_transform|update_gate))\.[^.]+\.", r"\1.default.",
-                      file_key(*place) if place else key)
-
-    return {ours(key): tensor for key, tensor in file.items()}
