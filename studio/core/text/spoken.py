@@ -16,12 +16,27 @@ from engine.store.resources import resource
 from studio.core import text
 
 _ENDS = re.compile(r"(?<=[.!?:…])\s+")
+MOST = 6                                   # sentences that may belong together
+LONGEST, LONGEST_VALUE = 4000, 1000        # letters; longer is no sentence of ours, but what a library or a server said
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d.,])")
 
 
 class _Form(NamedTuple):
-    pattern: re.Pattern
+    pieces: list[str]                      # what stands between the values
     translated: str
+
+    def values(self, said: str) -> list[str] | None:
+        """What stands where the values are, each as short as can be; None if the sentence is another one."""
+        first, *inner, last = self.pieces
+        if not said.startswith(first) or not said.endswith(last):
+            return None
+        found, begin, end = [], len(first), len(said) - len(last)
+        for piece in inner:
+            if (at := said.find(piece, begin + 1, end)) < 0:
+                return None
+            found.append(said[begin:at])
+            begin = at + len(piece)
+        return [*found, said[begin:end]] if begin < end else None
 
 
 def _table(kind: str, language: str) -> dict[str, str]:
@@ -35,18 +50,12 @@ def _forms(language: str) -> tuple[dict[str, str], list[_Form]]:
     table = _table("engine", language)
     fixed = {english.format(): translated.format() for english, translated in table.items() if "{0}" not in english}
     open_ = sorted((english for english in table if "{0}" in english), key=lambda english: -len(re.sub(r"\{\d\}", "", english)))
-    return fixed, [_Form(pattern(english), table[english]) for english in open_]
-
-
-def pattern(english: str) -> re.Pattern:
-    """What a sentence with values looks like."""
-    pieces = re.split(r"\{\d\}", english)
-    return re.compile("(.+?)".join(re.escape(piece.replace("{{", "{").replace("}}", "}")) for piece in pieces), re.DOTALL)
+    return fixed, [_Form([piece.format() for piece in re.split(r"\{\d\}", english)], table[english]) for english in open_]
 
 
 def spoken(said: str) -> str:
     """A sentence of the engine, or several, or part of one, in the language in use."""
-    return said if not said or text.language() == "en" else _spoken(said, text.language())
+    return said if not said or len(said) > LONGEST or text.language() == "en" else _spoken(said, text.language())
 
 
 _settings = lru_cache(4)(partial(_table, "settings"))
@@ -66,7 +75,7 @@ def _spoken(said: str, language: str) -> str:
         return whole
     pieces, done, here = _ENDS.split(said.strip()), [], 0
     while here < len(pieces):              # the longest run of sentences that is known, then on from there
-        for end in range(len(pieces), here, -1):
+        for end in range(min(len(pieces), here + MOST), here, -1):
             if end - here < len(pieces) and (known := _whole(" ".join(pieces[here:end]), language)) is not None:
                 done.append(known)
                 here = end
@@ -82,8 +91,8 @@ def _whole(said: str, language: str) -> str | None:
     if said in fixed:
         return fixed[said]
     for form in forms:
-        if found := form.pattern.fullmatch(said):
-            return form.translated.format(*(_value(value, language) for value in found.groups()))
+        if (found := form.values(said)) is not None:
+            return form.translated.format(*(_value(value, language) for value in found))
     return None
 
 
@@ -91,7 +100,7 @@ def _value(value: str, language: str) -> str:
     """A name stays as it is, a sentence is translated, a number is written as here."""
     if _THOUSANDS.fullmatch(value):
         return value.replace(",", ".") if language == "de" else value
-    if " " in value or value.isalpha():
+    if len(value) <= LONGEST_VALUE and (" " in value or value.isalpha()):
         if (whole := _whole(value, language)) is not None:
             return whole
         if ", " in value or ". " in value:

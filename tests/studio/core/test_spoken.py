@@ -133,6 +133,14 @@ def test_several_sentences_are_translated_one_by_one_and_strange_ones_stay(germa
     assert spoken("") == "" and spoken("Nobody knows this.") == "Nobody knows this."
 
 
+@pytest.mark.parametrize("said", ["“x” was y: z (w) ", "a.csv was passed over: ", "Frobnicate the spline. ", "a b ", "1, 2; ",
+                                  "<p>foo, bar. baz: qux</p>"])
+def test_a_long_message_of_a_stranger_stays_and_keeps_no_window_waiting(german, said):
+    """By regular expressions some of these took minutes, in the window's own thread."""
+    for times in (3990 // len(said), 10_000):
+        assert spoken(said * times).split()[-1] == said.split()[-1]
+
+
 def test_every_setting_of_a_training_is_german():
     from dataclasses import fields
 
