@@ -101,8 +101,9 @@ class Factors:
     @staticmethod
     def of(learned: "Factors", still: "Factors") -> "Factors":
         """The sum of two without biases."""
+        scale, own = (learned.scale, learned.B) if learned.scale else (1.0, learned.B * 0.0)
         A, B = still.A.to(learned.A.dtype), still.B.to(learned.B.dtype)
-        return Factors(torch.cat([learned.A, A]), torch.cat([learned.B, B * (still.scale / learned.scale)], dim=1), learned.scale)
+        return Factors(torch.cat([learned.A, A]), torch.cat([own, B * (still.scale / scale)], dim=1), scale)
 
 
 @dataclass(frozen=True)

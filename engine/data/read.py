@@ -113,12 +113,12 @@ def _in_folder(path: Path) -> tuple[list[Path | archive.Inside], list[str]]:
 def _in_zip(path: Path) -> tuple[list[archive.Inside], list[str]]:
     """The files in an archive, and what was passed over. Raises `BadData`."""
     try:
-        files = archive.members(path, lambda name: kind_of(name) in _READERS and _is_meant(name.parts))
-        notes = [f"{name[:80]} was passed over: its name leads out of the archive." for name in archive.astray(path)[:3]]
+        files, astray = archive.members(path, lambda name: kind_of(name) in _READERS and _is_meant(name.parts))
     except OSError as problem:
         raise BadData(f"The file {path.name} cannot be opened.", str(problem.strerror or problem), "Check that you may read it.",
                       path=str(path)) from problem
     files = [file for file in files if _is_meant(file.parts)]
+    notes = [f"{name[:80]} was passed over: its name leads out of the archive." for name in astray[:3]]
     notes += [f"{file.name} was passed over: an archive inside an archive is not opened." for file in files if kind_of(file) in _ARCHIVES]
     return [file for file in files if kind_of(file) not in _ARCHIVES], notes
 

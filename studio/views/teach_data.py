@@ -213,8 +213,12 @@ class DataPage(QWidget):
     # --- what comes of it ---
 
     def _changed(self, part: str) -> None:
-        if part in ("data", "roles", "edits"):
-            self._look() if self._draft.draft.data else self._pages.setCurrentIndex(BEGIN)
+        if part in ("data", "roles", "edits") and self._draft.draft.data:
+            self._look()
+        elif part in ("data", "roles", "edits"):
+            self._talk.forget(self._looking)
+            self._reading.hide()
+            self._pages.setCurrentIndex(BEGIN)
         elif part == "base" and self._draft.report is not None:
             self.problems.look(self._draft.report)
             self._later.start()

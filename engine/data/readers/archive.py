@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import stat
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
@@ -100,26 +101,25 @@ def seekable(path: Path | Inside) -> Path | io.BytesIO:
     return io.BytesIO(path.read_bytes())
 
 
-def members(path: Path, is_read) -> list[Inside]:
-    """The files in an archive, in the order of their names; ``is_read`` (name → bool) says which of them will ever be opened.
+def members(path: Path, is_read: Callable[[PurePosixPath], bool]) -> tuple[list[Inside], list[str]]:
+    """The files in an archive, in the order of their names; and the names that point out of it or are links, which are passed over.
+
+    Args:
+        is_read: which files will ever be opened.
 
     Raises `BadData`: no zip, damaged, protected by a password, made to fill a computer, packed in a way that is not read.
     """
     archive, parts = _directory(path)
-    parts = [part for part in parts if not part.is_dir()]
-    wanted = [part for part in parts if is_read(PurePosixPath(part.filename)) and not leads_away(part)]
+    astray = [part.filename for part in parts if leads_away(part)]
+    parts = [part for part in parts if not part.is_dir() and not leads_away(part)]
+    wanted = [part for part in parts if is_read(PurePosixPath(part.filename))]
     _check_size(path, wanted, path.stat().st_size)
     if any(part.flag_bits & 1 for part in wanted):
         raise BadData(f"The file {path.name} is protected by a password.", do="Unpack it first, then choose the folder.", path=str(path))
     if strange := [part for part in wanted if part.compress_type not in _READABLE]:
         raise BadData(f"The file {path.name} is packed in a way that is not read here.", f"The first such file in it is {strange[0].filename}.",
                       "Unpack it first, then choose the folder.", path=str(path))
-    return sorted((Inside(archive, part, path) for part in parts if not leads_away(part)), key=str)
-
-
-def astray(path: Path) -> list[str]:
-    """Names in an archive that point out of it, or are links."""
-    return [part.filename for part in _directory(path)[1] if leads_away(part)]
+    return sorted((Inside(archive, part, path) for part in parts), key=str), astray
 
 
 def leads_away(part: zipfile.ZipInfo) -> bool:
@@ -148,6 +148,8 @@ def _directory(path: Path | Inside) -> tuple[zipfile.ZipFile, list[zipfile.ZipIn
     try:
         archive = zipfile.ZipFile(seekable(path))
         return archive, archive.infolist()
+    except PermissionError:
+        raise
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as problem:
         raise damaged(path, problem) from problem
 

@@ -138,6 +138,15 @@ def test_a_page_says_how_it_is_written(tmp_path):
     assert chats_of(tmp_path / "a.html")[0] == [("user", "Где?"), ("assistant", "Здесь.")]
 
 
+def test_a_zip_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with pytest.raises(BadData, match="cannot be opened. Permission denied.? Check that you may read it"):
+        load(tmp_path / "a.zip")
+
+
 @pytest.mark.parametrize("charset", ["undefined", "idna", "hex", "klingon"])
 def test_an_encoding_that_is_none_for_pages_is_not_believed(tmp_path, charset):
     page = f"<meta charset={charset}><h1>Où ?</h1><p>Là-bas, à côté.</p><h1>Et après ?</h1><p>Là aussi, dès l'été.</p>"

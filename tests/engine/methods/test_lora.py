@@ -11,6 +11,7 @@ from torch import nn
 
 import engine
 from engine import LoraConfig
+from engine.law import Factors
 from engine.numerics.quantize import NF4, decompose, quantized
 from engine.methods.registry import law
 from engine.model.lora_calibrate import preprocess_corda, preprocess_loraga, replace_lora_weights_loftq
@@ -253,3 +254,11 @@ def test_the_law_of_a_config_is_built_from_inside_out():
     config = LoraConfig(r=4, init_lora_weights="pissa", use_dora=True)
     assert type(law(config)).__name__ == "Dora"
     assert type(law(config).inner).__name__ == "FromBase"
+
+
+@pytest.mark.parametrize("learned_scale, still_scale", [(2.0, -2.0), (1.0, -1.0), (0.0, -2.0), (0.0, 0.0)])
+def test_what_learns_and_what_does_not_add_up_at_every_scale(learned_scale, still_scale):
+    """At scale 0, too, as when a program has set a layer's ``scaling`` to 0."""
+    A, B, C, D = torch.randn(2, 5), torch.randn(4, 2), torch.randn(3, 5), torch.randn(4, 3)
+    both = Factors.of(Factors(A, B, learned_scale), Factors(C, D, still_scale))
+    torch.testing.assert_close(both.scale * both.B @ both.A, learned_scale * B @ A + still_scale * D @ C)
