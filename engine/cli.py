@@ -19,7 +19,7 @@ from pathlib import Path
 from collections.abc import Iterator
 
 from engine import events, specs
-from engine.errors import BadModel, InvalidSpec, StudioError, explain
+from engine.errors import BadModel, Busy, InvalidSpec, StudioError, explain
 from engine.store.home import Home, free_name
 from engine.store.runs import RunFolder
 from engine.terminal import Terminal, duration
@@ -208,13 +208,17 @@ def _plan(arguments: argparse.Namespace, home: Home, terminal: Terminal) -> spec
 
 
 def _train(arguments: argparse.Namespace, home: Home, terminal: Terminal) -> int:
-    spec = None if arguments.resume else _plan(arguments, home, terminal)
-    if arguments.resume and (arguments.more or arguments.half_speed):
+    if arguments.more or arguments.half_speed:
+        if not arguments.resume:
+            raise InvalidSpec("There is no training to change yet.", do="Name one that goes on, with --resume, or set --passes and --learning-rate.")
         run = RunFolder(_run_path(arguments.resume, home))
+        if isinstance(run.outcome(), events.Finished):
+            raise Busy(f"The training {run.path.name} is finished already.", do="Teach a new adapter, with more --passes.")
         if arguments.more:
             run.extend(arguments.more)
         if arguments.half_speed:
             run.slow_down()
+    spec = None if arguments.resume else _plan(arguments, home, terminal)
     code, result = _job(spec, arguments, home, terminal)
     if result and not arguments.json:
         terminal.say(f"Taught in {duration(result.get('seconds', 0))}: {result['adapter']}")

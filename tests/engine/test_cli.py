@@ -159,6 +159,11 @@ def test_time_is_added_and_speed_halved_where_a_run_goes_on(capsys, home, monkey
     monkeypatch.setattr(cli, "_job", lambda *_: (0, {}))
     assert run(capsys, "train", "--resume", "train-x", "--more", "1.5", "--half-speed")[0] == 0
     assert (folder.extended, folder.slowed) == (1.5, 1)
+    (folder.path / "outcome.json").write_text(json.dumps(events.Finished({}).to_dict()))
+    for refused, exit_code, says in ((["--resume", "train-x", "--more", "1"], 1, "finished already"), (["--half-speed"], 2, "--resume")):
+        code, _, error = run(capsys, "train", *refused)
+        assert code == exit_code and says in error
+    assert folder.extended == 1.5
 
 
 def test_an_export_is_verified(capsys, home, adapter):
