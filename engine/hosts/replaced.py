@@ -55,6 +55,7 @@ class Replaced(Shelves):
         self.tenants: dict[str, Tenant] = {}
         self._kept: Tensors | None = None                     # the pristine tensors while merged ones stand in their place
         self._known: tuple[Any, Tensors] = ((), {})           # what was composed last, and for which state
+        self._state: tuple[Any, list[str], nn.Module | None] = ((), [], None)      # what `_heard` found last, and for which state
         self.training = module.training
 
     @property
@@ -81,7 +82,7 @@ class Replaced(Shelves):
             if tenant.config.inference_mode and tensor.is_floating_point() and not tensor.is_meta:
                 tensors[key] = nn.Parameter(tensor.detach().to(pristine[_leaf(key)].dtype), requires_grad=False)
         self.tenants[name] = tenant
-        self._known = ((), {})
+        self._forget()
         if isinstance(law, WholeBias):
             self.put(name, tensors)
             return
@@ -94,7 +95,7 @@ class Replaced(Shelves):
         """Forget an adapter."""
         self.tenants.pop(name, None)
         self.clear(name)
-        self._known = ((), {})
+        self._forget()
 
     def begin(self, tenant: Tenant, tensors: Tensors, fresh: frozenset[str]) -> None:
         """Let the tensors of ``fresh`` be those of the module."""
@@ -121,12 +122,18 @@ class Replaced(Shelves):
         return self._run(self._stack, args, kwargs)
 
     def _run(self, stack: LiveStack, args: tuple, kwargs: dict) -> Any:
-        heard = [name for name in stack.heard() if name in self.tenants]
-        if not heard:
-            return self.bare(*args, **kwargs)
-        if (twin := self._alone(stack, heard)) is not None:
+        heard, twin = self._heard(stack)
+        if twin is not None:
             return twin(*args, **kwargs)
         return functional_call(self.bare, self._present(stack, heard), args, kwargs)
+
+    def _heard(self, stack: LiveStack) -> tuple[list[str], nn.Module | None]:
+        """(adapters that are heard here, the one module that is all there is to run, if there is one); found out once for a state of the stack."""
+        state = (stack, stack.version, stack.tick)
+        if self._state[0] != state:
+            heard = [name for name in stack.heard() if name in self.tenants]
+            self._state = (state, heard, self._alone(stack, heard) if heard else self.bare)
+        return self._state[1:]
 
     def _alone(self, stack: LiveStack, heard: list[str]) -> nn.Module | None:
         """The one copy that is all there is to run."""
@@ -135,6 +142,10 @@ class Replaced(Shelves):
             return None
         twin = self._modules[law.prefix][heard[0]]
         return twin if all(a.dtype == b.dtype for a, b in zip(twin.parameters(), self.bare.parameters(), strict=True)) else None
+
+    def _forget(self) -> None:
+        """What was found out and composed no longer holds."""
+        self._known, self._state = ((), {}), ((), [], None)
 
     def _present(self, stack: LiveStack, heard: list[str]) -> Tensors:
         """What the module runs with; composed anew only when a strength or a tensor has changed."""
@@ -223,6 +234,7 @@ class Replaced(Shelves):
         found = self.to_write(names)
         if found:
             self._kept = {**state_of(self.bare), **(self._kept or {})}
+            self._forget()
             self._put({leaf: t.clone() for leaf, t in found.items()})
 
     def merged_tensors(self) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor], None]]]:
@@ -236,6 +248,7 @@ class Replaced(Shelves):
         if self._kept is not None:
             self._put(self._kept)
             self._kept = None
+            self._forget()
 
     def _put(self, tensors: Tensors) -> None:
         for leaf, tensor in tensors.items():
@@ -254,8 +267,7 @@ class Replaced(Shelves):
         except AttributeError:
             if name.startswith("_") or "_stack" not in self.__dict__:
                 raise
-            heard = [n for n in self._stack.heard() if n in self.tenants]
-            twin = self._alone(self._stack, heard) if heard else None
+            twin = self._heard(self._stack)[1]
             return getattr(self.bare if twin is None else twin, name)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Replaced":
@@ -263,7 +275,7 @@ class Replaced(Shelves):
         if self._kept is not None:
             self._kept = {leaf: nn.Parameter(fn(t.data), requires_grad=False) if isinstance(t, nn.Parameter) else fn(t)
                           for leaf, t in self._kept.items()}
-        self._known = ((), {})
+        self._forget()
         return self
 
 

@@ -74,7 +74,7 @@ class MultitaskPromptEmbedding(BasePromptEncoder):
         if task_ids is None:
             raise ValueError("task_ids cannot be None: say for every row of the batch to which task it belongs.")
         tasks = torch.as_tensor(task_ids, device=indices.device)
-        return self.embedding(indices) * (self.prefix_task_cols[tasks] @ self.prefix_task_rows[tasks])
+        return self.embedding(indices) * (self.prefix_task_cols.index_select(0, tasks) @ self.prefix_task_rows.index_select(0, tasks))
 
     def to_file(self) -> Tensors:
         return {PROMPT: self.embedding.weight, COLS: self.prefix_task_cols, ROWS: self.prefix_task_rows}

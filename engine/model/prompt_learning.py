@@ -9,6 +9,8 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ class Prompts(LoneTuner):
         self.begin(model)
         self.encoders = nn.ModuleDict()
         self.tokens: dict[str, Tensor] = {}
+        self._known: tuple[tuple, Tensor | None] = ((), None)  # the rows that were computed last, and what from
+        self._layouts: dict[str, CacheLayout] = {}
 
     # --- looking ---
 
@@ -100,6 +104,8 @@ class Prompts(LoneTuner):
 
     def forget(self, name: str) -> None:
         del self.encoders[name], self.tokens[name]
+        self._layouts.pop(name, None)
+        self._known = ((), None)
 
     def set_adapter(self, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False) -> None:
         """Choose the prompt that is heard; it trains while it is active, unless it was loaded for inference.
@@ -114,17 +120,34 @@ class Prompts(LoneTuner):
 
     # --- the prompt itself ---
 
+    def rows(self, task_ids: Tensor | None = None) -> Tensor:
+        """The heard prompt ``(1 or batch, rows, width)``, float32. Where nothing learns it is computed once, until one of its tensors changes."""
+        name, encoder = self.active, self.encoders[self.active]
+        tensors = list(encoder.parameters())
+        numbers = self.tokens[name].to(tensors[0].device)
+        numbers = (numbers[:self.length] if self.method.is_cache else numbers).unsqueeze(0)
+        if torch.is_grad_enabled() or encoder.training or task_ids is not None or any(t.is_inference() for t in tensors):
+            return encoder(numbers, task_ids)
+        stamp = (name, *((id(t), t._version, t.data_ptr(), t.dtype) for t in tensors))
+        if self._known[0] != stamp:
+            self._known = (stamp, encoder(numbers))
+        return self._known[1]
+
     def embeddings(self, batch: int, task_ids: Tensor | None = None) -> Tensor:
         """The heard prompt as embeddings ``(batch, rows, dim)``, float32."""
-        encoder = self.encoders[self.active]
-        rows = self.tokens[self.active].to(next(encoder.parameters()).device).unsqueeze(0)
-        return encoder(rows, task_ids).expand(batch, -1, -1)
+        return self.rows(task_ids).expand(batch, -1, -1)
 
     def cache(self, batch: int) -> Any:
         """The heard prompt as a fresh `transformers` cache for ``batch`` samples."""
-        config, encoder = self.peft_config[self.active], self.encoders[self.active]
-        rows = encoder(torch.arange(self.length, device=next(encoder.parameters()).device).unsqueeze(0))[0]
-        return build_cache(rows.to(getattr(self.model, "dtype", rows.dtype)), config, self.model.config, batch)
+        name, rows = self.active, self.rows()[0]
+        if name not in self._layouts:
+            self._layouts[name] = CacheLayout.of(self.peft_config[name], self.model.config)
+        return self._layouts[name].fill(rows.to(getattr(self.model, "dtype", rows.dtype)), batch)
+
+    @cached_property
+    def cache_name(self) -> str:
+        """What the model's forward calls its cache. Raises `ValueError` if it has none that a prompt could be put into."""
+        return cache_argument(self.model, self.backbone_name)
 
 
 class PromptParts:
@@ -247,34 +270,53 @@ def _start(config: PromptLearningConfig) -> dict[str, Any]:
 
 # --- how a prompt enters the inputs -----------------------------------------------------------------
 
-def build_cache(rows: Tensor, config: PromptLearningConfig, model_config: Any, batch: int) -> Any:
-    """A cache that holds ``rows`` ``(n, layers · 2 · width)`` for every one of ``batch`` samples.
+@dataclass(frozen=True)
+class CacheLayout:
+    """Where the keys and values of a prompt go in the cache of a model: the same in every pass, and so found out once.
 
-    A row has a key and a value for each layer in turn. For an encoder-decoder PEFT counts twice as many and leaves out every other
-    pair, so that layers share: kept, for the sake of the files. Layers that borrow another one's cache get none.
+    A row of the prompt has a key and a value for each layer in turn. For an encoder-decoder PEFT counts twice as many and leaves out
+    every other pair, so that layers share: kept, for the sake of the files. Layers that borrow another one's cache get none.
+
+    Attributes:
+        text: config of the part of the model that has the cache. layers: (layer, number of its key, heads, width) of those that get some.
     """
-    from transformers import DynamicCache, EncoderDecoderCache
 
-    heads = config.num_attention_heads
-    pairs = rows.view(len(rows), 2 * config.num_layers, heads, -1).permute(1, 2, 0, 3).unsqueeze(1).expand(-1, batch, -1, -1, -1)
-    step = 2 * config.num_transformer_submodules
-    text = model_config.get_text_config(decoder=True) if hasattr(model_config, "get_text_config") else model_config
-    cache = DynamicCache(config=text)
-    own = getattr(text, "num_hidden_layers", config.num_layers) - (getattr(text, "num_kv_shared_layers", 0) or 0)
-    skipped = []
-    for layer in range(config.num_layers):
-        wanted = kv_shape(text, layer) or (heads, pairs.shape[-1])
-        if layer >= own or wanted[0] > heads or wanted[1] > pairs.shape[-1]:
-            skipped.append(layer)
-            continue
-        key, value = (pairs[(step * layer + i) % len(pairs), :, :wanted[0], :, :wanted[1]] for i in (0, 1))
-        cache.update(key, value, layer)
-    if len(skipped) == config.num_layers:
-        raise ValueError("Prefix tuning skipped every layer because no layer's KV shape matched the prefix: set `token_dim` and "
-                         "`num_attention_heads` to those of a layer that is to have it.")
-    if skipped:
-        warnings.warn(f"Prefix tuning skipped the layers {skipped}: they share the cache of others, or keep a wider one.", stacklevel=2)
-    return EncoderDecoderCache(cache, DynamicCache()) if getattr(model_config, "is_encoder_decoder", False) else cache
+    text: Any
+    in_two: bool                           # a cache of an encoder-decoder, whose second half is filled by the model
+    pairs: int
+    heads: int
+    width: int
+    layers: tuple[tuple[int, int, int, int], ...]
+
+    @classmethod
+    def of(cls, config: PromptLearningConfig, model_config: Any) -> "CacheLayout":
+        """For a prompt in a model. Raises `ValueError` if no layer can have it, warns of some."""
+        text = model_config.get_text_config(decoder=True) if hasattr(model_config, "get_text_config") else model_config
+        own = getattr(text, "num_hidden_layers", config.num_layers) - (getattr(text, "num_kv_shared_layers", 0) or 0)
+        heads, pairs, step = config.num_attention_heads, 2 * config.num_layers, 2 * config.num_transformer_submodules
+        width = config.token_dim // heads
+        shapes = [kv_shape(text, layer) or (heads, width) for layer in range(config.num_layers)]
+        skipped = [layer for layer, (h, w) in enumerate(shapes) if layer >= own or h > heads or w > width]
+        if len(skipped) == config.num_layers:
+            raise ValueError("Prefix tuning skipped every layer because no layer's KV shape matched the prefix: set `token_dim` and "
+                             "`num_attention_heads` to those of a layer that is to have it.")
+        if skipped:
+            warnings.warn(f"Prefix tuning skipped the layers {skipped}: they share the cache of others, or keep a wider one.", stacklevel=2)
+        layers = tuple((layer, step * layer % pairs, *shape) for layer, shape in enumerate(shapes) if layer not in skipped)
+        return cls(text, bool(getattr(model_config, "is_encoder_decoder", False)), pairs, heads, width, layers)
+
+    def fill(self, rows: Tensor, batch: int) -> Any:
+        """A cache that holds ``rows`` ``(n, layers · 2 · width)`` for every one of ``batch`` samples."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        pairs = rows.view(len(rows), self.pairs, self.heads, self.width).permute(1, 2, 0, 3).unsqueeze(1).expand(-1, batch, -1, -1, -1).unbind()
+        cache = DynamicCache(config=self.text)
+        for layer, at, heads, width in self.layers:
+            key, value = pairs[at], pairs[at + 1]
+            if (heads, width) != (self.heads, self.width):
+                key, value = key[:, :heads, :, :width], value[:, :heads, :, :width]
+            cache.update(key, value, layer)
+        return EncoderDecoderCache(cache, DynamicCache()) if self.in_two else cache
 
 
 def cache_argument(model: nn.Module, backbone: str | None) -> str:

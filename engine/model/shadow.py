@@ -47,6 +47,7 @@ class Shadows(GraphTuner):
         self.last_shadow_loss: Tensor | None = None
         self._state = ShadowState(self.stack)
         self._first: Tensor | None = None  # the state that the last pass began with
+        self._sharing: set[str] = set()    # names of those whose shadow reads the model's own words
         self._hooks: list[Any] = []
 
     # --- coming and going ---
@@ -84,6 +85,8 @@ class Shadows(GraphTuner):
         for part, module in parts.items():
             getattr(self, part)[name] = module
         self._paths[name] = paths
+        if _reads_base(config, parts["shadow_backbone"], width):
+            self._sharing.add(name)
         if not self._hooks:
             self._hooks = [decoder.register_forward_pre_hook(self._begin, with_kwargs=True), decoder.register_forward_hook(self._end),
                            decoder.register_forward_hook(self._forget, always_call=True)]
@@ -125,6 +128,7 @@ class Shadows(GraphTuner):
         for part in _PARTS:
             if name in getattr(self, part):
                 del getattr(self, part)[name]
+        self._sharing.discard(name)
         if not self._paths:
             for hook in self._hooks:
                 hook.remove()
@@ -184,7 +188,7 @@ class Shadows(GraphTuner):
         cached = kwargs.get("use_cache")
         cached = bool(getattr(decoder.config, "use_cache", False)) if cached is None else cached
         ids, embeds = kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
-        if embeds is None and self._shares(name):
+        if embeds is None and name in self._sharing:
             ids, embeds = None, self.model.get_input_embeddings()(ids)
         inputs = {"inputs_embeds": embeds} if embeds is not None else {"input_ids": ids}
         more = {key: kwargs[key] for key in ("attention_mask", "position_ids") if kwargs.get(key) is not None}
@@ -206,10 +210,6 @@ class Shadows(GraphTuner):
     _shadow_past: Any = None
     _pair: PairedCache | None = None
 
-    def _shares(self, name: str) -> bool:
-        """Whether the shadow reads the model's own words."""
-        return _reads_base(self.peft_config[name], self.shadow_backbone[name], _width(self.model.config))
-
     # --- alone ---
 
     def unload_shadow(self, adapter_name: str | None = None, copy: bool = False) -> DetachedShadowModel:
@@ -217,7 +217,7 @@ class Shadows(GraphTuner):
         name = adapter_name or next(iter(self.stack.names), "")
         if name not in self.shadow_backbone:
             raise ValueError(f"No shadow backbone found for adapter '{name}'.")
-        words = self.model.get_input_embeddings() if self._shares(name) else None
+        words = self.model.get_input_embeddings() if name in self._sharing else None
         parts = self.shadow_backbone[name], self.shadow_projection[name], self._head(name)
         return DetachedShadowModel(*(_copied(part) if copy else part for part in parts), words=_copied(words) if copy else words, owned=copy,
                                    classifies=self.peft_config[name].task_type == "SEQ_CLS")

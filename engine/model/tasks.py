@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.model.activation import Offsets, activated
 from engine.model.peft_model import PeftModel
-from engine.model.prompt_learning import Inputs, before, behind, cache_argument
+from engine.model.prompt_learning import Inputs, before, behind
 
 DECODER = ("decoder_inputs_embeds", "decoder_input_ids", "decoder_attention_mask")
 
@@ -46,7 +46,7 @@ class TaskModel(PeftModel):
         return inputs
 
     def _prompt_cache(self, inputs: Inputs, batch: int) -> Inputs:
-        name = cache_argument(self.base_model, self.prompts.backbone_name)
+        name = self.prompts.cache_name
         inputs.pop(name, None)             # one that is still empty
         return {name: self.prompts.cache(batch)}
 
@@ -203,7 +203,7 @@ class PeftModelForSeq2SeqLM(TaskModel):
         mask = inputs["attention_mask"]
         read = self.base_model(encoder_outputs=encoded, attention_mask=mask, decoder_inputs_embeds=rows.to(encoded[0]), use_cache=True,
                                return_dict=True)
-        name = cache_argument(self.base_model, self.prompts.backbone_name)
+        name = self.prompts.cache_name
         read[name].batch_repeat_interleave(copies)
         return {"encoder_outputs": encoded, "attention_mask": mask, name: read[name]}
 
@@ -228,7 +228,7 @@ def task_class(task_type: str | None) -> type[PeftModel]:
 
 def named(model: nn.Module, args: tuple, kwargs: Inputs) -> Inputs:
     """The arguments of a call of ``model``, by name."""
-    return {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
+    return {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs} if args else dict(kwargs)
 
 
 def _batch(inputs: Inputs) -> int:

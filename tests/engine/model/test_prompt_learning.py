@@ -272,6 +272,23 @@ def test_a_loaded_prompt_goes_on_learning(kind, tmp_path):
             if not p.requires_grad] == frozen
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("multitask", "cpt")])
+def test_what_is_computed_once_is_computed_again_when_it_changes(kind):
+    model, x = prompted(family("Llama", "ForCausalLM"), kind), torch.tensor([[3, 4, 5]])
+    first = model(input_ids=x).logits
+    assert torch.equal(model(input_ids=x).logits, first)
+    list(model.prompt_encoder.parameters())[-1].mul_(2)
+    second = model(input_ids=x).logits
+    assert not torch.equal(second, first)
+    model.add_adapter("b", copy.deepcopy(model.peft_config["default"]))
+    model.set_adapter("b")
+    assert not torch.equal(model(input_ids=x).logits, second)
+    model.set_adapter("default")
+    assert torch.equal(model(input_ids=x).logits, second)
+    assert model.double()(input_ids=x).logits.dtype == torch.float64
+
+
 def learn(model, more: dict, steps: int) -> tuple[float, float]:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
