@@ -41,6 +41,7 @@ class Talk:
         self._opening = 0                  # chats that are asked for but not open yet
         self._strengths: list[float] | None = None     # said while a chat was being opened
         self._stopped: set[int] = set()
+        self._one_beside = threading.Lock()
         self._asked: set[int] = set()      # requests without a last word
 
     # --- reader thread ---
@@ -84,8 +85,12 @@ class Talk:
         """Answer one question, whatever happens; some beside the others."""
         if message["do"] in BESIDE:
             self._prepare(message["spec"])
-            threading.Thread(target=self._answer, args=(message,), name="beside", daemon=True).start()
+            threading.Thread(target=self._answer_beside, args=(message,), name="beside", daemon=True).start()
         else:
+            self._answer(message)
+
+    def _answer_beside(self, message: dict) -> None:
+        with self._one_beside:             # the next one waits: the one before was stopped as a rule, and they share a tokenizer
             self._answer(message)
 
     def _prepare(self, spec: specs.Spec) -> None:
