@@ -74,7 +74,7 @@ def cells(line: dict) -> list[str]:
     goal = f"≤ {bound:g} {unit}".strip() if bound is not None else f"{times:g} × less" if times else ""
     missed = bound is not None and ours > bound or times is not None and less < times
     return [line["measure"], *("" if v is None else f"{v:.3g} {unit}".strip() for v in (ours, theirs)),
-            "" if less is None else f"{less:.3g} ×", goal + ", missed" * missed]
+            "" if less is None else f"{less:,.0f} ×" if less >= 100 else f"{less:.3g} ×", goal + ", missed" * missed]
 
 
 def imports(args) -> None:
