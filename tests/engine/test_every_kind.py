@@ -19,7 +19,7 @@ import engine
 from engine import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from engine.errors import BadAdapter, CannotMerge, WrongBase
 from engine.law import MapMethod, Routed
-from engine.methods.registry import law, names
+from engine.methods.registry import _BUILT_IN, law
 from tests.support.families import family, ids
 from tests.support.methods import METHODS
 
@@ -118,7 +118,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_no_kind_is_left_out():
-    assert {KINDS[kind]().peft_type for kind in KINDS} == set(names())
+    assert {KINDS[kind]().peft_type for kind in KINDS} == set(_BUILT_IN)
 
 
 @kinds

@@ -60,7 +60,8 @@ def test_its_layers_are_found(name, targets):
         names = DEFAULT_TARGETS[plain.config.model_type]
         assert set(peft.adapted) == {path for path in linear if path.rpartition(".")[2] in names}
     elif targets == "all-linear":
-        assert set(peft.adapted) == {path for path in linear if plain.get_submodule(path) is not plain.get_output_embeddings()}
+        fused = {path for path, _ in plain.named_parameters() if name in EXPERTS and (".experts." in path or path.endswith("mlp.gate.weight"))}
+        assert set(peft.adapted) == fused | {path for path in linear if plain.get_submodule(path) is not plain.get_output_embeddings()}
     else:
         assert {path.rpartition("layers.0.")[2] for path in peft.adapted if "layers.0." in path} == {
             "self_attn.o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
