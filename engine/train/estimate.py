@@ -81,6 +81,7 @@ def estimate(spec: TrainSpec) -> PlanReport:
     trainable = sum(p.numel() for p in parameters.values())
     megabytes = trainable * 4 / 1e6
     memory = (step.team if best_device() == "cpu" else 1) * (max(resting - before, 0) + max(peak - resting, 0) * max(1.0, widest / probed))
+    memory += 2 * megabytes                # the best state, and the one on its way to the disk
     error = seconds * (SPREAD + step.spread) + 1
     report = PlanReport(rows=len(material.learn), steps=len(schedule), tokens=tokens, seconds=round(seconds + start_up, 1),
                         seconds_error=round(error, 1), memory_mb=round(memory, 1), free_memory_mb=round(psutil.virtual_memory().available / 1e6, 1),
