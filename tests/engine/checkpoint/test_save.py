@@ -142,7 +142,7 @@ def test_the_base_s_weights_go_out_and_in_under_their_old_names():
         torch.testing.assert_close(logits(model), logits(other))
     before = {key: t.clone() for key, t in model.state_dict().items()}
     for wrong in ({"strange": torch.zeros(1), **other.state_dict()}, dict(list(other.state_dict().items())[1:])):
-        with pytest.raises(RuntimeError, match="missing keys"):
+        with pytest.raises(RuntimeError, match="Missing keys"):
             set_base_model_state_dict(model, {key: t + 1 for key, t in wrong.items()})
     assert all(torch.equal(t, before[key]) for key, t in model.state_dict().items())
     done = set_base_model_state_dict(model, {"strange": torch.zeros(1)}, strict=False)
