@@ -33,7 +33,7 @@ def _version() -> str:
         return __version__
     try:
         commit = _get_commit_hash("peft")
-    except Exception:
+    except Exception:                      # a version's note must not keep anybody from saving: it is told, and stands in the file as UNKNOWN
         warnings.warn("A dev version of PEFT is used but there was an error while trying to determine the commit hash.")
         commit = None
     return f"{__version__}@{commit or 'UNKNOWN'}"

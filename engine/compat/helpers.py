@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from engine.compat.configs import PeftConfig
 from engine.compat.kinds import Told
+from engine.errors import StudioError
 from engine.hosts.shelves import Slot
 from engine.methods.monteclora import SAMPLER
 from engine.model.helpers import rescale_adapter_scale as rescale
@@ -18,10 +19,10 @@ from engine.model.tuner import tuner_of
 
 
 def check_if_peft_model(model_name_or_path: Path | str) -> bool:
-    """Whether there is an adapter; anything that goes wrong with looking means no, as in PEFT."""
+    """Whether there is an adapter whose settings can be read; what cannot be found, reached or understood is none (PEFT: any error means no)."""
     try:
         PeftConfig.from_pretrained(model_name_or_path)
-    except Exception:
+    except (StudioError, OSError, ValueError, TypeError, KeyError):
         return False
     return True
 

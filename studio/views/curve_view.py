@@ -18,6 +18,7 @@ from studio.core.text import teach as words
 from studio.models.series_table import EVENT, LEARNED, UNSEEN, SeriesTable
 from studio.views import a11y, theme
 from studio.views.parts import Column, Row, button, text
+from studio.views.plot import quiet_plot
 
 PLOT, TABLE, NOTHING = range(3)
 CALM_POINTS = 150                          # a thick, smooth line costs by its points, not by its length
@@ -232,15 +233,8 @@ class CurveView(QWidget):
     def _make_plot(self) -> None:
         if self._plot is not None:
             return
-        import pyqtgraph as pg             # a quarter of a second: not before the window has been painted
-
-        pg.setConfigOptions(antialias=False, useOpenGL=False)
+        pg, self._plot = quiet_plot()
         self._pg = pg
-        self._plot = pg.PlotWidget(background=None)
-        self._plot.setMenuEnabled(False)
-        self._plot.setMouseEnabled(False, False)
-        self._plot.hideButtons()
-        self._plot.setFrameShape(self._plot.Shape.NoFrame)
         self._line_raw = self._plot.plot([], [])
         self._line_smooth = self._plot.plot([], [], antialias=True)
         self._line_unseen = self._plot.plot([], [], antialias=True, symbol="o", symbolSize=5)

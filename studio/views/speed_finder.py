@@ -18,6 +18,7 @@ from studio.jobs.job import Job, State
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.parts import Column, Row, button, clear, error_card, text
+from studio.views.plot import quiet_plot
 
 FIELD = "learning_rate"
 HEIGHT = 170                               # pixels of the curve
@@ -231,14 +232,8 @@ class SpeedCurve(QWidget):
         a11y.name(self._plot, words.FIND_CURVE(), words.FIND_POINTS(n=self.points, low=work.percent(min(self._shares))) if len(x) else "")
 
     def _make(self) -> None:
-        import pyqtgraph as pg
-
+        pg, self._plot = quiet_plot()
         self._pg = pg
-        self._plot = pg.PlotWidget(background=None)
-        self._plot.setMenuEnabled(False)
-        self._plot.setMouseEnabled(False, False)
-        self._plot.hideButtons()
-        self._plot.setFrameShape(self._plot.Shape.NoFrame)
         self._line = self._plot.plot([], [], antialias=True)
         self._ring, self._chosen = pg.ScatterPlotItem(size=12), pg.InfiniteLine(angle=90)
         for item in (self._chosen, self._ring):

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 
-bitsandbytes = pytest.importorskip("bitsandbytes")
+import bitsandbytes
 
 from bitsandbytes.functional import _convert_weight_packed_for_cpu, dequantize_4bit  # noqa: E402
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: E402
@@ -162,10 +162,9 @@ def test_unmerging_brings_the_very_bytes_back_where_peft_leaves_others(base, bit
         assert not torch.equal(theirs.get_submodule(f"base_model.model.{Q}").get_base_layer().weight.data, before)
 
 
+@pytest.mark.parametrize("bits", [4], indirect=True)         # weights in 8 bits are not repacked
 def test_merging_after_an_evaluation_on_a_processor_that_repacks(base, bits):
     """PEFT's merge reads the repacked weight in the order it no longer has (`_convert_weight_packed_for_cpu` is what the evaluation calls)."""
-    if bits == 8:
-        pytest.skip("8-bit weights are not repacked")
     evaluated = copy.deepcopy(base)
     W0 = backend_of(evaluated.get_submodule(Q)).weight(evaluated.get_submodule(Q))
     for layer in evaluated.modules():

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("bitsandbytes")
 
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: E402
 

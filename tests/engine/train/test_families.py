@@ -16,6 +16,7 @@ from engine.train import attention
 from engine.train.batching import micro_batches
 from engine.train.loss import Objective
 from tests.support.families import family
+from tests.support.rows import random_rows
 from tests.support.tiny import TEMPLATE, make_tokenizer
 
 SIDE_BY_SIDE = {"Llama": True, "Qwen2": True, "Qwen3": True, "Gemma3Text": False, "Mistral": False, "Phi": True, "Phi3": True, "GPT2": True,
@@ -26,14 +27,7 @@ families = pytest.mark.parametrize("name", SIDE_BY_SIDE)
 
 
 def rows(alike: int = 0, lengths: list[int] = LENGTHS) -> list[Rendered]:
-    """Ragged rows of random tokens, the last two thirds learned; the first ``alike`` tokens are common to all."""
-    draw = torch.Generator().manual_seed(1)
-    start = torch.randint(4, 64, (alike,), generator=draw).tolist()
-    made = []
-    for n in lengths:
-        ids = (start + torch.randint(4, 64, (n,), generator=draw).tolist())[:n]
-        made.append(Rendered(ids, [IGNORED if t < n // 3 else i for t, i in enumerate(ids)], []))
-    return made
+    return random_rows(lengths, alike, 4, 64)
 
 
 @cache

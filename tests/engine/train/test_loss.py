@@ -9,20 +9,14 @@ from engine.train import attention
 from engine.train import loss as loss_module
 from engine.train.batching import collate, micro_batches
 from engine.train.loss import Objective
+from tests.support.rows import random_rows
 from tests.support.tiny import make_model
 
 LENGTHS = [5, 60, 17, 33, 9, 48, 12]
 
 
 def rows(lengths=LENGTHS, alike=0):
-    """Ragged rows of random tokens, the last two thirds learned; the first ``alike`` tokens are common to all."""
-    draw = torch.Generator().manual_seed(1)
-    start = torch.randint(3, 384, (alike,), generator=draw).tolist()
-    made = []
-    for n in lengths:
-        ids = (start + torch.randint(3, 384, (n,), generator=draw).tolist())[:n]
-        made.append(Rendered(ids, [IGNORED if t < n // 3 else i for t, i in enumerate(ids)], []))
-    return made
+    return random_rows(lengths, alike)
 
 
 def student(**settings):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-bitsandbytes = pytest.importorskip("bitsandbytes")
+import bitsandbytes
 
 from safetensors.torch import load_file  # noqa: E402
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from studio.views import theme
+from studio.views.teach_panel import TeachPanel
 from tests.studio.kit import World, make_adapter, make_model
 
 
@@ -26,6 +27,16 @@ def stocked(world):
     world.keeper = make_adapter(world.home, world.base, "Lighthouse keeper")
     world.catalogue.refresh()
     return world
+
+
+@pytest.fixture
+def teach(stocked, qtbot):
+    """The panel Teach, shown, on its first step."""
+    panel = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
+    qtbot.addWidget(panel)
+    panel.resize(900, 760)
+    panel.show()
+    return panel
 
 
 @pytest.fixture(autouse=True)

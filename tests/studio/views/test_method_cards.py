@@ -3,17 +3,14 @@
 from engine import specs
 from engine.store.resources import resource
 from studio.core import methods
-from studio.views.teach_panel import TeachPanel
 from tests.studio.kit import words_of
 
 import pytest
 
 
 @pytest.fixture
-def plan_page(stocked, qtbot):
-    panel = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
-    qtbot.addWidget(panel)
-    panel.show()
+def plan_page(stocked, teach):
+    panel = teach
     panel.use_file(resource("samples/shop.csv"))
     panel.use_model(stocked.base)
     stocked.settle()

@@ -6,19 +6,14 @@ from engine import events, specs
 from engine.errors import BadData
 from engine.store.resources import resource
 from studio.jobs.job import State
-from studio.views.teach_panel import TeachPanel
 from tests.studio.kit import words_of
 
 
 @pytest.fixture
-def plan(stocked, qtbot):
-    panel = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
-    qtbot.addWidget(panel)
-    panel.resize(900, 760)
-    panel.show()
-    panel.show_step("plan")
-    panel.plan.advanced.open()
-    return panel.plan
+def plan(teach):
+    teach.show_step("plan")
+    teach.plan.advanced.open()
+    return teach.plan
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Teach, Data: problems are mended and mended back by a click, columns change their meaning, a folder is taken like a file."""
 
-import pytest
 from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDropEvent
 from PySide6.QtWidgets import QApplication, QFileDialog
@@ -10,17 +9,7 @@ from engine.errors import BadData
 from studio.core import text
 from studio.core.text import teach as words
 from studio.models.examples_model import HELD, KEPT, MESSAGES
-from studio.views.teach_panel import TeachPanel
 from tests.studio.kit import words_of
-
-
-@pytest.fixture
-def teach(stocked, qtbot):
-    panel = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
-    qtbot.addWidget(panel)
-    panel.resize(900, 760)
-    panel.show()
-    return panel
 
 
 def take(teach, stocked, path):

@@ -18,15 +18,6 @@ from studio.views.teach_panel import TeachPanel
 from tests.studio.kit import words_of
 
 
-@pytest.fixture
-def teach(stocked, qtbot):
-    panel = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
-    qtbot.addWidget(panel)
-    panel.resize(900, 760)
-    panel.show()
-    return panel
-
-
 def choose_all(teach, world, name="Opening hours"):
     teach.use_file(resource("samples/shop.csv"))
     teach.use_model(world.base)

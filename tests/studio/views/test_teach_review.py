@@ -8,16 +8,12 @@ from engine import events, specs
 from engine.errors import BadAdapter
 from engine.store.resources import resource
 from studio.jobs.job import State
-from studio.views.teach_panel import TeachPanel
 from tests.studio.kit import words_of
 
 
 @pytest.fixture
-def taught(stocked, qtbot):
-    panel = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
-    qtbot.addWidget(panel)
-    panel.resize(900, 760)
-    panel.show()
+def taught(stocked, teach):
+    panel = teach
     panel.use_file(resource("samples/shop.csv"))
     panel.use_model(stocked.base)
     stocked.settle()
