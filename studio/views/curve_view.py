@@ -57,6 +57,7 @@ class CurveView(QWidget):
         nothing = text(words.TRAIN_NO_POINTS(), "muted")
         nothing.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self._stack.addWidget(nothing)
+        self._stack.setCurrentIndex(NOTHING)
         self._stack.setMinimumHeight(220)
         self._legend = [(text("●", wrap=False), "curve_learned"), (text("●", wrap=False), "curve_unseen")]
         title, learned, unseen = (theme.look(a11y.ElidedLabel(said, mode=Qt.TextElideMode.ElideRight), looks) for said, looks in (
