@@ -180,7 +180,7 @@ def _adding_to_row(group: Group, dtype: torch.dtype) -> Adding:
 
 def _is_watched(own: dict[str, Any]) -> bool:
     """Whether somebody wants to be told of the layer's calls, or has put another forward in the place of its own."""
-    return own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own
+    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
 
 
 def mixed(group: Group) -> "Program | None":
