@@ -2,21 +2,25 @@
 
 A step's seconds are taken as ``a · computed tokens + b · micro-batches``; a short and a long micro-batch give both. The whole schedule
 is then priced exactly as it will run. Memory is this process's, as it grows during the probe, scaled to the largest micro-batch.
+A checkpoint's seconds are those of writing a sample of one to the run's own disk.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
+import torch
 
 from engine.errors import OutOfMemory, explain
 from engine.specs import PlanReport, TrainSpec
+from engine.train import checkpoint as checkpoints
 from engine.train.batching import Schedule, common_prefix, computed_tokens, micro_batches, portion
-from engine.train.checkpoint import KEPT
 from engine.train.launch import wanted
-from engine.train.loop import SAMPLE_SHARE, evaluation_points, memory_mb
+from engine.train.loop import SAMPLE_SHARE, SAVES, evaluation_points, memory_mb
 from engine.train.loss import Objective
 from engine.train.optim import Optimizer
 from engine.train.precision import choose, exact_computing
@@ -25,6 +29,8 @@ from engine.train.team import Team
 
 PROBE_SECONDS = 6.0                        # a probe stops repeating after this long
 SPREAD = 0.1                               # what no probe sees: other programs, a warmer processor
+COPIES = 4                                 # of the trained weights in a checkpoint: themselves, two moments of the optimizer, the best state
+SAMPLE = 8_000_000                         # numbers of a checkpoint that are written to see how long one takes
 
 
 @dataclass
@@ -79,13 +85,15 @@ def estimate(spec: TrainSpec) -> PlanReport:
     if spec.prompts:
         seconds += teaching * SAMPLE_SHARE / 2
     trainable = sum(p.numel() for p in parameters.values())
+    saves = max(min(SAVES, len(schedule)), int(seconds // spec.checkpoint_seconds))
+    seconds += saves * _saving(trainable, Path(spec.out).parent)
     megabytes = trainable * 4 / 1e6
     memory = (step.team if best_device() == "cpu" else 1) * (max(resting - before, 0) + max(peak - resting, 0) * max(1.0, widest / probed))
     memory += 2 * megabytes                # the best state, and the one on its way to the disk
     error = seconds * (SPREAD + step.spread) + 1
     report = PlanReport(rows=len(material.learn), steps=len(schedule), tokens=tokens, seconds=round(seconds + start_up, 1),
                         seconds_error=round(error, 1), memory_mb=round(memory, 1), free_memory_mb=round(psutil.virtual_memory().available / 1e6, 1),
-                        disk_mb=round(megabytes * (1 + 4 * (KEPT + 1)), 1), trainable=trainable)
+                        disk_mb=round(megabytes * (1 + 4 * (checkpoints.KEPT + 1)), 1), trainable=trainable)
     report.sentence = (f"About {_duration(report.seconds)} ± {_duration(error)}, {_size(memory)} of {_size(report.free_memory_mb)} free memory, "
                        f"{spec.passes:g} {'pass' if spec.passes == 1 else 'passes'} over {len(material.learn):,} examples.")
     return report
@@ -120,6 +128,20 @@ def _probe(model, objective: Objective, optimizer: Optimizer, material, schedule
     fixed = max(large[1] - token * large[0], 0.0) + correction / len(parts)
     spread = sum(worst - best for _, best, worst in points) / max(sum(best for _, best, _ in points), 1e-9) / 2
     return _Cost(token, fixed, min(spread, 0.5), shared, budget), max(peak, memory_mb()), large[0]
+
+
+def _saving(numbers: int, where: Path) -> float:
+    """Seconds that one checkpoint of so many trained numbers takes, told by writing a part of one near ``where``."""
+    part = min(COPIES * numbers, SAMPLE)
+    state = checkpoints.Checkpoint(0, {"sample": torch.zeros(part)}, {}, {}, {}, {})
+    near = next((folder for folder in (where, *where.parents) if folder.is_dir()), None)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".price-", dir=near) as folder:
+            start = time.monotonic()
+            checkpoints.save(Path(folder), state)
+            return (time.monotonic() - start) * COPIES * numbers / max(part, 1)
+    except OSError:                        # a full disk: that is for the training to say, which needs much more
+        return 0.0
 
 
 def _duration(seconds: float) -> str:

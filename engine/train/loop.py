@@ -35,6 +35,7 @@ from engine.train.team import Team
 
 EVALUATIONS, EVALUATION_SHARE = 10, 0.2    # through the run, besides the one of the untouched base; fewer if they would cost more than this
 PATIENCE = 3                               # evaluations in a row without a better one, after which an early stop ends the run
+SAVES = 10                                 # checkpoints in a run at least, as far as it has so many steps
 SCHEDULE = "schedule/"                     # before the names of a schedule's tensors (AdaLoRA's, AdaMSS's) in a checkpoint
 SAMPLE_TOKENS, SAMPLE_SHARE = 60, 0.15     # length of a sample answer; share of the time that samples in between may cost
 
@@ -91,7 +92,7 @@ class Training:
         tested = [len(row.ids) for row in material.test]
         self._points = lru_cache(maxsize=1)(lambda steps: evaluation_points(self.schedule, tested, steps))
         self.portion = portion(self.schedule.lengths)          # computed tokens in one micro-batch; halved when memory runs out
-        self.save_every = max(1, len(self.schedule) // 10)
+        self.save_every = max(1, len(self.schedule) // SAVES)
         self.step, self.best = 0, {}
         self.errors: list[float] = []      # of every step
         self.evaluations: list[list] = []  # [step, error on unseen examples]

@@ -40,3 +40,37 @@ def test_bad_examples_and_too_little_memory_are_sentences(make_spec, tmp_path, m
     (tmp_path / "data.csv").write_text("")
     with pytest.raises(BadData):
         estimate(spec)
+
+
+def test_a_slow_disk_costs_time_and_a_full_one_no_price(make_spec, tmp_path, monkeypatch):
+    written, save = [], estimating.checkpoints.save
+
+    def counting(folder, state):
+        written.append(folder)
+        return save(folder, state)
+
+    monkeypatch.setattr(estimating.checkpoints, "save", counting)
+    monkeypatch.setattr(estimating, "SAMPLE", 6144)            # a quarter of what this run's checkpoints hold
+    clock = iter([0.0, 10.0])
+    real = estimating.time.monotonic
+    monkeypatch.setattr(estimating, "_saving", lambda *args, _saving=estimating._saving: _timed(monkeypatch, clock, real, _saving, *args))
+    spec = make_spec(rows=40, passes=2.5)
+    slow = estimate(spec)
+    assert len(written) == 1 and not written[0].exists()
+    assert slow.seconds > 10 * 4 * estimating.SAVES            # ten seconds for each quarter of ten checkpoints
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(estimating.checkpoints, "save", full)
+    clock = iter([0.0])
+    assert 0 < estimate(spec).seconds < slow.seconds
+
+
+def _timed(monkeypatch, clock, real, work, *args):
+    """Run ``work`` by this clock."""
+    monkeypatch.setattr(estimating.time, "monotonic", lambda: next(clock))
+    try:
+        return work(*args)
+    finally:
+        monkeypatch.setattr(estimating.time, "monotonic", real)
