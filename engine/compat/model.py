@@ -82,7 +82,13 @@ class TunerViews:
         return []
 
     def admit(self: Tuner, name: str, config: Any, **kwargs: Any) -> Any:
-        done = TunerViews.native["admit"](self, name, config, **kwargs)
+        try:
+            done = TunerViews.native["admit"](self, name, config, **kwargs)
+        except TypeError as error:         # words on the adapter's own layer: PEFT has wrapped it by then, and names that wrapper
+            if str(error).startswith("trainable_token_indices"):
+                raise TypeError(f"trainable_token_indices cannot be applied to modules of type <class 'peft.tuners.lora.layer.Embedding'>: {error}"
+                                ) from error
+            raise
         _as_given(self.peft_config, name, config)
         self.model.__dict__["peft_config"] = self.peft_config
         own = {id(t): (layer, key.partition(".")[0]) for layer in self.layers.values() if name in layer.tenants
@@ -212,6 +218,12 @@ class LoneViews:
         LoneViews.native["delete_adapter"](self, name)
         if not self.stack.names and self.peft_config:
             self.set_adapter(min(self.peft_config))
+
+
+class GraphViews:
+    """What adapters round whole blocks have in PEFT, for `GraphTuner`."""
+
+    prefix = TunerViews.prefix
 
 
 class ModelViews:

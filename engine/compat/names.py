@@ -24,6 +24,8 @@ _MODELS = {_PROMPT_MODELS.get(kind, config.removesuffix("Config") + "Model"): ki
 _LAYERS = {config.removesuffix("Config") + "Layer": kind for kind, config in _CONFIGS.items() if kind not in _PROMPT_MODELS}
 _MIXED = ("LORA", "ADALORA", "LOHA", "LOKR", "SHIRA", "IA3", "BEFT", "ROAD", "HIRA", "OFT")
 
+_PREFIXES = {"LN_TUNING": "ln_tuning_", "VERA": "vera_lambda_", "PVERA": "pvera_lambda_", "XLORA": "xlora_"}       # where ours is another
+
 # --- everything else: name → module of ours ---
 
 _HERE = {name: module for module, names in {
@@ -39,6 +41,7 @@ _HERE = {name: module for module, names in {
     "engine.compat.optimizers": "create_lorafa_optimizer LoraFAOptimizer", "engine.compat.blocks": "BlockDiagonalLinear",
     "engine.compat.xlora": "XLoraLayer",
     "engine.compat.helpers": "check_if_peft_model rescale_adapter_scale DoraCaching MontecloraTrainerMixin MontecloraSampler",
+    "accelerate.utils.imports": "is_bf16_available",
     "engine.model.status": "TunerLayerStatus TunerModelStatus",
     "engine.train.lora_optim": "create_loraplus_optimizer create_riemannian_optimizer",
     "engine.compat.kinds": """BaseTuner BaseTunerLayer ModulesToSaveWrapper AuxiliaryTrainingWrapper TrainableTokensWrapper TrainableTokensLayer
@@ -134,7 +137,7 @@ def _table(name: str) -> dict[Any, Any]:
     if name == "PEFT_TYPE_TO_CONFIG_MAPPING":
         return {kind: lookup(_CONFIGS[kind]) for kind in PeftType}
     if name == "PEFT_TYPE_TO_PREFIX_MAPPING":
-        return {kind: getattr(method(kind), "prefix", f"{kind.lower()}_") for kind in there}
+        return {kind: _PREFIXES.get(kind, getattr(method(kind), "prefix", f"{kind.lower()}_")) for kind in there}
     if name == "PEFT_TYPE_TO_TUNER_MAPPING":
         return {PeftType[kind]: lookup(model) for model, kind in _MODELS.items()}
     if name == "PEFT_TYPE_TO_MIXED_MODEL_MAPPING":

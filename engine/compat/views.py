@@ -31,6 +31,7 @@ def attach_all() -> None:
     from engine.compat import configs, model, names, xlora
     from engine.methods.registry import config_class
     from engine.methods.registry import names as known
+    from engine.model.graph import GraphTuner
     from engine.model.lone import LoneTuner
     from engine.model.peft_model import PeftModel
     from engine.model.tuner import Tuner
@@ -46,6 +47,7 @@ def attach_all() -> None:
     attach(ReplacedViews, Replaced)
     attach(model.TunerViews, Tuner)
     attach(model.LoneViews, LoneTuner)
+    attach(model.GraphViews, GraphTuner)
     attach(xlora.XLoraViews, XLoraTuner)
     attach(model.ModelViews, PeftModel)
 

@@ -56,4 +56,7 @@ DIFFERENCES: list[tuple[str, str]] = [
      "BOFT turns the columns of each group of a convolution. tests/engine/test_laws.py, boft on conv2d-grouped"),
     ("*EncoderDecoder*::test_generate_pos_args*",
      f"`generate` takes positional arguments wherever the model's own does; PEFT refuses them. {_RIGHT}::test_generate_takes_what_the_model_takes"),
+    ("*::test_cartridge_prefill_4d_mask_uses_cache_position",
+     "It puts a function of its own in the place of one within PEFT that makes masks of four dimensions: a prompt's are of two here. "
+     f"{_RIGHT}::test_a_prompt_generates_with_a_cache_of_fixed_size"),
 ]

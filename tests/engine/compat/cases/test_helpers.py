@@ -83,6 +83,21 @@ def test_lora_fa_tells_names_and_scales():
         old.step()
 
 
+def test_lora_fa_tells_what_it_remembers_of_a_layer_by_its_name():
+    model = peft.get_peft_model(small(), lora())
+    optimizer, layer = peft.optimizers.create_lorafa_optimizer(model, r=2, lora_alpha=6, lr=1e-3), model.base_model.model[0]
+    model(torch.randn(3, 6)).sum().backward()
+    A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    optimizer.step()
+    seen = optimizer.state["base_model.model.0.lora"]
+    expected = 0.1 * B.grad @ torch.linalg.inv(A @ A.T) / 3 ** 2                # the scaling is 3, and Adam's first moment starts at 0
+    torch.testing.assert_close(seen["exp_avg_B"], expected, atol=1e-4, rtol=1e-4)
+    assert seen["exp_avg_B"] is optimizer.state[B]["exp_avg"] and seen["step"] == 1
+    again = peft.optimizers.create_lorafa_optimizer(model, r=2, lora_alpha=6, lr=1e-3)
+    again.load_state_dict(optimizer.state_dict())
+    assert torch.equal(again.state[B]["exp_avg"], seen["exp_avg_B"])
+
+
 def test_matrices_that_were_not_gathered_bring_a_warning(tmp_path):
     model = peft.get_peft_model(small(), lora())
     model.base_model.model[0].lora_A["default"].weight.data = torch.zeros(12)

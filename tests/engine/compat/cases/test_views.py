@@ -72,3 +72,18 @@ def test_adalora_takes_ranks_away_when_it_is_told_the_step():
         model(torch.randn(3, 6)).square().sum().backward()
         model.base_model.update_and_allocate(step)
     assert layer.lora_E["default"].count_nonzero() == 1
+
+
+def test_what_an_adapter_s_parameters_begin_with():
+    from tests.support.families import family
+
+    for config, prefix in ((lora(target_modules=["q_proj"]), "lora_"), (peft.ShadowConfig(r=4), "shadow_")):
+        model = peft.get_peft_model(family("Llama", "ForCausalLM"), config)
+        assert model.prefix == prefix and all(prefix in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+def test_words_cannot_be_learned_on_the_layer_that_the_adapter_sits_on():
+    from tests.support.families import family
+
+    with pytest.raises(TypeError, match="modules of type <class 'peft.tuners.lora.layer.Embedding'>"):
+        peft.get_peft_model(family("Llama", "ForCausalLM"), lora(target_modules=["embed_tokens"], trainable_token_indices=[0, 1]))
