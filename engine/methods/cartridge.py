@@ -39,8 +39,8 @@ class CartridgeEncoder(BasePromptEncoder):
 
     frozen = ("frozen_embedding",)
 
-    def __init__(self, config: CartridgeConfig, words: nn.Module | None = None, *, given: Mapping[str, Tensor] | None = None):
-        super().__init__(config, words, given=given)
+    def __init__(self, config: CartridgeConfig, word_embeddings: nn.Module | None = None, *, given: Mapping[str, Tensor] | None = None):
+        super().__init__(config, word_embeddings, given=given)
         self.num_frozen_tokens, width = config.num_frozen_tokens, METHOD.width(config)
         self.frozen_embedding = nn.Parameter(torch.empty(self.num_frozen_tokens, width), False) if self.num_frozen_tokens else None
         self.trainable_embedding = nn.Parameter(torch.empty(config.num_virtual_tokens - self.num_frozen_tokens, width))

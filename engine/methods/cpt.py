@@ -65,15 +65,15 @@ class CPTEmbedding(BasePromptEncoder):
 
     frozen = ("embedding",)
 
-    def __init__(self, config: CPTConfig, words: nn.Module, *, given: Mapping[str, Tensor] | None = None):
-        super().__init__(config, words, given=given)
+    def __init__(self, config: CPTConfig, word_embeddings: nn.Module, *, given: Mapping[str, Tensor] | None = None):
+        super().__init__(config, word_embeddings, given=given)
         self.config = config
         if given is None:                  # both draw, as in PEFT, though neither number is kept
             self.embedding, self.delta_embedding = (nn.Embedding(config.num_virtual_tokens, config.token_dim) for _ in range(2))
         if given is None and config.inference_mode:
             nn.init.zeros_(self.delta_embedding.weight)
             return
-        self.embedding = table(word_rows(words, config.cpt_token_ids, config.num_virtual_tokens))
+        self.embedding = table(word_rows(word_embeddings, config.cpt_token_ids, config.num_virtual_tokens))
         start = self.embedding.weight
         self.delta_embedding = table(torch.zeros_like(start) if given is None else given[PROMPT].to(start) - start)
 

@@ -41,16 +41,16 @@ class MultitaskPromptTuningConfig(WordPromptConfig):
 class MultitaskPromptEmbedding(BasePromptEncoder):
     """The common rows and the masks of the tasks, ``(tasks, n, rank)`` and ``(tasks, rank, dim)``."""
 
-    def __init__(self, config: MultitaskPromptTuningConfig, words: nn.Module | None = None, *, text: Sequence[int] = (),
+    def __init__(self, config: MultitaskPromptTuningConfig, word_embeddings: nn.Module | None = None, *, text: Sequence[int] = (),
                  source: Mapping[str, Tensor] | None = None, given: Mapping[str, Tensor] | None = None):
-        super().__init__(config, words, given=given)
+        super().__init__(config, word_embeddings, given=given)
         shapes = METHOD.shapes(config)
         if given is not None:
             self.embedding, *masks = table(given[PROMPT]), *(given[name].clone().float() for name in (COLS, ROWS))
         else:
             self.embedding = nn.Embedding(*shapes[PROMPT])
             if config.prompt_tuning_init == "TEXT" and not config.inference_mode:
-                self.embedding = table(word_rows(words, text, config.total_tokens))
+                self.embedding = table(word_rows(word_embeddings, text, config.total_tokens))
             masks = [torch.normal(0.0, 0.02, shapes[name]) for name in (COLS, ROWS)]
         self.prefix_task_cols, self.prefix_task_rows = map(nn.Parameter, masks)
         if source is not None:

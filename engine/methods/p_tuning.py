@@ -38,8 +38,8 @@ class PromptEncoderConfig(PromptLearningConfig):
 class PromptEncoder(BasePromptEncoder):
     """Learned rows and the network over them; a prompt from a file has the rows alone."""
 
-    def __init__(self, config: PromptEncoderConfig, words: nn.Module | None = None, *, given: Mapping[str, Tensor] | None = None):
-        super().__init__(config, words, given=given)
+    def __init__(self, config: PromptEncoderConfig, word_embeddings: nn.Module | None = None, *, given: Mapping[str, Tensor] | None = None):
+        super().__init__(config, word_embeddings, given=given)
         if given is not None:
             self.embedding = table(given[PROMPT])
             return

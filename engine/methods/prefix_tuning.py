@@ -37,8 +37,8 @@ class PrefixTuningConfig(PromptLearningConfig):
 class PrefixEncoder(BasePromptEncoder):
     """Rows ``(n, layers · 2 · width)``, or rows ``(n, width)`` and the network ``transform`` over them."""
 
-    def __init__(self, config: PrefixTuningConfig, words: nn.Module | None = None, *, given: Mapping[str, Tensor] | None = None):
-        super().__init__(config, words, given=given)
+    def __init__(self, config: PrefixTuningConfig, word_embeddings: nn.Module | None = None, *, given: Mapping[str, Tensor] | None = None):
+        super().__init__(config, word_embeddings, given=given)
         if given is not None:
             self.embedding = table(given[PROMPT])
             return

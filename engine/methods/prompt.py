@@ -89,13 +89,13 @@ class BasePromptEncoder(nn.Module):
 
     Args:
         config: with all sizes filled in.
-        words: the base's input embeddings, for prompts that begin with words.
+        word_embeddings: the base's input embeddings, for prompts that begin with words.
         given: the tensors of the adapter's file, by their names in it.
     """
 
     frozen: ClassVar[tuple[str, ...]] = ()                     # parameters that never train
 
-    def __init__(self, config: PromptLearningConfig, words: nn.Module | None = None, *, given: Mapping[str, Tensor] | None = None):
+    def __init__(self, config: PromptLearningConfig, word_embeddings: nn.Module | None = None, *, given: Mapping[str, Tensor] | None = None):
         super().__init__()
         self.is_table = given is not None or config.inference_mode
 

@@ -30,17 +30,17 @@ class PromptTuningConfig(WordPromptConfig):
 class PromptEmbedding(BasePromptEncoder):
     """The rows themselves. ``text``: token ids to begin with, repeated or cut to the number of rows."""
 
-    def __init__(self, config: PromptTuningConfig, words: nn.Module | None = None, *, text: Sequence[int] = (),
+    def __init__(self, config: PromptTuningConfig, word_embeddings: nn.Module | None = None, *, text: Sequence[int] = (),
                  given: Mapping[str, Tensor] | None = None):
-        super().__init__(config, words, given=given)
+        super().__init__(config, word_embeddings, given=given)
         if given is not None:
             self.embedding = table(given[PROMPT])
             return
         rows = config.total_tokens
         self.embedding = nn.Embedding(rows, config.token_dim)
         if config.prompt_tuning_init != "RANDOM" and not config.inference_mode:
-            ids = text if config.prompt_tuning_init == "TEXT" else torch.randint(0, words.num_embeddings, (rows,))
-            self.embedding = table(word_rows(words, ids, rows))
+            ids = text if config.prompt_tuning_init == "TEXT" else torch.randint(0, word_embeddings.num_embeddings, (rows,))
+            self.embedding = table(word_rows(word_embeddings, ids, rows))
 
 
 class PromptTuning(PromptMethod):
