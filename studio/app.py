@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-from PySide6.QtCore import QObject, QTimer, Qt, Signal
+from PySide6.QtCore import QLocale, QObject, QTimer, Qt, Signal
 from PySide6.QtWidgets import QApplication, QWidget
 
 from engine import events
@@ -63,6 +63,7 @@ class Studio(QObject):
         self.app, self.home = app, home.prepare()
         self.settings = Settings(home.settings)
         language.use(self.settings.get("language"))
+        QLocale.setDefault(country())
         theme.apply(app, self.settings.get("theme"), self.settings.get("text_size"))
         self.catalogue = Catalogue(home)
         self.document = StackDocument()
@@ -351,6 +352,12 @@ class Studio(QObject):
         self.window.end()
         self.ended.emit()
         self.app.quit()
+
+
+def country() -> QLocale:
+    """How dates and typed numbers are written: as this computer does, if it speaks the language in use, otherwise as that language does."""
+    system = QLocale.system()
+    return system if system.name().split("_")[0] == language.language() else QLocale(language.language())
 
 
 def open_studio(home: Home, *, runner: Runner | None = None, talk: Talk | None = None, app: QApplication | None = None) -> Studio:

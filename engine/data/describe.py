@@ -14,26 +14,26 @@ LETTERS = 2000                             # of each of their messages
 
 
 def describe(request: DescribeData, watch: Watch = unwatched) -> DataReport:
-    """Read, recognise and split a file. Raises `BadData` with the way out."""
-    data = load(request.data, request.roles, request.edits, watch)
+    """Read, recognise and split a file, or the head of it. Raises `BadData` with the way out."""
+    data = load(request.data, request.roles, request.edits, watch, request.head)
     held = _held(data, request.holdout)
     notes = list(data.notes)
     if any(part.guessed for part in data.parts):
         notes.append("The columns have unknown names: what they mean was guessed from what stands in them.")
     if doubles := len(data.rows) - data.rows.different():
         notes.append(f"{doubles} example{'s stand' if doubles > 1 else ' stands'} in the file more than once.")
-    if not held and request.holdout > 0:
+    if data.whole and not held and request.holdout > 0:
         notes.append("There are too few different examples to hold some back for testing.")
     return DataReport(path=str(data.path), sentence=data.sentence, rows=len(data.rows), held_out=len(held), shape=data.shape,
                       columns=_columns(data), roles=data.roles, choices=list(_choices(data)), notes=notes,
                       examples=[_shortened(row.messages, LETTERS) for row in islice(data.rows, SHOWN)],
                       found=[[part.noun, part.rows] for part in data.parts], files=len(data.parts),
-                      guessed=any(part.guessed for part in data.parts))
+                      guessed=any(part.guessed for part in data.parts), whole=data.whole)
 
 
 def show_rows(request: ShowRows) -> RowsPage:
     """Some rows from a place on. Raises `BadData`."""
-    data = load(request.data, request.roles, request.edits)
+    data = load(request.data, request.roles, request.edits, head=request.head)
     held = _held(data, request.holdout)
     page = list(islice(data.rows.from_(request.start), request.count))
     return RowsPage(start=request.start, examples=[_shortened(row.messages, request.letters) for row in page],
@@ -44,6 +44,9 @@ _latest_held: dict[tuple[str, float], set[int]] = {}           # one page after 
 
 
 def _held(data: Dataset, holdout: float) -> set[int]:
+    """None of a head: which rows are held back depends on all."""
+    if not data.whole:
+        return set()
     wanted = data.digest, holdout
     if wanted not in _latest_held:
         found = held_out(data.rows.keys, holdout)

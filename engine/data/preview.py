@@ -13,7 +13,7 @@ from engine.specs import RenderedRow, RenderRow
 
 def render_row(request: RenderRow) -> RenderedRow:
     """Raises `BadData`, `BadModel`."""
-    rows = load(request.data, request.roles, request.edits).rows
+    rows = load(request.data, request.roles, request.edits, head=request.head).rows
     if not 0 <= request.row < len(rows):
         raise BadData(f"There is no example number {request.row + 1}.", f"The file has {len(rows)}.", "Choose another one.")
     try:

@@ -78,15 +78,21 @@ class Part:
 
 
 class Index:
-    """All usable rows of some tables by number. Reads every table once; ``watch(stage, rows)`` is told now and then and may raise."""
+    """All usable rows of some tables by number, or the first ``most`` of them (``whole``: there are no others). Reads every table once.
 
-    def __init__(self, parts: list[Part], watch: Watch = unwatched):
-        self.parts, self.keys = parts, bytearray()
+    ``watch(stage, rows)`` is told now and then and may raise; meanwhile each part's ``rows`` are those read so far.
+    """
+
+    def __init__(self, parts: list[Part], watch: Watch = unwatched, most: int = 0):
+        self.parts, self.keys, self.whole = parts, bytearray(), True
         self._at, self._marks = array("q"), array("q")       # row number; part, place, line
         whole, number = hashlib.sha256(), 0
         for n, part in enumerate(parts):
             begin = number
-            for mark, row in part.walk(part.table.start, count=True):
+            for mark, row in part.walk(part.table.start, count=True) if self.whole else ():
+                if most and number == most:
+                    self.whole = False
+                    break
                 if (number - begin) % STRIDE == 0:
                     self._at.append(number)
                     self._marks.extend((n, *mark))
@@ -95,6 +101,7 @@ class Index:
                 self.keys += bytes.fromhex(digest[:2 * KEY])
                 number += 1
                 if number % 1000 == 0:
+                    part.rows = number - begin
                     watch("Reading the examples", number)
             part.rows = number - begin
         self.digest = whole.hexdigest()

@@ -44,41 +44,59 @@ class Dataset:
     parts: list[Part] = field(default_factory=list)
     index: Index | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Whether these are all rows, and not only a head of the file."""
+        return self.index is None or self.index.whole
 
-_latest: dict[tuple, tuple] = {}           # what was read last: a window asks for one file again and again
-_edited: dict[tuple, Dataset] = {}         # and the same as its latest edits leave it
-_reading = threading.RLock()
+
+class _Shelf:
+    """What was read last: a window asks for one file again and again."""
+
+    def __init__(self):
+        self.lock, self.read, self.edited = threading.RLock(), {}, {}
 
 
-def load(path: Path | str, roles: dict[str, str] | None = None, edits: Sequence[Edit] = (), watch: Watch = unwatched) -> Dataset:
-    """Read a file or folder and understand it. Raises `BadData` when nothing can be learned from it. Any thread may call it."""
-    path = Path(path)
-    with _reading:
+_all, _heads = _Shelf(), _Shelf()          # a head is there while all the rest is being read
+
+
+def load(path: Path | str, roles: dict[str, str] | None = None, edits: Sequence[Edit] = (), watch: Watch = unwatched, head: int = 0) -> Dataset:
+    """Read a file or folder and understand it. Raises `BadData` when nothing can be learned from it. Any thread may call it.
+
+    Args:
+        watch: told now and then what was found so far (a sentence) and how many rows; may raise.
+        head: read so many rows at most, at once, whatever else is being read; 0 for all.
+    """
+    path, shelf = Path(path), _heads if head else _all
+    with shelf.lock:
         asked = (str(path), _state(path), tuple(sorted((roles or {}).items())))
         wanted = asked, json.dumps([edit.to_dict() for edit in edits])
-        if wanted not in _edited:
-            found = _load(path, asked, roles or {}, edits, watch)
-            _edited.clear()
-            _edited[wanted] = found
-        return _edited[wanted]
+        if wanted not in shelf.edited:
+            found = _load(path, asked, roles or {}, edits, watch, head)
+            shelf.edited.clear()
+            shelf.edited[wanted] = found
+        return shelf.edited[wanted]
 
 
-def _load(path: Path, asked: tuple, roles: dict[str, str], edits: Sequence[Edit], watch: Watch) -> Dataset:
-    if asked not in _latest:
-        _latest.clear()
-        _edited.clear()
+def _load(path: Path, asked: tuple, roles: dict[str, str], edits: Sequence[Edit], watch: Watch, head: int) -> Dataset:
+    known = _all.read.get(asked) or _heads.read.get(asked)
+    if known is None or not (known[0].whole or 0 < head <= len(known[0])):
+        shelf = _heads if head else _all
+        shelf.read.clear()
+        shelf.edited.clear()
         tables, passed_over = read_all(path)
         parts = understood(tables, passed_over, roles, path)
-        index = Index(parts, watch)
+        index = Index(parts, lambda stage, done, total=0: watch(_sentence([part for part in parts if part.rows], done), done), head)
         if not len(index):
             raise BadData(f"No row of {path.name} can be used.", " ".join(n for part in parts for n in part.notes()),
                           "Fill in the missing parts and try again.", columns=parts[0].table.columns, path=str(path))
-        _latest[asked] = index, [part for part in parts if part.rows], [note for part in parts for note in part.notes()] + passed_over
-    index, parts, notes = _latest[asked]
+        known = shelf.read[asked] = (index, [part for part in parts if part.rows],
+                                     [note for part in parts for note in part.notes()] + passed_over)
+    index, parts, notes = known
     rows, unmatched = edited(index, edits)
-    if unmatched:
+    if unmatched and index.whole:
         notes = [*notes, f"{unmatched} of your changes no longer {'find their examples' if unmatched > 1 else 'finds its examples'} in the file."]
-    if not len(rows):
+    if not len(rows) and index.whole:
         raise BadData("No example is left.", "All of them were dropped.", "Undo the last change.", path=str(path))
     return Dataset(path, parts[0].shape if len({part.shape for part in parts}) == 1 else "mixed", _sentence(parts, len(index)),
                    list(dict.fromkeys(column for part in parts for column in part.table.columns)),

@@ -83,6 +83,7 @@ class DataReport(Spec):
     found: list = knob(factory=list, label="Found", help="[what, how many] for each part, e.g. [\"question and answer pairs\", 120].")
     files: int = 1
     guessed: bool = False                  # the columns have unknown names
+    whole: bool = True                     # there are no other rows than these
 
 
 @dataclass
@@ -141,11 +142,17 @@ class LintReport(Spec):
 
 # --- requests ----------------------------------------------------------------------------------
 
+def head() -> int:
+    """The knob of requests that can do with the first rows of a long file, while the others are being read."""
+    return knob(0, label="Head", low=0, help="Only the first so many rows; 0 for all.")
+
+
 @dataclass
 class DescribeData(Examples):
     """Answered by `DataReport`."""
 
     kind: ClassVar[str] = "describe-data"
+    head: int = head()
 
 
 @dataclass
@@ -153,6 +160,7 @@ class ShowRows(Examples):
     """Answered by `RowsPage`."""
 
     kind: ClassVar[str] = "show-rows"
+    head: int = head()
     start: int = knob(0, label="First row", low=0, help="Counted from 0.")
     count: int = knob(50, label="Rows", low=1, high=1000, help="How many at most.")
     letters: int = knob(0, label="Letters", low=0, help="How many of each message at most; 0 for all.")
@@ -163,6 +171,7 @@ class RenderRow(Examples):
     """Answered by `RenderedRow`: computed by the very function that makes the training labels."""
 
     kind: ClassVar[str] = "render-row"
+    head: int = head()
     base: str = knob("", label="Model", help="Folder of the base model.")
     row: int = 0
     max_length: int = 1024

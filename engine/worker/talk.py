@@ -1,7 +1,7 @@
 """The verbs of short talk. Questions are answered in order in the main thread; strengths and stops act at once.
 
 What takes long tells how far it is and ends when it is stopped (`WATCHED`); what a person need not wait for has a thread of its own
-(`BESIDE`), so that other questions are answered meanwhile.
+(`BESIDE`; but the head of a file is there at once), so that other questions are answered meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ANSWERS: dict[str, str | Callable] = {
     "estimate-plan": "engine.train.estimate.estimate",
 }
 WATCHED = ("describe-data", "lint-data")
-BESIDE = ("lint-data",)
+BESIDE = ("describe-data", "lint-data")
 EVERY = 0.2                                # seconds between two words on how far it is
 SESSION: str | Callable = "engine.generate.session.ChatSession"
 AT_ONCE = ("set-strengths", "stop")
@@ -83,7 +83,7 @@ class Talk:
 
     def answer(self, message: dict) -> None:
         """Answer one question, whatever happens; some beside the others."""
-        if message["do"] in BESIDE:
+        if message["do"] in BESIDE and not getattr(message["spec"], "head", 0):
             self._prepare(message["spec"])
             threading.Thread(target=self._answer_beside, args=(message,), name="beside", daemon=True).start()
         else:
@@ -95,6 +95,7 @@ class Talk:
 
     def _prepare(self, spec: specs.Spec) -> None:
         """Two threads that import at the same time wait for each other for ever: what is heavy is loaded here, in the main thread."""
+        resolve(ANSWERS[spec.kind])
         if getattr(spec, "base", ""):
             try:
                 resolve("engine.data.preview.tokenizer_of")(spec.base, "lint")

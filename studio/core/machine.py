@@ -28,14 +28,14 @@ class Machine:
     def sentence(self) -> str:
         """"2 cores, 24 GB memory, no graphics card: models up to about 1 billion parameters can be taught overnight."""
         card = {"nvidia": text.card_nvidia, "amd": text.card_amd, "apple": text.card_apple}.get(self.graphics, text.card_none)()
-        return text.machine(cores=text.cores(self.cores), memory=f"{self.memory:.0f}", card=card, reach=self._reach())
+        return text.machine(cores=text.cores(self.cores), memory=round(self.memory), card=card, reach=self._reach())
 
     def _reach(self) -> str:
         """A careful guess: training a small adapter needs about 4 bytes a parameter, and on processors alone it needs patience."""
         billions = self.memory / (4 if self.graphics else 8)
         if not self.graphics:
             billions = min(billions, self.cores / 2)
-        return text.reach_night(size=f"{billions:.0f}") if billions >= 0.8 else text.reach_small()
+        return text.reach_night(size=round(billions)) if billions >= 0.8 else text.reach_small()
 
 
 def _graphics() -> str:

@@ -11,8 +11,8 @@ from engine.events import Step
 from engine.specs import Edit, PlanReport, TrainSpec
 from engine.store.home import safe_name
 from studio.core import methods
+from studio.core.text import amounts, number
 from studio.core.text import teach as words
-from studio.core.text import work
 
 PRESETS = ("quick", "balanced", "best")
 QUICK_ROWS = 200                           # a quick check looks at no more examples …
@@ -119,15 +119,15 @@ def price(report: PlanReport, spec: TrainSpec) -> str:
     learned = max(report.rows, 1)
     seconds, spread, seen = report.seconds, report.seconds_error, spec.passes
     examples = words.EXAMPLES(report.rows)
-    passes = words.PRICE_PASSES(seen, shown=f"{seen:g}", examples=examples)
+    passes = words.PRICE_PASSES(seen, shown=number(seen), examples=examples)
     if seen < 1:
         passes = words.PRICE_PART(seen=round(seen * learned), examples=examples)
     if spec.max_steps and spec.max_steps < report.steps:
         share = spec.max_steps / report.steps
         seconds, spread = seconds * share, spread * share
-        passes = words.PRICE_SHORTENED(share=work.percent(min(1.0, share * seen)))
-    return words.PRICE(time=words.PRICE_TIME(amount=work.duration(seconds), error=_spread(seconds, spread)),
-                       memory=work.OF_MEMORY(used=_gb(report.memory_mb), free=_gb(report.free_memory_mb)), passes=passes)
+        passes = words.PRICE_SHORTENED(share=amounts.percent(min(1.0, share * seen)))
+    return words.PRICE(time=words.PRICE_TIME(amount=amounts.duration(seconds), error=_spread(seconds, spread)),
+                       memory=words.OF_MEMORY(used=_gb(report.memory_mb), free=_gb(report.free_memory_mb)), passes=passes)
 
 
 def more_passes(planned: float) -> list[float]:
@@ -145,11 +145,11 @@ def seconds_of(passes: float, last: Step | None) -> float | None:
 def _spread(seconds: float, spread: float) -> str:
     """The plus-or-minus in the unit of the amount before it."""
     unit = 1 if seconds < 90 else 60 if seconds < 3600 else 0
-    return f"{max(1, round(spread / unit))}" if unit else work.duration(spread)
+    return number(max(1, round(spread / unit))) if unit else amounts.duration(spread)
 
 
 def _gb(megabytes: float) -> str:
-    return f"{megabytes / 1e3:.1f}"
+    return number(megabytes / 1e3, 1)
 
 
 def warnings(report: PlanReport) -> list[str]:
@@ -198,7 +198,7 @@ class Fit:
 def fit(parameters: int, free_bytes: float) -> Fit:
     """Judge by size alone, before anything is measured: weights in float32, a fifth for the work on them, half a gigabyte for the rest."""
     need = parameters * 4 * 1.2 + 5e8
-    facts = {"need": work.size(need), "free": work.size(free_bytes)}
+    facts = {"need": amounts.size(need), "free": amounts.size(free_bytes)}
     if need < 0.6 * free_bytes:
         return Fit("well", words.FIT_WELL(**facts))
     if need < 0.95 * free_bytes:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.events import Reviewed
+from studio.core.text import amounts, number
 from studio.core.text import teach as words
-from studio.core.text import work
 
 PAIRS = 5
 WORTH = 0.02                               # share of error by which a lower strength must be better to be advised
@@ -20,13 +20,13 @@ def sentences(result: dict) -> list[str]:
     if result.get("rows"):
         said.append(words.REVIEW_OUTCOMES(wins=result["wins"], same=result["same"], losses=result["losses"]))
         low, high = result["interval"]
-        said.append(words.REVIEW_INTERVAL(low=work.percent(low), high=work.percent(high)) if low > 0 else words.REVIEW_INTERVAL_OPEN())
+        said.append(words.REVIEW_INTERVAL(low=amounts.percent(low), high=amounts.percent(high)) if low > 0 else words.REVIEW_INTERVAL_OPEN())
         if (lower := better_strength(result)) is not None:
-            said.append(words.REVIEW_LOWER_BETTER(strength=work.percent(lower), error=f"{result['strengths'][f'{lower:g}']:.2f}"))
+            said.append(words.REVIEW_LOWER_BETTER(strength=amounts.percent(lower), error=number(result["strengths"][f"{lower:g}"], 2)))
     general = result.get("general") or {}
     if general.get("rows"):
         sentence = words.REVIEW_FORGOTTEN if general["forgotten"] else words.REVIEW_NOT_FORGOTTEN
-        said.append(sentence(rows=general["rows"], before=f"{general['before']:.2f}", after=f"{general['after']:.2f}"))
+        said.append(sentence(rows=general["rows"], before=number(general["before"], 2), after=number(general["after"], 2)))
     return said
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from collections.abc import Sequence
 
+from studio.core.text import amounts
 from studio.core.text import teach as words
 
 NOTICEABLE = 0.01                          # a change of the error below one part in a hundred is noise
@@ -49,8 +50,8 @@ def judge(learned: Sequence[float], unseen: Sequence[float], unseen_steps: Seque
             return Verdict("by_heart", "warn", words.VERDICT_BY_HEART(best=words.step_or_earlier(at)), words.ADVICE_BY_HEART(), at)
         return Verdict("worse", "warn", words.VERDICT_WORSE(best=words.step_or_earlier(at)), words.ADVICE_WORSE(), at)
     if last < before * (1 - NOTICEABLE) or len(unseen) == 2:
-        return Verdict("improving", "good", words.VERDICT_IMPROVING(share=words.percent((base - last) / base)), step=at)
-    return Verdict("flat", "plain", words.VERDICT_FLAT(share=words.percent((base - best) / base)), words.ADVICE_FLAT(), at)
+        return Verdict("improving", "good", words.VERDICT_IMPROVING(share=amounts.percent((base - last) / base)), step=at)
+    return Verdict("flat", "plain", words.VERDICT_FLAT(share=amounts.percent((base - best) / base)), words.ADVICE_FLAT(), at)
 
 
 def _without_unseen(learned: Sequence[float]) -> Verdict:

@@ -13,6 +13,7 @@ from engine.specs import DataReport, RowsPage, ShowRows
 from studio.core.text import teach as words
 from studio.models.teach_draft import TeachDraft
 
+HEAD = 1000                                # rows that are shown at once, however many there are; the rest is counted meanwhile
 PAGE = 50                                  # rows that are asked for at once
 KEPT = 20                                  # pages
 LETTERS = 600                              # of each message: as many as a list can show
@@ -29,7 +30,7 @@ class ExamplesModel(QAbstractTableModel):
     def __init__(self, draft: TeachDraft, talk_bridge, parent=None):
         super().__init__(parent)
         self._draft, self._talk = draft, talk_bridge
-        self._rows = 0
+        self._rows = self._head = 0
         self._pages: OrderedDict[int, list[tuple[list[dict], bool]]] = OrderedDict()
         self._first: list[list[dict]] = []     # came with the report, so that they are there at once
         self._wanted: list[int] = []       # pages that were looked at and are not here, the latest last
@@ -40,12 +41,27 @@ class ExamplesModel(QAbstractTableModel):
     def show(self, report: DataReport | None) -> None:
         """Begin anew with what a report says of a file."""
         self.beginResetModel()
+        self._forget()
+        self._rows, self._first = (report.rows, report.examples) if report else (0, [])
+        self._head = 0 if report is None or report.whole else HEAD
+        self.endResetModel()
+
+    def grow(self, report: DataReport) -> None:
+        """All rows are counted of which the first stand here: those stay, the others follow; which are held back is known now."""
+        if report.rows <= self._rows:
+            self.show(report)              # what was changed in them concerns later ones, too
+            return
+        self._forget()
+        self.beginInsertRows(QModelIndex(), self._rows, report.rows - 1)
+        self._rows, self._head = report.rows, 0
+        self.endInsertRows()
+        self.dataChanged.emit(self.index(0, 0), self.index(self._rows - 1, 0))
+
+    def _forget(self) -> None:
         self._talk.forget(self._ticket)
         self._ticket = 0
         self._pages.clear()
         self._wanted.clear()
-        self._rows, self._first = (report.rows, report.examples) if report else (0, [])
-        self.endResetModel()
 
     # --- what a view asks ---
 
@@ -84,7 +100,7 @@ class ExamplesModel(QAbstractTableModel):
         self._asked, draft = self._wanted.pop(), self._draft.draft
         del self._wanted[:-3]
         self._ticket = self._talk.ask(
-            ShowRows(draft.data, roles=draft.roles, edits=self._draft.edits, holdout=draft.overrides.get("holdout", 0.1),
+            ShowRows(draft.data, roles=draft.roles, edits=self._draft.edits, holdout=draft.overrides.get("holdout", 0.1), head=self._head,
                      start=self._asked * PAGE, count=PAGE, letters=LETTERS), on_done=self._arrived, on_error=self._failed)
 
     def _arrived(self, page: RowsPage | None) -> None:

@@ -8,6 +8,7 @@ from datetime import datetime
 from PySide6.QtCore import QAbstractTableModel, QLocale, QModelIndex, Qt
 
 from engine import events
+from studio.core.text import amounts
 from studio.core.text import work as words
 from studio.core.text.spoken import spoken
 from studio.jobs.bridge import QueueBridge
@@ -56,8 +57,8 @@ class JobsModel(QAbstractTableModel):
             return spoken((job.error or {}).get("what", "")) if job.state is State.FAILED else ""
         said = self._progress.get(job.id)
         stage = spoken(said.stage) if isinstance(said, events.Progress) else ""
-        fraction, ahead = self.fraction(job), words.left(getattr(said, "seconds_left", None))
-        return " · ".join(part for part in (words.percent(fraction) if fraction is not None else "", ahead or stage) if part)
+        fraction, ahead = self.fraction(job), amounts.left(getattr(said, "seconds_left", None))
+        return " · ".join(part for part in (amounts.percent(fraction) if fraction is not None else "", ahead or stage) if part)
 
     # --- Qt ---
 
@@ -139,5 +140,5 @@ def moment(job: Job) -> str:
 def when(job: Job) -> str:
     """ "today 14:05 · took 3 min"."""
     if job.state is State.FINISHED and job.started and job.ended:
-        return f"{moment(job)} · {words.QUEUE_TOOK(amount=words.duration(job.ended - job.started))}"
+        return f"{moment(job)} · {words.QUEUE_TOOK(amount=amounts.duration(job.ended - job.started))}"
     return moment(job)

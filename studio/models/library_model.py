@@ -13,6 +13,7 @@ from engine.errors import StudioError
 from engine.store.library import AdapterInfo, ModelInfo
 from studio.core import catalogue as library
 from studio.core.catalogue import Catalogue, Module
+from studio.core.text import amounts
 from studio.core.text import frame as text
 from studio.core.text.spoken import spoken
 from studio.models import drag
@@ -163,7 +164,7 @@ class LibraryModel(QAbstractItemModel):
         strangers = [_adapter_node(a, "stranger") for a in shown.strangers() if self._matches(a.name)]
         if strangers:
             nodes.append(Node("group", text.tree_strangers(), key="strangers", children=strangers, tip=text.tree_strangers_tip()))
-        exports = [Node("export", m.name, note=text.size(m.bytes), thing=m, key=f"export {m.path}")
+        exports = [Node("export", m.name, note=amounts.size(m.bytes), thing=m, key=f"export {m.path}")
                    for m in shown.snapshot.exports if self._matches(m.name)]
         if exports:
             nodes.append(Node("group", text.tree_exports(), key="exports", children=exports))
@@ -176,7 +177,7 @@ class LibraryModel(QAbstractItemModel):
         kept = [a for a in adapters if self._matches(a.name)]
         if not kept and not self._matches(model.name):
             return None
-        return Node("model", model.name, note=text.parameters(model.parameters), thing=model, key=f"model {model.path}",
+        return Node("model", model.name, note=amounts.count(model.parameters), thing=model, key=f"model {model.path}",
                     children=[_adapter_node(a, str(model.path)) for a in kept], tip=str(model.path))
 
     def _matches(self, name: str) -> bool:

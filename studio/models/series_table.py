@@ -5,8 +5,9 @@ from __future__ import annotations
 import bisect
 import math
 
-from PySide6.QtCore import QAbstractTableModel, QLocale, QModelIndex, Qt
+from PySide6.QtCore import QAbstractTableModel, QModelIndex, Qt
 
+from studio.core.text import number
 from studio.core.text import teach as words
 
 LEARNED, UNSEEN, EVENT = 1, 2, 3
@@ -76,4 +77,4 @@ class SeriesTable(QAbstractTableModel):
             return ""
         if isinstance(value, str):
             return value
-        return f"{value:.0f}" if index.column() == 0 else QLocale().toString(value, "f", 4) if math.isfinite(value) else "–"
+        return number(value, 0 if index.column() == 0 else 4) if math.isfinite(value) else "–"

@@ -27,6 +27,7 @@ class TeachDraft(QObject):
         if self.draft.base and not Path(self.draft.base).exists():
             self.draft.base = ""
         self.report: DataReport | None = None
+        self.glimpse: DataReport | None = None         # of a long file what its first rows told, until all are counted
         self.data_error: StudioError | None = None
         self.job_id: int | None = None
         self._before: list[list] = []      # edits as they were, for undo
@@ -43,7 +44,7 @@ class TeachDraft(QObject):
         for name in different:             # all of them first, so that nobody who is told sees a mixture of old and new
             setattr(self.draft, name, values[name])
         if "data" in different:
-            self.report = self.data_error = None
+            self.report = self.glimpse = self.data_error = None
             different = [name for name in different if name not in ("roles", "edits")]
         for name in different:
             self.changed.emit(name)
@@ -54,8 +55,9 @@ class TeachDraft(QObject):
         self.put(**draft.to_dict())
 
     def found(self, report: DataReport | None, error: StudioError | None = None) -> None:
-        """What looking at the data file brought."""
-        self.report, self.data_error = report, error
+        """What looking at the data file brought; of a long one first what is not the whole."""
+        self.glimpse = report
+        self.report, self.data_error = report if report and report.whole else None, error
         self.changed.emit("report")
 
     # --- changes of the examples: kept in the draft, never written into the file ---
@@ -110,6 +112,8 @@ class TeachDraft(QObject):
         found = plan.missing(self.draft, self.home.adapters)
         if self.data_error is not None:
             found["data"] = words.BAD_DATA()
+        elif self.glimpse is not None and self.report is None:
+            found["data"] = words.NEEDS_COUNT()
         return found
 
     def save(self) -> None:

@@ -11,6 +11,7 @@ from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QProgressBar, QPushButton, QToolButton, QWidget
 
 from engine import events
+from studio.core.text import amounts, number
 from studio.core.text import frame as text
 from studio.core.text.spoken import spoken
 from studio.jobs.bridge import QueueBridge
@@ -82,10 +83,10 @@ class ActivityBar(QFrame):
     def measure(self) -> None:
         """Memory of the computer and room on the library's disk."""
         memory = psutil.virtual_memory()
-        self.memory.setText(text.memory(used=f"{(memory.total - memory.available) / 1e9:.1f}", total=f"{memory.total / 1e9:.0f}"))
+        self.memory.setText(text.memory(used=number((memory.total - memory.available) / 1e9, 1), total=round(memory.total / 1e9)))
         self.memory.setToolTip(text.memory_help())
         try:
-            self.disk.setText(text.disk(free=text.size(shutil.disk_usage(self._root).free)))
+            self.disk.setText(text.disk(free=amounts.size(shutil.disk_usage(self._root).free)))
             self.disk.setToolTip(text.disk_help())
         except OSError:
             self.disk.setText(text.disk_gone())
@@ -115,7 +116,7 @@ class ActivityBar(QFrame):
     def _set_progress(self, done: float, total: float, seconds: float | None) -> None:
         self.progress.setRange(0, 1000 if total else 0)
         self.progress.setValue(round(1000 * done / total) if total else 0)
-        self.left.setText(text.time_left(seconds) if seconds is not None else "")
+        self.left.setText(amounts.left(seconds))
 
     def _show(self, stage: str = "") -> None:
         running = self._job is not None

@@ -14,6 +14,7 @@ from PySide6.QtGui import QColor
 from PySide6.QtWidgets import QAbstractItemView, QComboBox, QStackedWidget, QTableView, QWidget
 
 from studio.core.series import Series, Smooth
+from studio.core.text import number
 from studio.core.text import teach as words
 from studio.models.series_table import EVENT, LEARNED, UNSEEN, SeriesTable
 from studio.views import a11y, theme
@@ -132,8 +133,8 @@ class CurveView(QWidget):
         """The picture in words."""
         if not len(self._raw):
             return words.TRAIN_NO_POINTS()
-        unseen = f"{self._unseen.y[-1]:.2f}" if len(self._unseen) else "–"
-        return words.TRAIN_POINTS(step=f"{self._raw.x[-1]:.0f}", learned=f"{self._smooth.series.y[-1]:.2f}", unseen=unseen)
+        unseen = number(self._unseen.y[-1], 2) if len(self._unseen) else "–"
+        return words.TRAIN_POINTS(step=round(self._raw.x[-1]), learned=number(self._smooth.series.y[-1], 2), unseen=unseen)
 
     def point_out(self, step: float | None) -> None:
         """Show where something is: a line through this step, and its row in the table. None takes it away."""
@@ -196,7 +197,7 @@ class CurveView(QWidget):
         best = self.best()
         self._dot_best.setData([best[0]] if best else [], [height(best[1])] if best else [])
         if best:
-            self._label_best.setText(words.TRAIN_BEST(step=f"{best[0]:.0f}"))
+            self._label_best.setText(words.TRAIN_BEST(step=round(best[0])))
             late = best[0] > first + 0.7 * (max(last, self._end) - first)
             self._label_best.setAnchor((1.06, -0.15) if late else (-0.06, -0.15))
             self._label_best.setPos(best[0], float(height(best[1])))
@@ -243,7 +244,7 @@ class CurveView(QWidget):
             line.curve.setSegmentedLineMode("on")      # single strokes: many times faster than one long path
         self._dot_best = pg.ScatterPlotItem(size=13)
         self._ticks = pg.ScatterPlotItem(symbol="t1", size=9, hoverable=True, tip=lambda x, y,
-                                         data: f"{words.TRAIN_STEP()} {x:.0f}: {data}")
+                                         data: f"{words.TRAIN_STEP()} {number(x, 0)}: {data}")
         self._label_best = pg.TextItem()
         self._line_pointed = pg.InfiniteLine(angle=90)
         for item in (self._line_pointed, self._dot_best, self._ticks, self._label_best):

@@ -49,6 +49,10 @@ class ExamplesList(QTableView):
         if report.rows:
             self.selectRow(0)
 
+    def grow(self, report: DataReport) -> None:
+        """All are counted now: what is looked at stays where it is."""
+        self.model().grow(report)
+
     def go(self, row: int) -> None:
         """Look at this row."""
         if 0 <= row < self.model().rowCount():

@@ -14,6 +14,7 @@ from engine import events
 from engine.errors import StudioError
 from engine.specs import ExportSpec
 from engine.store.home import safe_name
+from studio.core.text import amounts, number
 from studio.core.text import work as words
 from studio.core.text.spoken import spoken
 from studio.jobs.job import Job, State
@@ -124,7 +125,7 @@ class ExportPanel(Panel):
             self._what.addWidget(text(words.EXPORT_BASE(name=model.name if model else Path(document.base).name)))
         for entry in document.entries:
             heard = entry.enabled and entry.strength
-            strength = f"{100 * entry.strength:.0f} %"
+            strength = amounts.percent(entry.strength)
             line = words.EXPORT_ENTRY(name=entry.name, strength=strength) if heard else words.EXPORT_OFF(name=entry.name)
             self._what.addWidget(text(f"{'+' if heard else '–'}  {line}", "" if heard else "muted"))
         for index, key in enumerate(FORMATS):
@@ -158,7 +159,7 @@ class ExportPanel(Panel):
     def _judge(self, model) -> None:
         size, free = self._bytes(model), _free(self._folder)
         name = self.name.text().strip()
-        self._size.setText(words.EXPORT_SIZE(size=words.size(size), free=words.size(free)) if model else "")
+        self._size.setText(words.EXPORT_SIZE(size=amounts.size(size), free=amounts.size(free)) if model else "")
         self._size.setVisible(model is not None)
         needs = ""
         if self._document.base is None:
@@ -166,7 +167,7 @@ class ExportPanel(Panel):
         elif not self._document.heard():
             needs = words.EXPORT_EMPTY()
         elif size and size * 1.02 > free:
-            needs = words.EXPORT_NO_ROOM(size=words.size(size), free=words.size(free))
+            needs = words.EXPORT_NO_ROOM(size=amounts.size(size), free=amounts.size(free))
         fault = words.EXPORT_TAKEN(name=name) if name and (self._folder / safe_name(name)).exists() else ""
         if not needs and not name:
             fault = words.EXPORT_NO_NAME()
@@ -232,8 +233,8 @@ class ExportPanel(Panel):
         if self.job is None or id != self.job.id:
             return
         if isinstance(event, events.Progress):
-            amount = f"{event.done:.0f} / {event.total:.0f} {event.unit}" if event.total and event.unit != "bytes" else ""
-            self._stage.setText("  ·  ".join(part for part in (spoken(event.stage), amount, words.left(event.seconds_left)) if part))
+            amount = f"{number(event.done, 0)} / {number(event.total, 0)} {event.unit}" if event.total and event.unit != "bytes" else ""
+            self._stage.setText("  ·  ".join(part for part in (spoken(event.stage), amount, amounts.left(event.seconds_left)) if part))
             self.bar.setRange(0, 1000 if event.total else 0)
             self.bar.setValue(round(1000 * event.done / event.total) if event.total else 0)
         elif isinstance(event, events.Checked):
@@ -274,8 +275,8 @@ class ExportPanel(Panel):
         theme.look(self.result_head, f"title {'bad' if failed else 'good' if verified else 'warn'}")
         self._mark._what = ("error", "bad") if failed else ("check", "good") if verified else ("warning", "warn")
         self._mark.retint()
-        self._facts.setText(words.EXPORT_RESULT(path=result["path"], size=words.size(result.get("bytes", 0)),
-                                                time=words.duration(result.get("seconds", 0)))
+        self._facts.setText(words.EXPORT_RESULT(path=result["path"], size=amounts.size(result.get("bytes", 0)),
+                                                time=amounts.duration(result.get("seconds", 0)))
                             if result.get("path") else "")
         self._receipt.setText(words.EXPORT_RECEIPT(path=result["receipt"]) if result.get("receipt") else "")
         clear(self._result_trouble)

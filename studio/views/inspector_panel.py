@@ -13,6 +13,7 @@ from PySide6.QtWidgets import QFrame, QGridLayout, QHBoxLayout, QLabel, QPushBut
 from engine.errors import StudioError
 from engine.store.library import AdapterInfo, ModelInfo
 from studio.core.catalogue import Catalogue, Module, base_name, modules
+from studio.core.text import amounts, number
 from studio.core.text import frame as text
 from studio.core.text.spoken import spoken
 from studio.views import a11y, theme
@@ -25,8 +26,8 @@ def facts_of(thing: object, catalogue: Catalogue) -> tuple[str, str, str, list[t
     match thing:
         case ModelInfo():
             return "model", thing.name, text.a_model(), [
-                ("", [(text.fact_parameters(), text.short_number(thing.parameters)), (text.fact_family(), thing.model_type or "–"),
-                      (text.fact_format(), thing.dtype or "–"), (text.fact_size(), text.size(thing.bytes)),
+                ("", [(text.fact_parameters(), amounts.count(thing.parameters)), (text.fact_family(), thing.model_type or "–"),
+                      (text.fact_format(), thing.dtype or "–"), (text.fact_size(), amounts.size(thing.bytes)),
                       (text.fact_chat(), text.yes() if thing.has_chat_template else text.no_chat()),
                       (text.fact_adapters(), str(len(catalogue.adapters_for(thing))))]),
                 (text.on_disk(), [(text.fact_folder(), str(thing.path)), (text.fact_fingerprint(), thing.fingerprint[:16])])]
@@ -34,7 +35,7 @@ def facts_of(thing: object, catalogue: Catalogue) -> tuple[str, str, str, list[t
             return "adapter", thing.name, text.an_adapter(kind=text.kind(thing.peft_type, thing.config)), _adapter_facts(thing, catalogue)
         case Module():
             return "module", thing.name, text.a_place(), [
-                ("", [(text.fact_path(), thing.path), (text.fact_numbers(), text.short_number(thing.parameters)),
+                ("", [(text.fact_path(), thing.path), (text.fact_numbers(), amounts.count(thing.parameters)),
                       *((part, " × ".join(map(str, shape))) for part, shape in thing.parts)])]
         case StudioError():
             return "warning", spoken(thing.what), "", [("", [(label, words) for label, words in (
@@ -51,7 +52,7 @@ def _adapter_facts(adapter: AdapterInfo, catalogue: Catalogue) -> list[tuple[str
     if adapter.rank:
         facts.append((text.fact_capacity(), str(adapter.rank)))
     facts += [(text.fact_places(), text.places_in_layers(text.places(len(places)), text.layers(len(layers)))),
-              (text.fact_numbers(), text.short_number(adapter.parameters)), (text.fact_size(), text.size(adapter.bytes))]
+              (text.fact_numbers(), amounts.count(adapter.parameters)), (text.fact_size(), amounts.size(adapter.bytes))]
     sections = [("", facts)]
     if taught := _taught(adapter.recipe):
         sections.append((text.taught(), taught))
@@ -71,7 +72,7 @@ def _taught(recipe: dict[str, Any]) -> list[Fact]:
         facts.append((text.fact_passes(), f"{passes:g}"))
     before, after = scores.get("before"), scores.get("after")
     if isinstance(before, (int, float)) and isinstance(after, (int, float)):
-        facts.append((text.fact_error(), text.from_to(before=f"{before:.2f}", after=f"{after:.2f}")))
+        facts.append((text.fact_error(), text.from_to(before=number(before, 2), after=number(after, 2))))
     compared, votes = recipe.get("review"), recipe.get("votes")
     if isinstance(compared, dict) and all(isinstance(compared.get(name), int) for name in ("wins", "same", "losses")):
         facts.append((text.fact_compared(), text.compared(**{name: compared[name] for name in ("wins", "same", "losses")})))

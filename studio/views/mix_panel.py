@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PySide6.QtCore import QLocale, QPoint, Qt, Signal
+from PySide6.QtCore import QPoint, Qt, Signal
 from PySide6.QtWidgets import QCheckBox, QComboBox, QFrame, QHBoxLayout, QLabel, QMenu, QPushButton, QSizePolicy, QStackedLayout, QVBoxLayout, QWidget
 
 from studio.core.catalogue import Catalogue
 from studio.core.stack_document import Change, StackDocument, same_path
+from studio.core.text import amounts, number
 from studio.core.text import frame as text
 from studio.models.stack_model import StackModel
 from studio.models.undo import UndoStack
@@ -125,7 +126,7 @@ class MixPanel(QWidget):
         self.base.clear()
         self.base.addItem(text.no_model_yet() if not self._catalogue.models else text.choose_model(), None)
         for model in self._catalogue.models:
-            self.base.addItem(f"{model.name}   {text.parameters(model.parameters)}", str(model.path))
+            self.base.addItem(f"{model.name}   {amounts.count(model.parameters)}", str(model.path))
         chosen = self._document.base
         place = next((n for n in range(1, self.base.count()) if same_path(self.base.itemData(n), chosen)), 0)
         if chosen is not None and place == 0:
@@ -222,4 +223,4 @@ class _EmptyStack(QFrame):
 
 def _percent(strength: float) -> str:
     value = strength * 100
-    return QLocale().toString(value, "f", 0 if value == round(value) else 1)
+    return number(value, 0 if value == round(value) else 1)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from studio.core.text import local
+
 
 def quiet_plot():
     """(pyqtgraph, a new plot). It is loaded here, for it takes a quarter of a second: not before the window has been painted."""
     import pyqtgraph as pg
 
+    class Axis(pg.AxisItem):
+        """Numbers as the language writes them."""
+
+        def tickStrings(self, *values) -> list[str]:       # noqa: N802 (pyqtgraph's name)
+            return [local(said) for said in super().tickStrings(*values)]
+
     pg.setConfigOptions(antialias=False, useOpenGL=False)
-    plot = pg.PlotWidget(background=None)
+    plot = pg.PlotWidget(background=None, axisItems={side: Axis(side) for side in ("left", "bottom")})
     plot.setMenuEnabled(False)
     plot.setMouseEnabled(False, False)
     plot.hideButtons()

@@ -9,6 +9,7 @@ from PySide6.QtWidgets import (QAbstractItemView, QHeaderView, QPlainTextEdit, Q
 
 from engine import events
 from engine.errors import StudioError
+from studio.core.text import number
 from studio.core.text import work as words
 from studio.core.text.spoken import spoken
 from studio.jobs.job import Job, State
@@ -242,7 +243,7 @@ def sentence(event: events.Event) -> str:
         case events.Note():
             return spoken(event.text)
         case events.Evaluated():
-            return f"{event.step:>6}  {event.error:.4f}  ({event.rows})" + ("  ★" if event.best else "")
+            return f"{number(event.step):>6}  {number(event.error, 4)}  ({number(event.rows)})" + ("  ★" if event.best else "")
         case events.Checked():
             return f"{'✓' if event.passed else '✗'} {spoken(event.sentence)}"
         case events.Failed():

@@ -7,6 +7,7 @@ from PySide6.QtWidgets import QGridLayout, QVBoxLayout, QWidget
 
 from engine.events import Reviewed
 from studio.core.review import Ballot
+from studio.core.text import number
 from studio.core.text import teach as words
 from studio.views import a11y, theme
 from studio.views.parts import Column, Row, button, card, clear, text
@@ -53,7 +54,7 @@ class ReviewRows(QWidget):
 def _row(row: Reviewed) -> QWidget:
     said = words.REVIEW_OUTCOME[row.outcome]()
     pill = text(f"{MARKS[row.outcome]}  {said}", PILLS[row.outcome], wrap=False)
-    errors = text(words.REVIEW_ROW_ERRORS(before=f"{row.error_before:.2f}", after=f"{row.error_after:.2f}"), "muted small", wrap=False)
+    errors = text(words.REVIEW_ROW_ERRORS(before=number(row.error_before, 2), after=number(row.error_after, 2)), "muted small", wrap=False)
     head = Row(text(row.question, "strong", selectable=True), errors, pill, spacing=theme.M)
     head.setStretch(0, 1)
     parts: list = [head, text(words.REVIEW_WANTED(answer=row.wanted), "muted", selectable=True)]

@@ -12,8 +12,8 @@ from PySide6.QtWidgets import QProgressBar, QVBoxLayout, QWidget
 from engine import events
 from engine.errors import StudioError
 from engine.specs import FindSpeedSpec, TrainSpec
+from studio.core.text import amounts, number
 from studio.core.text import teach as words
-from studio.core.text import work
 from studio.jobs.job import Job, State
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
@@ -154,7 +154,7 @@ class SpeedFinder(QWidget):
                 case State.RUNNING:
                     said = words.FIND_RUNNING()
                 case State.FINISHED if self._found is not None:
-                    said = words.FIND_FOUND(speed=f"{self._found:g}", lowest=f"{job.result['lowest']:.2g}")
+                    said = words.FIND_FOUND(speed=number(self._found), lowest=number(float(f"{job.result['lowest']:.2g}")))
                 case State.FINISHED:
                     said = words.FIND_NOTHING()
                 case State.CANCELLED | State.PAUSED | State.INTERRUPTED:
@@ -229,7 +229,7 @@ class SpeedCurve(QWidget):
         if len(x):
             low, high = min(self._shares), min(max(self._shares), 1.6)     # what explodes leaves the picture
             self._plot.setRange(xRange=(DECADES[0], DECADES[-1]), yRange=(low - 0.05, max(high, 1.05)), padding=0.02)
-        a11y.name(self._plot, words.FIND_CURVE(), words.FIND_POINTS(n=self.points, low=work.percent(min(self._shares))) if len(x) else "")
+        a11y.name(self._plot, words.FIND_CURVE(), words.FIND_POINTS(n=self.points, low=amounts.percent(min(self._shares))) if len(x) else "")
 
     def _make(self) -> None:
         pg, self._plot = quiet_plot()
@@ -238,7 +238,7 @@ class SpeedCurve(QWidget):
         self._ring, self._chosen = pg.ScatterPlotItem(size=12), pg.InfiniteLine(angle=90)
         for item in (self._chosen, self._ring):
             self._plot.addItem(item, ignoreBounds=True)
-        self._plot.getAxis("bottom").setTicks([[(power, f"{10.0 ** power:.{-power}f}") for power in DECADES]])
+        self._plot.getAxis("bottom").setTicks([[(power, number(10.0 ** power, -power)) for power in DECADES]])
         for side in ("left", "bottom"):
             self._plot.getAxis(side).setStyle(tickLength=0, maxTickLevel=0)
         self._plot.showGrid(y=True, alpha=0.25)

@@ -9,6 +9,7 @@ from PySide6.QtWidgets import QProgressBar, QVBoxLayout
 from engine import events
 from engine.errors import StudioError
 from engine.specs import FetchSpec
+from studio.core.text import amounts
 from studio.core.text import work as words
 from studio.core.text.spoken import spoken
 from studio.jobs.job import Job, State
@@ -164,8 +165,8 @@ class StartPanel(Panel):
         self._fetch_bar.setRange(0, 1000 if event.total else 0)
         if event.total:
             self._fetch_bar.setValue(round(1000 * event.done / event.total))
-        amount = f"{words.size(event.done)} / {words.size(event.total)}" if event.unit == "bytes" and event.total else ""
-        self._fetch_said.setText(" · ".join(part for part in (spoken(event.stage), amount, words.left(event.seconds_left)) if part))
+        amount = f"{amounts.size(event.done)} / {amounts.size(event.total)}" if event.unit == "bytes" and event.total else ""
+        self._fetch_said.setText(" · ".join(part for part in (spoken(event.stage), amount, amounts.left(event.seconds_left)) if part))
 
 
 def _brings_starter(job: Job) -> bool:

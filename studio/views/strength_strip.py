@@ -9,6 +9,7 @@ from PySide6.QtWidgets import QCheckBox, QLabel, QSlider, QVBoxLayout, QWidget
 
 from studio.core.stack_commands import SetEnabled, SetStrength
 from studio.core.stack_document import Change, Entry
+from studio.core.text import amounts
 from studio.core.text import work as words
 from studio.views import a11y, theme
 from studio.views.parts import Column, Row, clear, text
@@ -50,7 +51,7 @@ class _Row(QWidget):
             widget.blockSignals(True)
             change()
             widget.blockSignals(False)
-        self._value.setText(f"{100 * entry.strength:.0f} %")
+        self._value.setText(amounts.percent(entry.strength))
         theme.look(self._value, "" if entry.enabled else "muted")
 
     def _new_gesture(self) -> None:

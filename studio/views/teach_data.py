@@ -17,7 +17,7 @@ from engine.store.atomic import write_text
 from studio.core.plan import SampleData
 from studio.core.text import teach as words
 from studio.core.text.spoken import spoken
-from studio.models.examples_model import ExamplesModel
+from studio.models.examples_model import HEAD, ExamplesModel
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.examples_list import ExamplesList
@@ -39,6 +39,7 @@ class DataPage(QWidget):
         super().__init__()
         self._draft, self._talk, self._settings = draft, talk_bridge, settings
         self._looking, self._rendering, self._row = 0, 0, 0
+        self._report: DataReport | None = None         # what is shown: of a long file the head, until all is counted
         self.setAcceptDrops(True)
         self._pages = QStackedWidget()
         for made in (self._begin_page(samples), self._paste_page(), self._loaded_page()):
@@ -63,13 +64,11 @@ class DataPage(QWidget):
         self._trouble = QVBoxLayout()
         self._trouble.setContentsMargins(0, 0, 0, 0)
         self._reading = card(looks="notice", margin=theme.M)
-        self._how_far = text("")
-        bar = QProgressBar()
-        bar.setRange(0, 0)
-        bar.setTextVisible(False)
-        a11y.name(bar, words.DATA_READING_NAME())
-        self._reading.layout().addLayout(Column(self._how_far, bar, spacing=theme.S))
+        self._opening = text("")
+        self._reading.layout().addLayout(Column(self._opening, _endless(words.DATA_READING_NAME()), spacing=theme.S))
         self._reading.hide()
+        self._soon = QTimer(self, interval=400, singleShot=True)       # what is there at once need not be told of
+        self._soon.timeout.connect(self._reading.show)
         self.sample_buttons = []
         row = Row(spacing=theme.M)
         for sample in samples:
@@ -101,6 +100,14 @@ class DataPage(QWidget):
         self._file = a11y.ElidedLabel()
         theme.look(self._file, "muted small")
         self._held = text("", "muted")
+        self._counted = text("", "muted", wrap=False)
+        self._counting_bar = _endless(words.DATA_COUNTING_NAME())
+        self._counting_bar.setMaximumWidth(220)
+        self.stop_button = button(words.DATA_STOP(), self._stop_counting, "quiet", icon="stop", help=words.DATA_STOP_HELP())
+        self.count_button = button(words.DATA_COUNT(), self._count, help=words.DATA_COUNT_HELP())
+        self._counting = QWidget()
+        Column(Row(self._counting_bar, self._counted, self.stop_button, self.count_button, None, spacing=theme.S), parent=self._counting)
+        self._counting.hide()
         self.other_button = button(words.DATA_OTHER(), self._other)
         self._notes = text("", selectable=True)
         self._notes_card = card(Row(picture("info", "warn", 18), text(words.DATA_NOTES(), "strong", wrap=False), None), self._notes,
@@ -131,7 +138,7 @@ class DataPage(QWidget):
         Column(Row(text(words.DATA_EXAMPLES(), "strong", wrap=False), None, self.number, self._of), self.columns, self.list,
                parent=left).setStretch(2, 1)
         whole = QWidget()
-        head = Row(Column(self.sentence, self._held, self._file, spacing=theme.XS), self.other_button, spacing=theme.L)
+        head = Row(Column(self.sentence, self._counting, self._held, self._file, spacing=theme.XS), self.other_button, spacing=theme.L)
         head.setStretch(0, 1)
         head.setAlignment(self.other_button, Qt.AlignmentFlag.AlignTop)
         columns = Row(left, right, spacing=theme.L)
@@ -213,11 +220,15 @@ class DataPage(QWidget):
     # --- what comes of it ---
 
     def _changed(self, part: str) -> None:
-        if part in ("data", "roles", "edits") and self._draft.draft.data:
+        if part in ("data", "roles") and self._draft.draft.data:
+            self._look()
+        elif part == "edits" and self._draft.report is not None:
+            self._count()                  # all of it was read already
+        elif part == "edits" and self._draft.draft.data:
             self._look()
         elif part in ("data", "roles", "edits"):
             self._talk.forget(self._looking)
-            self._reading.hide()
+            self._opened()
             self._pages.setCurrentIndex(BEGIN)
         elif part == "base" and self._draft.report is not None:
             self.problems.look(self._draft.report)
@@ -226,28 +237,53 @@ class DataPage(QWidget):
             self._later.start()
 
     def _look(self) -> None:
+        """Read the head; it says whether that is all."""
         clear(self._trouble)
-        self._talk.forget(self._looking)
-        name = Path(self._draft.draft.data).name
+        said = words.DATA_READING(name=Path(self._draft.draft.data).name)
+        self._opening.setText(said)
+        self._soon.start()
         if self.isVisible():
-            self.said.emit(words.DATA_READING(name=name))
+            self.said.emit(said)
+        self._describe(HEAD)
+
+    def _count(self) -> None:
+        """Read all, while the first rows stand there."""
+        self._show_counting(True)
+        self._describe(0)
+
+    def _stop_counting(self) -> None:
+        self._talk.forget(self._looking)
+        self._show_counting(False)
+        self.count_button.setFocus()
+
+    def _describe(self, head: int) -> None:
+        self._talk.forget(self._looking)
         draft = self._draft.draft
-        self._looking = self._talk.ask(DescribeData(draft.data, roles=draft.roles, edits=self._draft.edits,
+        self._looking = self._talk.ask(DescribeData(draft.data, roles=draft.roles, edits=self._draft.edits, head=head,
                                                     holdout=draft.overrides.get("holdout", 0.1)),
                                        on_event=self._told, on_done=self._described, on_error=self._refused)
 
+    def _opened(self) -> None:
+        self._soon.stop()
+        self._reading.hide()
+
+    def _show_counting(self, on: bool) -> None:
+        self._counting.setVisible(self._report is not None and not self._report.whole)
+        for part in (self._counting_bar, self.stop_button):
+            part.setVisible(on)
+        self.count_button.setVisible(not on)
+        self._counted.setText(words.DATA_COUNTING() if on else words.DATA_COUNT_STOPPED())
+
     def _told(self, event: events.Event) -> None:
-        """A large file: say how far it is."""
-        if isinstance(event, events.Progress):
-            said = words.DATA_READ_SO_FAR(name=Path(self._draft.draft.data).name, n=f"{event.done:,.0f}")
-            self._how_far.setText(said)
-            self._reading.show()
-            if self.isVisible():
-                self.said.emit(said)
+        """A long file: what was found so far."""
+        if isinstance(event, events.Progress) and self._report is not None and not self._report.whole:
+            self.sentence.setText(words.DATA_SO_FAR(found=spoken(event.stage)))
 
     def _described(self, report: DataReport) -> None:
-        self._reading.hide()
-        self.sentence.setText(spoken(report.sentence))
+        shown, self._report = self._report, report
+        self._opened()
+        found = spoken(report.sentence)
+        self.sentence.setText(found if report.whole else words.DATA_SO_FAR(found=found))
         self._file.setText(report.path)
         learned = report.rows - report.held_out
         self._held.setText(words.DATA_HELD(learned=learned, held=report.held_out) if report.held_out else "")
@@ -256,18 +292,27 @@ class DataPage(QWidget):
         self._notes_card.setVisible(bool(report.notes))
         self._pages.setCurrentIndex(LOADED)
         if self.isVisible():
-            self.said.emit(spoken(report.sentence))
+            self.said.emit(self.sentence.text())
         self._draft.found(report)
-        self.columns.show_report(report)
-        self._row = 0
         self.number.setRange(1, max(1, report.rows))
-        self._of.setText(words.DATA_OF(n=f"{report.rows:,}"))
-        self.list.show_report(report)
-        self.problems.look(report)
+        self._of.setText(words.DATA_OF(n=report.rows) if report.whole else words.DATA_OF_FIRST(n=report.rows))
+        self._show_counting(not report.whole)
+        self.problems.setVisible(report.whole)
+        if report.whole and shown is not None and not shown.whole and shown.path == report.path:
+            self.list.grow(report)         # what is looked at stays
+        else:
+            self._row = 0
+            self.columns.show_report(report)
+            self.list.show_report(report)
+        if report.whole:
+            self.problems.look(report)
+        else:
+            self._count()
         self._later.start()
 
     def _refused(self, error: StudioError) -> None:
-        self._reading.hide()
+        self._opened()
+        self._report = None
         if self._draft.draft.roles:        # what was said of the columns does not work: as the file tells it
             self.failed.emit(error)
             self._draft.put(roles={})
@@ -293,7 +338,7 @@ class DataPage(QWidget):
         """Ask for the very text of the chosen example; without a model there is none yet."""
         self._talk.forget(self._rendering)
         draft = self._draft.draft
-        if self._draft.report is None:
+        if self._report is None:
             return
         if not draft.base:
             self.exact.setPlainText("")
@@ -303,6 +348,7 @@ class DataPage(QWidget):
         settings = draft.overrides
         self._rendering = self._talk.ask(
             RenderRow(draft.data, roles=draft.roles, edits=self._draft.edits, base=draft.base, row=self._row,
+                      head=0 if self._report.whole else HEAD,
                       max_length=settings.get("max_length", 1024), system=settings.get("system", "")),
             on_done=self._rendered, on_error=lambda error: self.tokens.setText(spoken(f"{error.what} {error.do}")))
 
@@ -324,6 +370,15 @@ class DataPage(QWidget):
             self.tokens.setText(words.DATA_NOTHING_LEARNED())
         else:
             self.tokens.setText(words.DATA_TOKENS(tokens=row.tokens, limit=row.limit, learned=row.learned_tokens))
+
+
+def _endless(name: str) -> QProgressBar:
+    """A bar for what has no known end."""
+    bar = QProgressBar()
+    bar.setRange(0, 0)
+    bar.setTextVisible(False)
+    a11y.name(bar, name)
+    return bar
 
 
 def kind_of(written: str) -> str:

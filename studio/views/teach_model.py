@@ -10,6 +10,7 @@ from PySide6.QtWidgets import QFileDialog, QLineEdit, QVBoxLayout, QWidget
 
 from engine.store.library import ModelInfo
 from studio.core import bring, plan
+from studio.core.text import amounts
 from studio.core.text import teach as words
 from studio.core.text import work
 from studio.models.teach_draft import TeachDraft
@@ -90,7 +91,7 @@ class ModelPage(QWidget):
 
     def _card(self, model: ModelInfo, fit: plan.Fit) -> CardButton:
         pill = text(f"{words.FIT_MARKS[fit.kind]}  {words.FIT[fit.kind]()}", LOOKS[fit.kind], wrap=False)
-        facts = words.MODEL_FACTS(parameters=work.parameters(model.parameters), size=work.size(model.bytes), kind=model.model_type)
+        facts = words.MODEL_FACTS(parameters=amounts.count(model.parameters), size=amounts.size(model.bytes), kind=model.model_type)
         made = CardButton(f"{model.name}, {words.FIT[fit.kind]()}", Row(text(model.name, "strong"), None, pill), text(facts, "muted small"),
                           text(fit.sentence, "small"), description=f"{facts}. {fit.sentence}", checkable=True)
         made.setEnabled(fit.kind != "no")

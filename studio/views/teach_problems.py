@@ -75,7 +75,7 @@ class Problems(QWidget):
         draft, settings = self._draft.draft, self._draft.draft.overrides
         self._talk.forget(self._asked)
         self._busy(True)
-        self._status.setText(words.PROBLEMS_MANY(n=f"{self._rows:,}") if self._rows > MANY else words.PROBLEMS_LOOKING())
+        self._status.setText(words.PROBLEMS_MANY(n=self._rows) if self._rows > MANY else words.PROBLEMS_LOOKING())
         self._asked = self._talk.ask(
             LintData(draft.data, roles=draft.roles, edits=self._draft.edits, base=draft.base, max_length=settings.get("max_length", 1024),
                      system=settings.get("system", ""), holdout=settings.get("holdout", 0.1)),
@@ -87,7 +87,7 @@ class Problems(QWidget):
             self.bar.setValue(round(1000 * event.done / event.total))
             self.bar.show()
             self.stop.show()
-            self._status.setText(words.PROBLEMS_SO_FAR(n=f"{event.done:,.0f}", total=f"{event.total:,.0f}"))
+            self._status.setText(words.PROBLEMS_SO_FAR(n=round(event.done), total=round(event.total)))
 
     def _stop(self) -> None:
         self._talk.forget(self._asked)

@@ -13,8 +13,8 @@ from engine.errors import StudioError, explain
 from engine.specs import ReviewSpec
 from engine.store.recipe import add_to_recipe, read_recipe
 from studio.core import review
+from studio.core.text import amounts, number
 from studio.core.text import teach as words
-from studio.core.text import work
 from studio.core.text.spoken import spoken
 from studio.jobs.job import Job, State
 from studio.models.past import Past
@@ -118,7 +118,7 @@ class ReviewPage(QWidget):
                         lambda: self._show_answers(samples, result.get("best_step")))
         self._facts.setText(words.REVIEW_FACTS(best=result.get("best_step", "–"), steps=result.get("steps", "–"),
                                                rows=words.EXAMPLES(result.get("rows", 0)),
-                                               held=result.get("held_out", 0), time=work.duration(result.get("seconds") or 0)))
+                                               held=result.get("held_out", 0), time=amounts.duration(result.get("seconds") or 0)))
         self._show_comparison(self._latest_comparison())
         there = Path(self._adapter).is_dir() and bool(self._adapter)
         self.keep.setEnabled(there)
@@ -137,7 +137,7 @@ class ReviewPage(QWidget):
             return
         rows = words.EXAMPLES(result.get("held_out", 0))
         better = after < before
-        self.answer.setText(words.REVIEW_BETTER(share=work.percent((before - after) / before), rows=rows) if better
+        self.answer.setText(words.REVIEW_BETTER(share=amounts.percent((before - after) / before), rows=rows) if better
                             else words.REVIEW_WORSE(rows=rows))
         theme.look(self.answer, "heading good" if better else "heading warn")
         for row, (label, value) in enumerate(((words.REVIEW_BEFORE(), before), (words.REVIEW_AFTER(), after))):
@@ -145,10 +145,10 @@ class ReviewPage(QWidget):
             bar.setTextVisible(False)
             bar.setRange(0, 1000)
             bar.setValue(round(1000 * value / max(before, after, 1e-9)))
-            a11y.name(bar, f"{label}: {value:.2f}")
+            a11y.name(bar, f"{label}: {number(value, 2)}")
             self._scores.addWidget(text(label, wrap=False), row, 0)
             self._scores.addWidget(bar, row, 1)
-            self._scores.addWidget(text(f"{value:.2f}", "strong", wrap=False), row, 2)
+            self._scores.addWidget(text(number(value, 2), "strong", wrap=False), row, 2)
 
     def _show_answers(self, samples: list[events.Sample], best: int | None) -> None:
         """The answers of step 0 beside those nearest to the kept state."""
@@ -201,7 +201,7 @@ class ReviewPage(QWidget):
         self._found.setText("\n".join(review.sentences(result)))
         self._found.setVisible(bool(result))
         self._lower = review.better_strength(result) or 0.75
-        self.lower.setToolTip(words.REVIEW_LOWER_HELP(strength=work.percent(self._lower)))
+        self.lower.setToolTip(words.REVIEW_LOWER_HELP(strength=amounts.percent(self._lower)))
         a11y.name(self.lower, words.REVIEW_LOWER(), self.lower.toolTip())
         self.lower.setEnabled(bool(self._adapter) and Path(self._adapter).is_dir())
         if not again or state is State.FINISHED:

@@ -9,6 +9,7 @@ from engine import events
 from engine.errors import Diverged, StudioError, WorkerDied
 from engine.specs import TrainSpec
 from studio.core import plan
+from studio.core.text import amounts, number
 from studio.core.text import teach as words
 from studio.core.text import work
 from studio.core.text.spoken import spoken
@@ -250,7 +251,7 @@ class TrainPage(QWidget):
         self._evidence = step
         self.evidence.setVisible(step is not None)
         if step is not None:
-            self.evidence.setText(words.TRAIN_EVIDENCE(step=f"{step:.0f}"))
+            self.evidence.setText(words.TRAIN_EVIDENCE(step=round(step)))
             a11y.name(self.evidence, self.evidence.text())
 
     def _point_out(self) -> None:
@@ -263,10 +264,10 @@ class TrainPage(QWidget):
         last = self._last
         parts = []
         if last is not None:
-            parts = [words.TRAIN_STEPS(step=last.step, steps=last.steps), words.TRAIN_SEEN(n=f"{last.passes:.1f}"),
-                     words.TRAIN_SPEED(n=f"{last.tokens_per_second:,.0f}"), words.TRAIN_MEMORY(size=work.size(last.memory_mb * 1e6))]
+            parts = [words.TRAIN_STEPS(step=last.step, steps=last.steps), words.TRAIN_SEEN(n=number(last.passes, 1)),
+                     words.TRAIN_SPEED(n=round(last.tokens_per_second)), words.TRAIN_MEMORY(size=amounts.size(last.memory_mb * 1e6))]
             if job.state is State.RUNNING:
-                parts.insert(1, work.left(last.seconds_left))
+                parts.insert(1, amounts.left(last.seconds_left))
             self.bar.setRange(0, last.steps)
             self.bar.setValue(last.step if job.state is not State.FINISHED else last.steps)
         else:
@@ -331,7 +332,7 @@ class TrainPage(QWidget):
         for passes in plan.more_passes(self.job.spec.passes) if self.job is not None else ():
             what = words.TRAIN_MORE_PASSES(passes, shown=f"{passes:g}")
             if (seconds := plan.seconds_of(passes, self._last)) is not None:
-                what = words.TRAIN_MORE_PRICE(passes=what, amount=work.duration(seconds))
+                what = words.TRAIN_MORE_PRICE(passes=what, amount=amounts.duration(seconds))
             menu.addAction(what, lambda n=passes, said=what: self._add_time(n, said))
 
     def _add_time(self, passes: float, what: str) -> None:

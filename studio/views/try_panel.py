@@ -18,6 +18,7 @@ from studio.core.compare import differing
 from studio.core.corrections import ENOUGH, Corrections
 from studio.core.stack_commands import SetBase
 from studio.core.stack_document import Change, same_path
+from studio.core.text import amounts
 from studio.core.text import work as words
 from studio.views import a11y, theme
 from studio.views.correction import CorrectionEditor
@@ -432,11 +433,11 @@ class TryPanel(Panel):
         there = {entry.id: entry.name for entry in self._document.entries}
         self.kept = {column: strengths for column, strengths in self.kept.items() if strengths.keys() & there.keys()}
         for column, strengths in self.kept.items():
-            said = ", ".join(f"{name} {100 * strengths.get(id, 0.0):.0f} %" for id, name in there.items())
+            said = ", ".join(f"{name} {amounts.percent(strengths.get(id, 0.0))}" for id, name in there.items())
             away = button("", lambda c=column: self._unkeep(c), "quiet", help=words.TRY_UNKEEP(column=words.TRY_COLUMNS[column]()), icon="close")
             a11y.name(away, words.TRY_UNKEEP(column=words.TRY_COLUMNS[column]()))
             shown = text(words.TRY_KEPT(column=words.TRY_COLUMNS[column](),
-                                        strengths=" · ".join(f"{100 * strengths.get(id, 0.0):.0f} %" for id in there)), "small")
+                                        strengths=" · ".join(amounts.percent(strengths.get(id, 0.0)) for id in there)), "small")
             shown.setToolTip(said)
             a11y.name(shown, shown.text(), said)
             line = Row(shown, away)
@@ -520,9 +521,9 @@ def _history(turns: list[Turn], column: str) -> list[dict]:
 
 def stamp_words(event: events.Answered) -> str:
     """What really answered, from the engine's own account."""
-    stack = " + ".join(words.TRY_STAMP_ENTRY(name=name, print=str(print_)[:8], strength=f"{100 * strength:.0f} %") for name, print_,
+    stack = " + ".join(words.TRY_STAMP_ENTRY(name=name, print=str(print_)[:8], strength=amounts.percent(strength)) for name, print_,
                        strength in event.adapters)
     said = words.TRY_STAMP(base=words.TRY_STAMP_BASE(print=event.base[:8]), stack=stack or words.TRY_STAMP_NONE(), tokens=event.tokens,
-                           seconds=f"{event.seconds:.1f} s")
+                           seconds=amounts.seconds(event.seconds))
     ending = {"stop": words.TRY_STOPPED(), "length": words.TRY_CUT()}.get(event.stopped, "")
     return f"{said} · {ending}" if ending else said

@@ -6,8 +6,10 @@ they read it as any other. What is read of it is bounded by what the archive's d
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -23,11 +25,50 @@ MAX_HELD = 256 << 20                       # bytes of an office file inside an a
 _READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)      # LZMA may ask for gigabytes before its first byte
 
 
-class Inside:
-    """A file inside a zip: name, suffix, parent, size and bytes."""
+class _Lent(io.RawIOBase):
+    """A file that is open only while somebody reads it, so that its owner can write it anew in between, on every system."""
 
-    def __init__(self, archive: zipfile.ZipFile, part: zipfile.ZipInfo, outside: Path):
-        self._archive, self._part, self.outside = archive, part, outside
+    def __init__(self, path: Path):
+        super().__init__()
+        self._path, self._place, self._file, self._readers, self._lock = path, 0, None, 0, threading.Lock()
+
+    def __enter__(self) -> "_Lent":
+        with self._lock:
+            self._file = self._file or self._path.open("rb")
+            self._readers += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                self._file.close()
+                self._file = None
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        if whence == 2:
+            place += self._path.stat().st_size
+        self._place = place + self._place * (whence == 1)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._file.seek(self._place)
+        found = self._file.read(size)
+        self._place += len(found)
+        return found
+
+
+class Inside:
+    """A file inside a zip: name, suffix, parent, size and bytes. The zip itself is open only while one of these is."""
+
+    def __init__(self, archive: zipfile.ZipFile, lent: _Lent, part: zipfile.ZipInfo, outside: Path):
+        self._archive, self._lent, self._part, self.outside = archive, lent, part, outside
         self._path = PurePosixPath("".join(c for c in part.filename if c.isprintable()))
         self.name, self.suffix, self.parent, self.parts = self._path.name, self._path.suffix, self._path.parent, self._path.parts
 
@@ -47,7 +88,7 @@ class Inside:
     def open(self, mode: str = "rb") -> io.BufferedIOBase:
         """A stream of its bytes. Seeking in it means reading on, or anew from the beginning. Raises `BadData` if it is damaged."""
         try:
-            return _Careful(self._archive.open(self._part), self)
+            return _Careful(self._archive, self._lent, self._part, self)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as problem:
             raise damaged(self, problem) from problem
 
@@ -59,8 +100,12 @@ class Inside:
 class _Careful(io.BufferedIOBase):
     """The stream of a member; whatever is wrong with it is one sentence."""
 
-    def __init__(self, stream: zipfile.ZipExtFile, member: Inside):
-        self._stream, self._member = stream, member
+    def __init__(self, archive: zipfile.ZipFile, lent: _Lent, part: zipfile.ZipInfo, member: Inside):
+        self._stream, self._member, self._held = None, member, contextlib.ExitStack()
+        with contextlib.ExitStack() as held:
+            held.enter_context(lent)
+            self._stream = held.enter_context(archive.open(part))
+            self._held = held.pop_all()
 
     def _do(self, method: str, *values):
         try:
@@ -87,7 +132,7 @@ class _Careful(io.BufferedIOBase):
         return self._stream.tell()
 
     def close(self) -> None:
-        self._stream.close()
+        self._held.close()
         super().close()
 
 
@@ -109,7 +154,8 @@ def members(path: Path, is_read: Callable[[PurePosixPath], bool]) -> tuple[list[
 
     Raises `BadData`: no zip, damaged, protected by a password, made to fill a computer, packed in a way that is not read.
     """
-    archive, parts = _directory(path)
+    with _Lent(path) as lent:
+        archive, parts = _directory(path, lent)
     astray = [part.filename for part in parts if leads_away(part)]
     parts = [part for part in parts if not part.is_dir() and not leads_away(part)]
     wanted = [part for part in parts if is_read(PurePosixPath(part.filename))]
@@ -119,7 +165,7 @@ def members(path: Path, is_read: Callable[[PurePosixPath], bool]) -> tuple[list[
     if strange := [part for part in wanted if part.compress_type not in _READABLE]:
         raise BadData(f"The file {path.name} is packed in a way that is not read here.", f"The first such file in it is {strange[0].filename}.",
                       "Unpack it first, then choose the folder.", path=str(path))
-    return sorted((Inside(archive, part, path) for part in parts), key=str), astray
+    return sorted((Inside(archive, lent, part, path) for part in parts), key=str), astray
 
 
 def leads_away(part: zipfile.ZipInfo) -> bool:
@@ -135,7 +181,7 @@ def careful_zip(path: Path | Inside, member: str) -> None:
     if head.startswith(b"\xd0\xcf\x11\xe0"):
         raise BadData(f"The file {path.name} is protected by a password or is of an old kind.",
                       do="Open it in its own program and save it anew, without a password.", path=str(path))
-    archive, parts = _directory(path)
+    archive, parts = _directory(path, seekable(path))
     archive.close()
     _check_size(path, parts, path.stat().st_size)
     if any(part.flag_bits & 1 for part in parts):
@@ -144,9 +190,9 @@ def careful_zip(path: Path | Inside, member: str) -> None:
         raise damaged(path, f"there is no {member} in it", "Check which program it comes from, and save it again.")
 
 
-def _directory(path: Path | Inside) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
+def _directory(path: Path | Inside, file: Path | io.IOBase) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
     try:
-        archive = zipfile.ZipFile(seekable(path))
+        archive = zipfile.ZipFile(file)
         return archive, archive.infolist()
     except PermissionError:
         raise

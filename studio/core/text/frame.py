@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from studio.core.text import Counted, Phrase
+from studio.core.text.amounts import count
 
 # notices
 details = Phrase("Details")
@@ -23,33 +24,8 @@ undo_off = Phrase("switch {name} off")
 undo_base = Phrase("choose the model {name}")
 
 # sizes and kinds
-_number = Phrase("{number} {unit}")
-
-
-def size(bytes: float) -> str:
-    """12_300_000 → "12.3 MB" (decimal units, as file managers and downloads count)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if bytes < 1000:
-            return _number(number=f"{bytes:.0f}" if bytes >= 100 or unit == "B" else f"{bytes:.1f}", unit=unit)
-        bytes /= 1000
-    return _number(number=f"{bytes:.1f}", unit="TB")
-
-
-def short_number(number: float) -> str:
-    """134_500_000 → "135 M"."""
-    for unit in ("", "k", "M", "B"):
-        if number < 1000 or unit == "B":
-            return f"{number:.3g} {unit}".strip()
-        number /= 1000
-    return ""
-
-
-def parameters(number: int) -> str:
-    return short_number(number)
-
-
-def numbers(number: int) -> str:
-    return numbers_in(shown=short_number(number))
+def numbers(parameters: int) -> str:
+    return numbers_in(shown=count(parameters))
 
 
 numbers_in = Phrase("{shown} numbers")
@@ -236,16 +212,6 @@ undo = Phrase("Undo")
 redo = Phrase("Redo")
 undo_what = Phrase("Undo: {words}")
 redo_what = Phrase("Redo: {words}")
-_minutes_left = Counted("about {n} minute left", "about {n} minutes left")
-_hours_left = Phrase("about {hours} h {minutes} min left")
-_soon = Phrase("less than a minute left")
-
-
-def time_left(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return _soon()
-    return _minutes_left(minutes) if minutes < 90 else _hours_left(hours=minutes // 60, minutes=minutes % 60)
 
 # workspaces
 _workspaces = {"start": Phrase("Start"), "teach": Phrase("Teach"), "mix": Phrase("Mix"), "try": Phrase("Try"), "export": Phrase("Export"),

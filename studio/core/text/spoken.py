@@ -18,6 +18,7 @@ from studio.core import text
 _ENDS = re.compile(r"(?<=[.!?:…])\s+")
 MOST = 6                                   # sentences that may belong together
 LONGEST, LONGEST_VALUE = 4000, 1000        # letters; longer is no sentence of ours, but what a library or a server said
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+)")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d.,])")
 
 
@@ -98,11 +99,11 @@ def _whole(said: str, language: str) -> str | None:
 
 def _value(value: str, language: str) -> str:
     """A name stays as it is, a sentence is translated, a number is written as here."""
-    if _THOUSANDS.fullmatch(value):
-        return value.replace(",", ".") if language == "de" else value
+    if _NUMBER.fullmatch(value):
+        return text.local(value)
     if len(value) <= LONGEST_VALUE and (" " in value or value.isalpha()):
         if (whole := _whole(value, language)) is not None:
             return whole
         if ", " in value or ". " in value:
-            return _THOUSANDS.sub(lambda n: n[0].replace(",", "."), ", ".join(_whole(part, language) or part for part in value.split(", ")))
+            return _THOUSANDS.sub(lambda n: text.local(n[0]), ", ".join(_whole(part, language) or part for part in value.split(", ")))
     return value

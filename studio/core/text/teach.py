@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from studio.core.text import Counted, Phrase
-from studio.core.text.work import percent
-
-__all__ = ["percent"]
 
 TITLE = Phrase("Teach")
 STEPS = {"data": Phrase("Data"), "model": Phrase("Model"), "plan": Phrase("Plan"), "train": Phrase("Train"), "review": Phrase("Review")}
@@ -16,6 +13,7 @@ NEXT = Phrase("Next: {step}")
 # --- what is missing ----------------------------------------------------------------------------
 
 NEEDS_DATA = Phrase("Choose a file with examples, or paste some.")
+NEEDS_COUNT = Phrase("Not all examples are counted yet.")
 NEEDS_MODEL = Phrase("Choose the model that is to learn.")
 NEEDS_NAME = Phrase("Give the new skill a name.")
 NAME_TAKEN = Phrase("An adapter called “{name}” exists already. Choose another name.")
@@ -44,12 +42,20 @@ DATA_OTHER = Phrase("Other file …")
 DATA_READING = Phrase("Reading {name} …")
 DATA_HELD = Phrase("{learned} are learned, {held} are held back for testing.")
 DATA_READING_NAME = Phrase("Reading the file")
-DATA_READ_SO_FAR = Phrase("Reading {name}: {n} examples so far …")
+DATA_SO_FAR = Phrase("So far {found}")
+DATA_COUNTING = Phrase("The rest is being counted …")
+DATA_COUNTING_NAME = Phrase("Counting the examples")
+DATA_STOP = Phrase("Stop counting")
+DATA_STOP_HELP = Phrase("The first examples stay to be looked at. What is to be taught has to be counted first.")
+DATA_COUNT = Phrase("Count all")
+DATA_COUNT_HELP = Phrase("Reads the whole file. You can go on meanwhile.")
+DATA_COUNT_STOPPED = Phrase("Not all are counted.")
 DATA_EXAMPLES = Phrase("Your examples")
 DATA_EXAMPLES_HELP = Phrase("Each one as it was read from the file. The one that is chosen stands beside the list as the model sees it.")
 DATA_NUMBER = Phrase("Number of the example")
 DATA_NUMBER_HELP = Phrase("Type a number to look at that example.")
 DATA_OF = Phrase("of {n}")
+DATA_OF_FIRST = Phrase("of the first {n}")
 DATA_HELD_TAG = Phrase("held back")
 DATA_TURNS = Counted("… {n} message between …", "… {n} messages between …")
 DATA_EXAMPLE_SAID = Phrase("Example {number}: {said}")
@@ -102,7 +108,7 @@ PROBLEMS = {
 
 def problem(rule: str, count: int, facts: dict) -> str:
     """A kind of problem in one sentence."""
-    return PROBLEMS[rule](count, shown=f"{count:,}", **facts)
+    return PROBLEMS[rule](count, **facts)
 
 
 def example(number: int, messages: list[dict], held: bool) -> str:
@@ -150,6 +156,7 @@ PLAN_MEASURING = Phrase("measuring …")
 PLAN_AFTER = Phrase("The price stands here as soon as examples and model are chosen.")
 PLAN_NO_PRICE = Phrase("The price could not be measured: {why}")
 PRICE = Phrase("{time} · {memory} · {passes}")
+OF_MEMORY = Phrase("{used} of {free} GB memory")
 PRICE_TIME = Phrase("about {amount} ± {error}")
 PRICE_PASSES = Counted("{n} pass over {examples}", "{n} passes over {examples}")
 PRICE_PART = Phrase("{seen} of {examples}, once")
@@ -292,7 +299,7 @@ EARLIER = Phrase("earlier")
 
 
 def step_or_earlier(step: float | None) -> str:
-    return EARLIER() if step is None else AT_STEP(step=f"{step:.0f}")
+    return EARLIER() if step is None else AT_STEP(step=round(step))
 
 
 # --- review -------------------------------------------------------------------------------------

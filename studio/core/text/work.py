@@ -1,66 +1,8 @@
-"""Words of the start, try, export and queue panels, and of amounts (time, size, number) everywhere in the centre."""
+"""Words of the start, try, export and queue panels."""
 
 from __future__ import annotations
 
-import math
-
 from studio.core.text import Counted, Phrase
-
-# --- amounts ------------------------------------------------------------------------------------
-
-SECONDS = Counted("{n} second", "{n} seconds")
-MINUTES = Phrase("{n} min")
-HOURS = Phrase("{h} h {m} min")
-DAYS = Counted("{n} day", "{n} days")
-UNDER_A_SECOND = Phrase("under a second")
-ABOUT = Phrase("about {amount}")
-LEFT = Phrase("{amount} left")
-GIGABYTES = Phrase("{n} GB")
-MEGABYTES = Phrase("{n} MB")
-KILOBYTES = Phrase("{n} kB")
-OF_MEMORY = Phrase("{used} of {free} GB memory")
-
-
-def duration(seconds: float) -> str:
-    """As a person would say it: "40 seconds", "14 min", "2 h 5 min"."""
-    if seconds < 1:
-        return UNDER_A_SECOND()
-    if seconds < 90:
-        return SECONDS(max(1, round(seconds) if seconds < 10 else 5 * round(seconds / 5)))
-    if seconds < 3600:
-        return MINUTES(n=round(seconds / 60))
-    if seconds < 48 * 3600:
-        hours, rest = divmod(round(seconds / 60), 60)
-        return HOURS(h=hours, m=rest)
-    return DAYS(round(seconds / 86400))
-
-
-def left(seconds: float | None) -> str:
-    """ "about 4 min left", or nothing while it is not known."""
-    return "" if seconds is None or not math.isfinite(seconds) else LEFT(amount=ABOUT(amount=duration(seconds)))
-
-
-def size(bytes: float) -> str:
-    """Decimal units, three figures at most: "268 MB", "1.9 GB"."""
-    if bytes >= 1e9:
-        return GIGABYTES(n=f"{bytes / 1e9:.1f}" if bytes < 99.5e9 else f"{bytes / 1e9:.0f}")
-    if bytes >= 1e6:
-        return MEGABYTES(n=f"{bytes / 1e6:.0f}" if bytes >= 9.95e6 else f"{bytes / 1e6:.1f}")
-    return KILOBYTES(n=max(1, math.ceil(bytes / 1e3)) if bytes else 0)
-
-
-def parameters(count: int) -> str:
-    """ "135 M", "1.7 B"."""
-    if count >= 1e9:
-        return f"{count / 1e9:.1f} B"
-    if count >= 1e6:
-        return f"{count / 1e6:.0f} M"
-    return f"{count / 1e3:.0f} k"
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
 
 # --- shared -------------------------------------------------------------------------------------
 

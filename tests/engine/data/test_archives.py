@@ -3,6 +3,7 @@
 import json
 import zipfile
 
+import psutil
 import pytest
 
 from engine.data.describe import describe
@@ -162,3 +163,20 @@ def test_the_words_of_a_mail_keep_what_it_quotes_apart():
 def test_a_report_of_a_zip_is_one_of_many_files(tmp_path):
     path = packed(tmp_path / "a.zip", {"a.csv": "question,answer\na,b\n", "b.csv": "question,answer\nc,d\n"})
     assert describe(DescribeData(str(path), holdout=0)).files == 2
+
+
+def test_a_zip_is_open_only_while_it_is_read(tmp_path):
+    """Its owner can write it anew while its examples are kept at hand: some systems do not let an open file be replaced."""
+    path = tmp_path / "both.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("a.csv", "b.csv"):
+            archive.writestr(name, "question,answer\n" + "".join(f"{name} {n}?,It is {n}.\n" for n in range(300)))
+    is_open = lambda: str(path) in {file.path for file in psutil.Process().open_files()}       # noqa: E731
+    rows = load(path).rows
+    assert not is_open()
+    one, two = iter(rows), rows.from_(400)
+    assert [next(two).messages[0]["content"], next(one).messages[0]["content"]] == ["b.csv 100?", "a.csv 0?"] and is_open()
+    one.close()
+    assert next(two).messages[0]["content"] == "b.csv 101?" and is_open()
+    two.close()
+    assert not is_open() and rows[599].messages[0]["content"] == "b.csv 299?" and not is_open()

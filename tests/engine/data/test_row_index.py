@@ -1,15 +1,18 @@
 """Rows are read when they are needed: what is held does not grow with what they say."""
 
 import json
+import threading
 import tracemalloc
 
 import pytest
 
 from engine.data import shapes
+from engine.data.describe import describe, show_rows
 from engine.data.rows import STRIDE
 from engine.data.shapes import load
 from engine.data.split import split
 from engine.errors import BadData
+from engine.specs import DescribeData, Edit, ShowRows
 from tests.support import files
 
 
@@ -54,7 +57,7 @@ def test_the_split_is_read_lazily_and_is_the_split_of_the_rows(tmp_path):
 def test_memory_stays_bounded_however_long_the_file(tmp_path, name):
     """12,000 rows (10 MB of text): index, split and a walk hold a small part of it at any time."""
     path = write(tmp_path / name, 12_000, letters=400)
-    shapes._latest.clear()
+    shapes._all.read.clear()
     load(write(tmp_path / f"small{path.suffix}", 10))          # what is imported is no part of it
     tracemalloc.start()
     try:
@@ -83,3 +86,36 @@ def test_a_file_that_changes_while_it_is_used_is_an_error_not_nonsense(tmp_path)
     path.write_bytes(b"PK gone")
     with pytest.raises(BadData, match="damaged"):
         rows[1]
+
+
+def test_the_head_is_there_while_all_the_rest_is_being_read(tmp_path):
+    """It waits for nobody, and tells of itself what the whole file tells of these rows."""
+    path, head, found = write(tmp_path / "t.csv", 3000), [], []
+
+    def watch(said, rows):
+        if not head:
+            reader = threading.Thread(target=lambda: head.append(describe(DescribeData(str(path), head=100))))
+            reader.start()
+            reader.join(30)
+        found.append((said, rows))
+    whole = describe(DescribeData(str(path)), watch)
+    assert head[0].rows == 100 and not head[0].whole and head[0].held_out == 0 and head[0].examples == whole.examples
+    assert whole.whole and whole.rows == 3000 and found[0] == ("1,000 question and answer pairs, from the columns Frage and Antwort.", 1000)
+    page = show_rows(ShowRows(str(path), start=90, count=10, head=100))
+    assert page.examples == show_rows(ShowRows(str(path), start=90, count=10)).examples
+
+
+def test_a_head_that_is_all_is_the_whole_and_read_once(tmp_path):
+    path = write(tmp_path / "t.csv", 100)
+    report = describe(DescribeData(str(path), head=100))
+    assert report.whole and report.held_out == 10 and load(path).index is load(path, head=100).index
+
+
+def test_edits_of_rows_behind_the_head_are_no_news(tmp_path):
+    path = write(tmp_path / "t.csv", 300)
+    gone = [Edit("drop", [load(path).rows.key(250)])]
+    shapes._all.read.clear()
+    assert load(path, edits=gone, head=100).notes == [] and len(load(path, edits=gone).rows) == 299
+    everything = [Edit("drop", list(load(path).rows.keys)[:100])]
+    shapes._all.read.clear()
+    assert len(load(path, edits=everything, head=100).rows) == 0

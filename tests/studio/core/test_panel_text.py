@@ -4,7 +4,7 @@ import json
 
 from engine.store.resources import resource
 from studio.core import text
-from studio.core.text import teach, work
+from studio.core.text import amounts, teach, work
 from tests.studio.core.test_text import phrases
 
 
@@ -15,7 +15,7 @@ def test_german_leaves_no_sentence_of_any_panel_out():
 def test_a_language_changes_what_panels_say_from_then_on():
     try:
         text.use("de")
-        assert teach.STEPS["data"]() == "Daten" and work.left(240) == "noch etwa 4 min" and teach.EXAMPLES(1) == "1 Beispiel"
+        assert teach.STEPS["data"]() == "Daten" and amounts.left(240) == "noch etwa 4 min" and teach.EXAMPLES(1) == "1 Beispiel"
     finally:
         text.use("en")
-    assert work.left(240) == "about 4 min left" and work.left(None) == ""
+    assert amounts.left(240) == "about 4 min left" and amounts.left(None) == ""

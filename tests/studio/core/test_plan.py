@@ -10,6 +10,7 @@ from engine.errors import StudioError
 from engine.specs import PlanReport
 from engine.store.resources import resource
 from studio.core import plan
+from studio.core.text import amounts
 from studio.core.text import work
 
 
@@ -112,9 +113,9 @@ def test_missing_samples_are_a_sentence(tmp_path):
                                            (3 * 3600 + 300, "3 h 5 min"),
                                            (4 * 86400, "4 days")])
 def test_durations_as_people_say_them(seconds, said):
-    assert work.duration(seconds) == said
+    assert amounts.duration(seconds) == said
 
 
 @pytest.mark.parametrize("amount, said", [(0, "0 kB"), (512, "1 kB"), (269_060_552, "269 MB"), (1.94e9, "1.9 GB"), (4.2e6, "4.2 MB")])
 def test_sizes_as_people_say_them(amount, said):
-    assert work.size(amount) == said
+    assert amounts.size(amount) == said

@@ -166,3 +166,9 @@ def test_what_every_computer_can_run_into_is_german(german, error):
 def test_english_windows_say_what_the_engine_says():
     text.use("en")
     assert spoken("The disk is full.") == "The disk is full."
+
+
+def test_numbers_in_the_engines_sentences_are_written_as_here(german):
+    assert spoken("340,000 question and answer pairs, from the columns Frage and Antwort.").startswith("340.000 Paare aus Frage und Antwort")
+    assert "2,1 GB" in spoken("It would unpack to 2.1 GB, as files made to fill a computer do.")
+    assert "v1.2.3" in spoken("The file v1.2.3 does not exist.")

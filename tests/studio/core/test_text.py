@@ -11,7 +11,7 @@ import pytest
 
 from engine.store.resources import resource
 from studio.core import text
-from studio.core.text import Counted, Phrase, frame
+from studio.core.text import Counted, Phrase, amounts, frame
 
 
 def phrases() -> dict[str, set[str]]:
@@ -27,8 +27,8 @@ def phrases() -> dict[str, set[str]]:
         if isinstance(value, (tuple, list)):
             for inner in value:
                 collect(inner)
-    for module in pkgutil.iter_modules(text.__path__):
-        for value in vars(importlib.import_module(f"studio.core.text.{module.name}")).values():
+    for module in (text, *(importlib.import_module(f"studio.core.text.{module.name}") for module in pkgutil.iter_modules(text.__path__))):
+        for value in vars(module).values():
             collect(value)
     return found
 
@@ -68,12 +68,23 @@ def test_a_wrong_name_cannot_pass():
         frame.moved(nam="a", place=1, count=2)
 
 
-@pytest.mark.parametrize("number, said", [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (269_000_000, "269 MB"), (1.2e12, "1.2 TB")])
-def test_sizes(number, said):
-    assert frame.size(number) == said
+@pytest.mark.parametrize("bytes, said", [(0, "0 kB"), (999, "1 kB"), (1500, "2 kB"), (12_340_000, "12.3 MB"), (269_000_000, "269 MB"),
+                                         (999_900_000, "1.0 GB"), (1.2e12, "1.2 TB")])
+def test_sizes(bytes, said):
+    assert amounts.size(bytes) == said
 
 
-@pytest.mark.parametrize("seconds, said", [(5, "less than a minute left"), (60, "about 1 minute left"), (840, "about 14 minutes left"),
-                                           (7500, "about 2 h 5 min left")])
-def test_times(seconds, said):
-    assert frame.time_left(seconds) == said
+@pytest.mark.parametrize("things, said", [(7, "7"), (1_234, "1.2 k"), (134_500_000, "134 M"), (999_600_000, "1.0 B"), (1_711_000_000, "1.7 B")])
+def test_counts(things, said):
+    assert amounts.count(things) == said
+
+
+def test_numbers_are_written_as_the_language_does(english):
+    """In every sentence by itself, and in amounts; English is the key of the signs, too."""
+    moved = lambda: frame.moved(name="a", place=1234, count=2_000_000)         # noqa: E731
+    assert "1,234" in moved() and text.number(1234.5) == "1,234.5" and text.number(0.00038) == "0.00038" and text.number(7.0) == "7"
+    text.use("de")
+    assert "1.234" in moved() and "2.000.000" in moved()
+    assert (text.number(1234.5), text.number(2.5, 2), text.number(1234, 1), text.number(0.00038)) == ("1.234,5", "2,50", "1.234,0", "0,00038")
+    assert amounts.size(1.9e9) == "1,9 GB" and amounts.percent(0.1234, 1) == "12,3 %" and amounts.seconds(0.84) == "0,8 s"
+    assert amounts.count(1.7e9) == "1,7 Mrd."

@@ -105,7 +105,7 @@ def test_any_of_a_million_examples_is_found_and_only_what_is_seen_is_fetched(tea
     wait = lambda row: qtbot.waitUntil(lambda: stocked.settle() or model.data(model.index(row, 0), MESSAGES) is not None, timeout=5000)   # noqa: E731
     wait(777_777)
     assert model.data(model.index(777_777, 0), MESSAGES)[0]["content"] == "What does item 777778 cost?" and teach.data._row == 777_777
-    assert model.data(model.index(777_779, 0), HELD) and "Example 777778: Question:" in model.data(model.index(777_777, 0),
+    assert model.data(model.index(777_779, 0), HELD) and "Example 777,778: Question:" in model.data(model.index(777_777, 0),
                                                                                                Qt.ItemDataRole.AccessibleTextRole)
     for row in range(0, 1_000_000, 25_000):
         teach.data.list.go(row)
@@ -148,12 +148,67 @@ def test_many_columns_each_have_their_meaning_over_them_and_scroll(teach, stocke
     assert set(teach.draft.draft.roles) == set(names)
 
 
-def test_a_large_file_says_how_far_it_is_read(teach, stocked, tmp_path):
-    stocked.talk.hold.add("describe-data")
-    teach.use_file(tmp_path / "a.csv")
-    stocked.talk.emit(0, events.Progress("Reading the examples", 340_000, 0, "rows"))
+def counting(teach, stocked, path):
+    """A long file whose head is there and whose rest is being counted."""
+    usual = stocked.talk.answers["describe-data"]
+    rows = lambda r: r.head or 1_000_000   # noqa: E731
+    stocked.talk.answers["describe-data"] = lambda r: specs.DataReport.from_dict(
+        usual(r).to_dict() | {"rows": rows(r), "held_out": 0 if r.head else 200, "whole": not r.head, "sentence": f"{rows(r):,} texts."})
+    teach.use_file(path)
+    stocked.talk.hold.add("describe-data")     # from the second question on, which has no end yet
     stocked.settle()
-    assert "340,000 examples so far" in words_of(teach.data)
+
+
+def test_of_a_long_file_the_first_rows_are_there_at_once_and_the_rest_is_counted(teach, stocked, tmp_path, qtbot):
+    counting(teach, stocked, tmp_path / "a.csv")
+    data = teach.data
+    assert data.model.rowCount() == 1000 and "So far 1,000 texts." in words_of(data) and "of the first 1,000" in words_of(data)
+    assert [r.head for r in stocked.talk.of(specs.DescribeData)] == [1000, 0] and not stocked.talk.of(specs.LintData)
+    assert teach.draft.report is None and "counted" in teach.draft.missing()["data"]
+    data.number.setValue(700)
+    qtbot.waitUntil(lambda: stocked.settle() or data.model.data(data.model.index(699, 0), MESSAGES) is not None, timeout=5000)
+    assert {r.head for r in stocked.talk.of(specs.ShowRows)} == {1000}
+    stocked.talk.emit(0, events.Progress("340,000 texts.", 340_000, 0, "rows"))
+    stocked.settle()
+    assert "So far 340,000 texts." in words_of(data)
+    stocked.talk.hold.clear()
+    stocked.talk.release()
+    for _ in range(3):
+        stocked.settle()
+    assert data.model.rowCount() == 1_000_000 and data._row == 699 and "So far" not in words_of(data)
+    assert not data._counting.isVisibleTo(teach) and data.problems.isVisibleTo(teach) and "data" not in teach.draft.missing()
+    qtbot.waitUntil(lambda: stocked.settle() or data.model.data(data.model.index(699, 0), HELD), timeout=5000)
+
+
+def test_counting_can_be_stopped_and_begun_again_by_keys(teach, stocked, tmp_path, qtbot):
+    counting(teach, stocked, tmp_path / "a.csv")
+    data = teach.data
+    qtbot.keyClick(data.stop_button, Qt.Key.Key_Space)
+    assert len(stocked.talk.stopped) == 1 and data.count_button.isVisibleTo(teach) and not data.stop_button.isVisibleTo(teach)
+    assert data.model.rowCount() == 1000 and "data" in teach.draft.missing()
+    stocked.talk.hold.clear()
+    qtbot.keyClick(data.count_button, Qt.Key.Key_Space)
+    stocked.settle()
+    assert data.model.rowCount() == 1_000_000
+
+
+def test_another_meaning_of_the_columns_begins_with_the_head_and_a_change_of_what_is_read_does_not(teach, stocked, tmp_path):
+    counting(teach, stocked, tmp_path / "a.csv")
+    stocked.talk.hold.clear()
+    stocked.talk.release()
+    stocked.settle()
+    teach.draft.put(edits=[specs.Edit("keep-one").to_dict()])
+    stocked.settle()
+    teach.draft.put(roles={"question": "answer", "answer": "question"})
+    stocked.settle()
+    assert [r.head for r in stocked.talk.of(specs.DescribeData)] == [1000, 0, 0, 1000, 0]
+
+
+def test_a_file_that_is_slow_to_open_says_so(teach, stocked, tmp_path, qtbot):
+    stocked.talk.hold.add("describe-data")
+    teach.use_file(tmp_path / "slow.csv")
+    qtbot.waitUntil(lambda: teach.data._reading.isVisibleTo(teach), timeout=5000)
+    assert "Reading slow.csv" in words_of(teach.data)
     stocked.talk.release()
     stocked.settle()
     assert not teach.data._reading.isVisibleTo(teach)
