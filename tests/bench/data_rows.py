@@ -3,8 +3,8 @@
     python -m tests.bench.data_rows [--rows 1000000] [--kinds jsonl csv parquet] [--lint] [--write]
 
 Each kind is measured in a process of its own: ``first`` is the time until the window has what it shows at once (what the columns
-mean, the first thousand rows), ``index`` the one reading of all rows that the window waits for in the background, ``page`` a page from the middle as the list asks
-for it, ``walk`` rows a second as training and lint read them, ``memory`` the growth of the peak of the process's resident memory over
+mean, the first thousand rows), ``index`` the one reading of all rows that goes on in the background, ``page`` a page from the middle as
+the list asks for it, ``walk`` rows a second as training and lint read them, ``memory`` the growth of the peak of the process's resident memory over
 what the imports took. ``--write`` keeps the figures in ``tests/bench/results/data_rows.json``.
 """
 
