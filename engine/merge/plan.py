@@ -145,6 +145,9 @@ def _changed_parameters(stack: StackOnBase) -> dict[str, tuple[Adapted | Replace
         if any(not isinstance(layer.tenants[n].method, Still) for n in heard):
             changed[weight] = (layer, "weight")
         if any(_changes_bias(layer, n) for n in heard):
+            if not layer.site.has_bias:
+                raise UnsupportedLayer("This stack cannot be baked into a model's files.", f"An adapter gives the layer {path} a bias, "
+                                       "and the model's description says that it has none.", "Leave that adapter out, or run it live.")
             changed[bias] = (layer, "bias")
         if any(_drops_groups(layer, n) for n in heard):
             raise UnsupportedLayer("This stack cannot be baked into a model's files.", f"An adapter mixes the groups of the convolution {path}, "

@@ -154,8 +154,8 @@ class Lora(Method):
                     "support is limited to conv layers where the rank is divisible by groups.")
         if site.groups > 1 and cfg.init_lora_weights not in (True, False, "gaussian"):
             return "On a convolution with groups LoRA mixes all channels, so no start from the weight is defined."
-        if cfg.lora_bias and not site.has_bias:
-            return "`lora_bias` needs a layer that has a bias."
+        if cfg.lora_bias and site.kind == "embedding":
+            return "`lora_bias` needs a layer that can have a bias."
         return ""
 
     def tensors(self, cfg: LoraConfig, site: Site) -> dict[str, TensorSpec]:

@@ -7,6 +7,7 @@ import torch
 
 import engine
 from engine.bases.load import load_model
+from engine.errors import UnsupportedLayer
 from engine.events import Note
 from engine.merge.plan import plan_merge
 from engine.merge.stream import merge_into
@@ -52,3 +53,12 @@ def test_streamed_is_running(bases, tmp_path, base, kind):
     streamed = load_model(tmp_path / "out")
     torch.testing.assert_close(logits(streamed), logits(running.model), atol=2e-3, rtol=1e-3)
     assert not torch.allclose(logits(streamed), logits(load_model(bases[base])), atol=0.02)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("BeftConfig", {}), ("LoraConfig", {"r": 2, "lora_bias": True})])
+def test_a_bias_goes_into_no_files_that_have_no_place_for_it(bases, tmp_path, name, settings):
+    """A Llama's linear layers have none: whoever read the files would leave it out."""
+    made = getattr(engine, name)(target_modules=["q_proj"], task_type="CAUSAL_LM", **settings)
+    engine.get_peft_model(load_model(bases["tied"]), made).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UnsupportedLayer, match="gives the layer model.layers.0.self_attn.q_proj a bias"):
+        plan_merge(read_model(bases["tied"]), [StackEntry(str(tmp_path / "adapter"), 0.8)])

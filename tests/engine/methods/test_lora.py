@@ -11,6 +11,7 @@ from torch import nn
 
 import engine
 from engine import LoraConfig
+from engine.errors import UnsupportedLayer
 from engine.law import Factors
 from engine.numerics.quantize import NF4, decompose, quantized
 from engine.methods.registry import law
@@ -50,6 +51,24 @@ from tests.support.tiny import make_model, save_base
 def test_impossible_settings_are_refused_with_a_sentence(settings, says):
     with pytest.raises(ValueError, match=says):
         LoraConfig(**settings)
+
+
+def test_a_bias_of_its_own_on_layers_that_have_none_and_not_on_words(tmp_path):
+    torch.manual_seed(0)
+    model = engine.get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True, init_lora_weights=False)).eval()
+    ids = torch.arange(3, 9)[None]
+    model.base_model.model.model.layers[0].self_attn.q_proj.tensors("default")["lora_B.bias"].data.fill_(0.3)
+    model.stack.changed()
+    running = model(ids).logits
+    model.save_pretrained(tmp_path)
+    again = engine.PeftModel.from_pretrained(make_model(), tmp_path)
+    torch.testing.assert_close(again(ids).logits, running)
+    again.merge_adapter()
+    torch.testing.assert_close(again(ids).logits, running, atol=1e-5, rtol=1e-5)
+    plain = again.unload()
+    assert plain.model.layers[0].self_attn.q_proj.bias is None and torch.equal(plain(ids).logits, make_model()(ids).logits)
+    with pytest.raises(UnsupportedLayer, match="can have a bias"):
+        engine.get_peft_model(make_model(), LoraConfig(target_modules=["embed_tokens"], lora_bias=True))
 
 
 def test_settings_within_settings_are_instances_dicts_or_nothing():
