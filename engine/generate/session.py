@@ -25,10 +25,12 @@ class ChatSession:
     def __init__(self) -> None:
         self._stack: StackOnBase | None = None
         self._tokenizer = None
+        self._beside: StackOnBase | None = None               # a complete model that answers as “file”
+        self._beside_tokenizer = None
         self._wanted: list[float] | None = None               # written by any thread, taken up before the next token
 
     def open(self, request: OpenChat) -> None:
-        """Put ``request.stack`` on ``request.base``; the base is loaded only if another one (or none) is there.
+        """Put ``request.stack`` on ``request.base``; it, and the model beside it, are loaded only if others (or none) are there.
 
         Raises:
             BadModel, BadAdapter, WrongBase, InvalidSpec: with a sentence. What was open stays open and unchanged, except that a
@@ -38,16 +40,23 @@ class ChatSession:
         self._wanted = None
         base = read_model(request.base)
         check_entries(base, request.stack)
+        beside = read_model(request.beside) if request.beside else None
+        if self._beside is not None and (beside is None or not _same(self._beside.base, beside)):
+            self._beside = self._beside_tokenizer = None
         if self._stack is None or not _same(self._stack.base, base):
             tokenizer = load_tokenizer(base.path)
             self._stack = None             # first give the old base's memory back: two would not fit where one is large
             self._stack = StackOnBase(load_model(base.path, dtype=chat_dtype(base), device=chat_device()), base)
             self._tokenizer = tokenizer
         self._stack.arrange(request.stack)
+        if beside is not None and self._beside is None:
+            tokenizer = load_tokenizer(beside.path)
+            self._beside = StackOnBase(load_model(beside.path, dtype=chat_dtype(beside), device=chat_device()), beside)
+            self._beside_tokenizer = tokenizer
 
     def close(self) -> None:
         """Give the memory back."""
-        self._stack = self._tokenizer = self._wanted = None
+        self._stack = self._tokenizer = self._beside = self._beside_tokenizer = self._wanted = None
 
     def set_strengths(self, strengths: Sequence[float]) -> None:
         """Heard at the next token, even of an answer that is being spoken; by position in the open stack, 0 is off.
@@ -61,26 +70,29 @@ class ChatSession:
 
     def say(self, request: Say, stopped: Callable[[], bool] = never) -> Iterator[Token | Answered]:
         """Answer, column after column: `Token` events, then one `Answered` each. ``"base"`` is the untouched model, ``"a"`` and ``"b"``
-        the open stack at ``request.strengths``, which nobody moves while they answer.
+        the open stack at ``request.strengths``, which nobody moves while they answer, ``"file"`` the model beside.
 
         Raises `StudioError` when nothing is open, `InvalidSpec`, `BadData` (too long), `Diverged`.
         """
         request.check()
-        if unknown := set(request.columns) - {"base", "stack", *KEPT}:
-            raise InvalidSpec(f"Nobody called {sorted(unknown)[0]!r} can answer.", do="Ask “base”, “stack”, “a” or “b”.")
+        if unknown := set(request.columns) - {"base", "stack", "file", *KEPT}:
+            raise InvalidSpec(f"Nobody called {sorted(unknown)[0]!r} can answer.", do="Ask “base”, “stack”, “a”, “b” or “file”.")
+        if "file" in request.columns and self._beside is None:
+            raise InvalidSpec("No exported model is open beside the stack.", do="Choose one.")
         if self._stack is None:
             raise StudioError("No model is open.", do="Choose a model first.")
         if not request.messages:
             raise InvalidSpec("There is no question.", do="Type one.")
-        prompt = prompt_ids(self._tokenizer, request.messages)
         for column in request.columns:
-            yield from self._answer(column, prompt, request, stopped)
+            yield from self._answer(column, request, stopped)
 
-    def _answer(self, column: str, prompt: list[int], request: Say, stopped: Callable[[], bool]) -> Iterator[Token | Answered]:
-        stack, began, kept = self._stack, time.monotonic(), column in KEPT
+    def _answer(self, column: str, request: Say, stopped: Callable[[], bool]) -> Iterator[Token | Answered]:
+        stack, tokenizer = (self._beside, self._beside_tokenizer) if column == "file" else (self._stack, self._tokenizer)
+        began, kept = time.monotonic(), column in KEPT
         before = [entry.strength for entry in stack.entries]
-        speech = Speech(stack.model, self._tokenizer, prompt, max_new_tokens=request.max_new_tokens, temperature=request.temperature,
-                        top_p=request.top_p, seed=request.seed, stopped=stopped, before_token=(lambda: None) if kept else self._take_up)
+        speech = Speech(stack.model, tokenizer, prompt_ids(tokenizer, request.messages), max_new_tokens=request.max_new_tokens,
+                        temperature=request.temperature, top_p=request.top_p, seed=request.seed, stopped=stopped,
+                        before_token=self._take_up if column in ("base", "stack") else never)
         plain = column == "base" and bool(stack.placed)
         try:
             if kept:

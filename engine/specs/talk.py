@@ -65,6 +65,7 @@ class OpenChat(Spec):
     kind: ClassVar[str] = "open-chat"
     base: str = knob(label="Model", help="Folder of the base model.")
     stack: list[StackEntry] = knob(factory=list, label="Stack", help="Adapters with strengths, in order.")
+    beside: str = knob("", label="Exported model", help="Folder of a complete model that answers as “file”; empty for none.")
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Say(Spec):
 
     kind: ClassVar[str] = "say"
     messages: list = knob(factory=list, label="Messages", help="Chat so far as {role, content}; the last is the user's.")
-    columns: list[str] = knob(factory=lambda: ["stack"], label="Columns", help="Who answers, in turn: “base”, “stack”, “a”, “b”.")
+    columns: list[str] = knob(factory=lambda: ["stack"], label="Columns", help="Who answers, in turn: “base”, “stack”, “a”, “b”, “file”.")
     max_new_tokens: int = knob(200, label="Longest answer", unit="tokens", low=1, high=100_000, help="The answer stops here at the latest.")
     temperature: float = knob(0.0, label="Imagination", term="temperature", low=0, high=5, help="0 always takes the likeliest word.")
     top_p: float = knob(0.95, label="Choice", term="top_p", low=0.01, high=1, help="Only the likeliest words up to this share are considered.")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from engine.errors import StudioError
 from engine.specs import StackEntry
+from studio.core.trial import Trial
 
 MAX_STRENGTH = 10.0                        # as in engine.specs.StackEntry; the slider ends at 1.5
 VERSION = 1
@@ -31,7 +32,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Change:
-    """What changed: ``kind`` is structure, strength, enabled or base; ``entry_id`` where one entry is concerned."""
+    """What changed: ``kind`` is structure, strength, enabled, base or trial; ``entry_id`` where one entry is concerned."""
 
     kind: str
     entry_id: int | None = None
@@ -58,10 +59,12 @@ class Changed:
 
 
 class StackDocument:
-    """The stack that is being mixed. Reading is free; writing is for commands (`insert`, `take`, `put`, `set_base`)."""
+    """The stack that is being mixed, and what Try remembers of it. Reading is free; writing is for commands (`insert`, `take`, `put`,
+    `set_base`) and, of `trial`, for Try."""
 
     def __init__(self) -> None:
         self.base: Path | None = None
+        self.trial = Trial()
         self.changed = Changed()
         self._entries: list[Entry] = []
         self._last_id = 0
@@ -99,11 +102,13 @@ class StackDocument:
 
     def insert(self, place: int, entry: Entry) -> None:
         self._entries.insert(place, entry)
+        self._forget_votes()
         self._last_id = max(self._last_id, entry.id)
         self.changed.emit(Change("structure", entry.id))
 
     def take(self, id: int) -> Entry:
         entry = self._entries.pop(self.index(id))
+        self._forget_votes()
         self.changed.emit(Change("structure", id))
         return entry
 
@@ -122,6 +127,15 @@ class StackDocument:
         self.base = base
         self.changed.emit(Change("base"))
 
+    def set_trial(self, **values: object) -> None:
+        """Change parts of `trial`."""
+        self.trial = replace(self.trial, **values)
+        self.changed.emit(Change("trial"))
+
+    def _forget_votes(self) -> None:
+        """They were for a stack of other adapters."""
+        self.trial = replace(self.trial, votes={})
+
     def _put(self, id: int, kind: str, **values: object) -> None:
         place = self.index(id)
         self._entries[place] = replace(self._entries[place], **values)
@@ -132,7 +146,8 @@ class StackDocument:
     def to_json(self) -> str:
         return json.dumps({"version": VERSION, "base": str(self.base) if self.base else None,
                            "entries": [{"id": e.id, "adapter": str(e.adapter), "name": e.name, "strength": e.strength,
-                                        "enabled": e.enabled} for e in self._entries]}, indent=2, ensure_ascii=False)
+                                        "enabled": e.enabled} for e in self._entries],
+                           "trial": self.trial.to_dict()}, indent=2, ensure_ascii=False)
 
     def load_json(self, text: str) -> None:
         """Become what ``text`` says; raises `StudioError` and stays as it is if that cannot be read."""
@@ -142,13 +157,13 @@ class StackDocument:
                 raise ValueError(f"version {data['version']}")
             entries = [Entry(int(e["id"]), Path(e["adapter"]), str(e["name"]), _strength(e["strength"]), bool(e["enabled"]))
                        for e in data["entries"]]
-            base = Path(data["base"]) if data["base"] else None
+            base, trial = Path(data["base"]) if data["base"] else None, Trial.from_dict(data.get("trial"))
             if len({e.id for e in entries}) != len(entries):
                 raise ValueError("two entries share an id")
         except (ValueError, KeyError, TypeError) as problem:
             raise StudioError("The saved stack cannot be read.", "The file is damaged or of a newer version.",
                               "Put the adapters into the stack again.", details=str(problem)) from problem
-        self.base, self._entries = base, entries
+        self.base, self._entries, self.trial = base, entries, trial
         self._last_id = max((e.id for e in entries), default=0)
         self.changed.emit(Change("base"))
         self.changed.emit(Change("structure"))

@@ -2,162 +2,25 @@
 
 from __future__ import annotations
 
-import html
+import random
 from pathlib import Path
 
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QKeySequence, QShortcut
-from PySide6.QtWidgets import (QApplication, QCheckBox, QComboBox, QDoubleSpinBox, QFrame, QGridLayout, QLabel, QPlainTextEdit, QScrollArea,
-                               QSizePolicy, QSpinBox, QTabBar, QVBoxLayout,
-                               QWidget)
+from PySide6.QtWidgets import QApplication, QComboBox, QDoubleSpinBox, QFrame, QScrollArea, QSpinBox, QTabBar, QVBoxLayout, QWidget
 
 from engine import events
 from engine.errors import StudioError
 from engine.specs import OpenChat, Say, SetStrengths
-from studio.core.compare import differing
 from studio.core.corrections import ENOUGH, Corrections
 from studio.core.stack_commands import SetBase
 from studio.core.stack_document import Change, same_path
-from studio.core.text import amounts
 from studio.core.text import work as words
 from studio.views import a11y, theme
-from studio.views.correction import CorrectionEditor
 from studio.views.parts import Column, Panel, Row, button, card, clear, error_card, text
 from studio.views.strength_strip import StrengthStrip
-
-KEPT = ("a", "b")                          # columns at strengths that were kept to compare
-NARROWEST = 210                            # pixels of an answer; with less room, answers stand in two lines or one below the other
-
-
-class Answer(QFrame):
-    """One answer being spoken, then spoken: text and stamp. A person may put it right: `corrected(str)`."""
-
-    corrected = Signal(str)
-
-    def __init__(self, column: str):
-        super().__init__()
-        self.column, self.said, self.stamp = column, "", None
-        self.editor: CorrectionEditor | None = None
-        theme.look(self, "bubble-assistant" if column == "stack" else "bubble-answer")
-        self._head = text(words.TRY_COLUMNS[column](), "muted small")
-        self._text = QLabel("…")
-        self._text.setWordWrap(True)
-        self._text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse | Qt.TextInteractionFlag.TextSelectableByKeyboard)
-        self._text.setTextFormat(Qt.TextFormat.PlainText)
-        self._stamp = text("", "muted small", selectable=True)
-        self._stamp.setToolTip(words.TRY_STAMP_HELP())
-        self._stamp.hide()
-        self.correct = button(words.TRY_CORRECT(), self._correct, "link", help=words.TRY_CORRECT_HELP())
-        self.correct.hide()
-        Column(self._head, self._text, None, self._stamp, Row(self.correct, None), spacing=theme.S, margin=theme.M, parent=self)
-        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
-
-    def hear(self, piece: str) -> None:
-        self.said += piece
-        self._text.setText(self.said)
-
-    def finish(self, event: events.Answered) -> None:
-        """Take the engine's final word as the truth and show its stamp."""
-        self.said, self.stamp = event.text, event
-        self._text.setText(event.text or "…")
-        self._stamp.setText(stamp_words(event))
-        self._stamp.show()
-        self.correct.setVisible(self.column == "stack")
-        a11y.name(self._text, f"{self._head.text()}: {event.text}", self._stamp.text())
-
-    def _correct(self) -> None:
-        """Let the person write the answer they would like to hear, in its place."""
-        if self.editor is None:
-            self.editor = CorrectionEditor(self.said)
-            self.editor.kept.connect(self._kept)
-            self.editor.left.connect(self._close_editor)
-            self.layout().addWidget(self.editor)
-        self._text.hide()
-        self.correct.hide()
-        self.editor.box.setFocus()
-
-    def _kept(self, better: str) -> None:
-        self._close_editor()
-        self.said = better
-        self.mark([])
-        self._head.setText(f"{words.TRY_COLUMNS[self.column]()} · {words.TRY_CORRECTED()}")
-        self.corrected.emit(better)
-
-    def _close_editor(self) -> None:
-        self.editor.hide()
-        self.editor.deleteLater()
-        self.editor = None
-        self._text.show()
-        self.correct.show()
-        self.correct.setFocus()
-
-    def fail(self, error: StudioError) -> None:
-        self.layout().addWidget(error_card(error))
-
-    def mark(self, pieces: list[tuple[str, bool]]) -> None:
-        """Underline and tint the pieces that differ; everything is escaped, for it was written by a model."""
-        if not any(differs for _, differs in pieces):
-            self._text.setTextFormat(Qt.TextFormat.PlainText)
-            self._text.setText(self.said or "…")
-            return
-        style = f"background-color:{theme.tokens().added_mark};text-decoration:underline"
-        body = "".join(_marked(piece, style) if differs else html.escape(piece) for piece, differs in pieces)
-        self._text.setTextFormat(Qt.TextFormat.RichText)
-        self._text.setText(f'<div style="white-space:pre-wrap">{body}</div>')
-
-
-class Turn(QWidget):
-    """A question and its answers side by side."""
-
-    def __init__(self, question: str, columns: list[str]):
-        super().__init__()
-        self.question = question
-        self.answers = {column: Answer(column) for column in columns}
-        asked = card(text(question, selectable=True), margin=theme.M, looks="bubble-user")
-        a11y.name(asked, f"{words.TRY_YOU()}: {question}")
-        ask_row = Row(80, asked)
-        ask_row.setStretch(1, 1)
-        self._grid = QGridLayout()
-        self._grid.setSpacing(theme.M)
-        self._side_by_side = 0
-        self._arrange(len(self.answers))
-        Column(ask_row, self._grid, spacing=theme.S, parent=self)
-
-    def resizeEvent(self, event) -> None:  # noqa: N802 (Qt's name)
-        super().resizeEvent(event)
-        count = len(self.answers)
-        self._arrange(next((n for n in (count, (count + 1) // 2) if n and self.width() // n >= NARROWEST), 1))
-
-    def _arrange(self, side_by_side: int) -> None:
-        """So many answers in a line."""
-        if side_by_side == self._side_by_side:
-            return
-        self._side_by_side = side_by_side
-        for number, answer in enumerate(self.answers.values()):
-            self._grid.addWidget(answer, number // side_by_side, number % side_by_side)
-        for column in range(4):
-            self._grid.setColumnStretch(column, 1 if column < side_by_side else 0)
-
-    def mark(self) -> None:
-        """Mark what differs once all have answered: in each column against the stack, in the stack against the last."""
-        if len(self.answers) > 1 and all(a.stamp is not None for a in self.answers.values()):
-            for column, answer in self.answers.items():
-                if column != "stack":
-                    ours, theirs = differing(self.answers["stack"].said, answer.said)
-                    answer.mark(theirs)
-            self.answers["stack"].mark(ours)
-
-
-class Question(QPlainTextEdit):
-    """Enter asks, Shift+Enter begins a new line."""
-
-    asked = Signal()
-
-    def keyPressEvent(self, event) -> None:    # noqa: N802 (Qt's name)
-        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and not event.modifiers() & Qt.KeyboardModifier.ShiftModifier:
-            self.asked.emit()
-        else:
-            super().keyPressEvent(event)
+from studio.views.try_beside import Beside
+from studio.views.try_turn import Answer, Question, Turn
 
 
 class TryPanel(Panel):
@@ -170,8 +33,9 @@ class TryPanel(Panel):
         self._home = home
         self._document, self._talk, self._catalogue, self._undo = document, talk_bridge, catalogue, undo
         self.turns: list[Turn] = []
-        self.kept: dict[str, dict[int, float]] = {}    # column → entry of the stack → strength
+        self._opened_beside = ""           # the exported model that was asked for last
         self._tickets: set[int] = set()
+        self._shuffle = random.shuffle
         self._opening = 0                  # ticket of the request that is under way
         self._stale, self._ready, self._pending = True, False, ""
         self._open_later = QTimer(self, interval=250, singleShot=True)
@@ -182,7 +46,6 @@ class TryPanel(Panel):
         document.changed.connect(self._changed)
         catalogue.subscribe(self._list_models)
         self._list_models()
-        self._show_kept()
         self._widen()
         self._enable()
 
@@ -231,10 +94,6 @@ class TryPanel(Panel):
         self.models.setMinimumContentsLength(12)
         a11y.name(self.models, words.TRY_MODEL())
         self.models.activated.connect(self._choose_model)
-        self.compare = QCheckBox(words.TRY_COMPARE())
-        self.compare.setChecked(True)
-        self.compare.setToolTip(words.TRY_COMPARE_HELP())
-        a11y.name(self.compare, words.TRY_COMPARE(), words.TRY_COMPARE_HELP())
         self.length = QSpinBox()
         self.length.setRange(8, 4096)
         self.length.setValue(120)
@@ -251,11 +110,10 @@ class TryPanel(Panel):
             number.setAlignment(Qt.AlignmentFlag.AlignRight)
         a11y.quiet_wheel(self.models, self.length, self.temperature)
         self.strip = StrengthStrip(self._document, self._undo)
-        self.keep = button(words.TRY_KEEP(), self.keep_strengths, "link", help=words.TRY_KEEP_HELP())
-        self._kept_rows = QVBoxLayout()
-        self._kept_rows.setSpacing(theme.XS)
+        self.beside = Beside(self._document, self._catalogue)
+        self.beside.said.connect(self.said)
         side = card(text(words.TRY_MODEL(), "strong"), self.models, theme.S, text(words.TRY_STACK(), "strong"), self.strip,
-                    Row(self.keep, None), self._kept_rows, theme.S, self.compare, None,
+                    self.beside, None,
                     Row(text(words.TRY_LENGTH(), "muted small", wrap=False), None, self.length),
                     Row(text(words.TRY_TEMPERATURE(), "muted small", wrap=False), None, self.temperature))
         self._side_card = side
@@ -275,6 +133,7 @@ class TryPanel(Panel):
         self.models.setCurrentIndex(place)
         self.models.setPlaceholderText(words.TRY_NO_BASE())
         self.models.blockSignals(False)
+        self.beside.show_trial()
         self._enable()
 
     def _choose_model(self, row: int) -> None:
@@ -286,14 +145,15 @@ class TryPanel(Panel):
         self._undo.push(SetBase(path, leaving))
 
     def _changed(self, change: Change) -> None:
-        if change.kind in ("structure", "base"):
+        if change.kind not in ("strength", "enabled"):
+            self.beside.show_trial()
+        if change.kind in ("structure", "base") or change.kind == "trial" and self.beside.model() != self._opened_beside:
             self._stale, self._ready = True, False
-            self._show_kept()
             if change.kind == "base":
                 self._list_models()
             self._open_later.start()
             self._enable()
-        elif not self._strength_later.isActive():
+        elif change.kind != "trial" and not self._strength_later.isActive():
             self._strength_later.start()
 
     def showEvent(self, event) -> None:    # noqa: N802 (Qt's name)
@@ -313,7 +173,8 @@ class TryPanel(Panel):
         self._talk.forget(self._opening)
         self._stale, self._ready = False, False
         self._state.setText(words.TRY_OPENING(name=Path(self._document.base).name))
-        self._opening = self._talk.ask(OpenChat(str(self._document.base), self._document.to_specs()), on_done=self._opened,
+        self._opened_beside = self.beside.model()
+        self._opening = self._talk.ask(OpenChat(str(self._document.base), self._document.to_specs(), self._opened_beside), on_done=self._opened,
                                        on_error=self._not_opened)
         self._enable()
 
@@ -391,16 +252,20 @@ class TryPanel(Panel):
         self.question.setFocus()
 
     def _speak(self, question: str, leave_out: int = 0) -> None:
-        columns = ["stack", *self.kept, *(["base"] if self.compare.isChecked() and len(self._document) else [])]
+        columns = self.beside.columns()
+        blind = self.beside.blind.isChecked() and len(columns) > 1
+        if blind:
+            self._shuffle(columns)         # also the order in which they answer tells nothing
         past = self.turns[:len(self.turns) - leave_out]
-        turn = Turn(question, columns)
+        turn = Turn(question, columns, blind)
+        turn.voted.connect(self._voted)
         turn.answers["stack"].corrected.connect(lambda better, before=past, q=question: self._keep(before, q, better))
         self.turns.append(turn)
         self._conversation.addWidget(turn)
         for column in columns:
             request = Say(messages=[*_history(past, column), {"role": "user", "content": question}], columns=[column],
                           max_new_tokens=self.length.value(),
-                          temperature=round(self.temperature.value(), 2), seed=len(past), strengths=self._kept_strengths(column))
+                          temperature=round(self.temperature.value(), 2), seed=len(past), strengths=self.beside.strengths(column))
             answer, ticket = turn.answers[column], [0]
             ticket[0] = self._talk.ask(request, on_event=lambda event, a=answer: self._heard(a, event),
                                        on_done=lambda _, t=ticket, u=turn: self._over(t[0], u),
@@ -408,42 +273,6 @@ class TryPanel(Panel):
             self._tickets.add(ticket[0])
         self._state.setText(words.TRY_SPEAKING())
         self._enable()
-
-    # --- strengths that are kept to compare ---
-
-    def keep_strengths(self) -> None:
-        """A column of its own for the strengths as they are now; of two at most."""
-        free = [column for column in KEPT if column not in self.kept]
-        if free and len(self._document):
-            self.kept[free[0]] = {entry.id: entry.strength if entry.enabled else 0.0 for entry in self._document.entries}
-            self.kept = dict(sorted(self.kept.items()))
-            self._show_kept()
-
-    def _unkeep(self, column: str) -> None:
-        self.kept.pop(column, None)
-        self._show_kept()
-        self.keep.setFocus()
-
-    def _kept_strengths(self, column: str) -> list[float]:
-        """By position in the stack as it is now; an adapter that came later is off there."""
-        return [self.kept[column].get(entry.id, 0.0) for entry in self._document.entries] if column in self.kept else []
-
-    def _show_kept(self) -> None:
-        clear(self._kept_rows)
-        there = {entry.id: entry.name for entry in self._document.entries}
-        self.kept = {column: strengths for column, strengths in self.kept.items() if strengths.keys() & there.keys()}
-        for column, strengths in self.kept.items():
-            said = ", ".join(f"{name} {amounts.percent(strengths.get(id, 0.0))}" for id, name in there.items())
-            away = button("", lambda c=column: self._unkeep(c), "quiet", help=words.TRY_UNKEEP(column=words.TRY_COLUMNS[column]()), icon="close")
-            a11y.name(away, words.TRY_UNKEEP(column=words.TRY_COLUMNS[column]()))
-            shown = text(words.TRY_KEPT(column=words.TRY_COLUMNS[column](),
-                                        strengths=" · ".join(amounts.percent(strengths.get(id, 0.0)) for id in there)), "small")
-            shown.setToolTip(said)
-            a11y.name(shown, shown.text(), said)
-            line = Row(shown, away)
-            line.setStretch(0, 1)
-            self._kept_rows.addLayout(line)
-        self.keep.setVisible(bool(there) and len(self.kept) < len(KEPT))
 
     def _heard(self, answer: Answer, event: events.Event) -> None:
         if isinstance(event, events.Token):
@@ -453,11 +282,15 @@ class TryPanel(Panel):
 
     def _over(self, ticket: int, turn: Turn) -> None:
         self._tickets.discard(ticket)
-        turn.mark()
         if not self.speaking:
+            turn.complete()
             self._state.setText(words.TRY_READY())
             self._enable()
-            a11y.announce(self.scroll, turn.answers["stack"].said)
+            a11y.announce(self.scroll, words.TRY_BLIND_ASK() if turn.blind else turn.answers["stack"].said)
+
+    def _voted(self, who: str) -> None:
+        self.beside.vote(who)
+        self.question.setFocus()
 
     def _keep(self, before: list[Turn], question: str, better: str) -> None:
         """Keep a corrected answer as an example of the skill that spoke."""
@@ -503,12 +336,6 @@ class TryPanel(Panel):
             turn.mark()
 
 
-def _marked(piece: str, style: str) -> str:
-    """A differing piece; the blanks before it stay plain."""
-    words_ = piece.lstrip()
-    return f'{html.escape(piece[:len(piece) - len(words_)])}<span style="{style}">{html.escape(words_)}</span>'
-
-
 def _history(turns: list[Turn], column: str) -> list[dict]:
     """The chat so far as this column has lived it; where it was not asked, the other's answer stands in."""
     messages = []
@@ -517,13 +344,3 @@ def _history(turns: list[Turn], column: str) -> list[dict]:
         if answer.said:
             messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": answer.said}]
     return messages
-
-
-def stamp_words(event: events.Answered) -> str:
-    """What really answered, from the engine's own account."""
-    stack = " + ".join(words.TRY_STAMP_ENTRY(name=name, print=str(print_)[:8], strength=amounts.percent(strength)) for name, print_,
-                       strength in event.adapters)
-    said = words.TRY_STAMP(base=words.TRY_STAMP_BASE(print=event.base[:8]), stack=stack or words.TRY_STAMP_NONE(), tokens=event.tokens,
-                           seconds=amounts.seconds(event.seconds))
-    ending = {"stop": words.TRY_STOPPED(), "length": words.TRY_CUT()}.get(event.stopped, "")
-    return f"{said} · {ending}" if ending else said

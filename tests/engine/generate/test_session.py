@@ -97,6 +97,28 @@ def test_a_kept_column_answers_at_its_own_strengths_whatever_is_moved(shelf):
         list(session.say(Say(CHAT, columns=["a"], strengths=[0.1])))
 
 
+def test_an_exported_model_answers_beside_the_stack_as_itself(shelf):
+    """With its own stamp, and loaded once; without one, nobody answers for it."""
+    root, base, style, facts = shelf
+    exported = save_base(root / "exported", seed=11)
+    session = opened(base, (style, 1.0))
+    with pytest.raises(InvalidSpec, match="No exported model"):
+        list(session.say(Say(CHAT, columns=["file"])))
+    alone = answers(session)["stack"].text
+    session.open(OpenChat(str(base), [StackEntry(str(style))], beside=str(exported)))
+    both = answers(session, columns=["stack", "file"])
+    assert both["stack"].text == alone and both["file"].text == answers(opened(exported))["base"].text
+    assert (both["file"].base, both["file"].adapters) == (read_model(exported).fingerprint, [])
+    warm = session._beside
+    session.open(OpenChat(str(base), [StackEntry(str(facts))], beside=str(exported)))
+    assert session._beside is warm
+    with pytest.raises(StudioError):
+        session.open(OpenChat(str(base), beside=str(root / "gone")))
+    assert session._beside is warm and answers(session, columns=["file"])["file"].text == both["file"].text
+    session.open(OpenChat(str(base)))
+    assert session._beside is None
+
+
 def test_strengths_for_another_stack_are_never_used(shelf):
     root, base, style, facts = shelf
     session = opened(base, (style, 0.5))

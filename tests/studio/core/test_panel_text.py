@@ -4,7 +4,7 @@ import json
 
 from engine.store.resources import resource
 from studio.core import text
-from studio.core.text import amounts, teach, work
+from studio.core.text import amounts, teach
 from tests.studio.core.test_text import phrases
 
 

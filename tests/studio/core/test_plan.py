@@ -11,7 +11,6 @@ from engine.specs import PlanReport
 from engine.store.resources import resource
 from studio.core import plan
 from studio.core.text import amounts
-from studio.core.text import work
 
 
 def draft(**values) -> plan.Draft:

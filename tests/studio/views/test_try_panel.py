@@ -5,15 +5,17 @@ import json
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QPushButton
+from PySide6.QtWidgets import QApplication, QFileDialog, QPushButton
 
 from engine import events, specs
 from engine.errors import WrongBase
 from studio.core.corrections import ENOUGH, Corrections
 from studio.core.stack_commands import AddAdapter, SetEnabled, SetStrength
+from studio.core.stack_document import StackDocument
+from studio.core.trial import Trial
 from studio.views.a11y import unnamed
 from studio.views.try_panel import TryPanel
-from tests.studio.kit import words_of
+from tests.studio.kit import speak, words_of
 
 
 @pytest.fixture
@@ -125,7 +127,7 @@ def test_what_cannot_be_opened_says_why_and_gives_the_question_back(stocked, qtb
 
 
 def test_without_comparison_only_the_stack_answers(talk, stocked):
-    talk.compare.click()
+    talk.beside.compare.click()
     ask(talk, stocked)
     assert [r.columns for r in stocked.talk.of(specs.Say)] == [["stack"]]
     talk.again.click()
@@ -188,9 +190,9 @@ def test_up_to_four_columns_answer_side_by_side_each_with_its_strengths(talk, st
     entry = stocked.document.entries[0]
     for strength in (0.25, 0.5):
         stocked.undo.push(SetStrength(entry.id, strength))
-        talk.keep.click()
+        talk.beside.keep.click()
     stocked.undo.push(SetStrength(entry.id, 1.0))
-    assert not talk.keep.isVisibleTo(talk) and "25 %" in words_of(talk)
+    assert not talk.beside.keep.isVisibleTo(talk) and "25 %" in words_of(talk)
     ask(talk, stocked)
     asked = stocked.talk.of(specs.Say)
     assert [r.columns for r in asked] == [["stack"], ["a"], ["b"], ["base"]] and [r.strengths for r in asked] == [[], [0.25, 0.5], [0.5, 0.5], []]
@@ -201,6 +203,94 @@ def test_up_to_four_columns_answer_side_by_side_each_with_its_strengths(talk, st
     talk.resize(760, 700)
     QApplication.processEvents()
     assert turn._side_by_side in (1, 2) and all(answer.width() >= 150 for answer in turn.answers.values())
-    talk._unkeep("a")
+    talk.beside.unkeep("a")
     ask(talk, stocked, "Again?")
-    assert [r.columns for r in stocked.talk.of(specs.Say)[4:]] == [["stack"], ["b"], ["base"]] and talk.keep.isVisibleTo(talk)
+    assert [r.columns for r in stocked.talk.of(specs.Say)[4:]] == [["stack"], ["b"], ["base"]] and talk.beside.keep.isVisibleTo(talk)
+
+
+def test_what_was_kept_is_there_again_in_the_next_session(talk, stocked, qtbot):
+    """With the stack's own file: kept strengths, the exported model, how votes went; damaged parts of it are left out."""
+    talk.beside.keep.click()
+    talk.beside.vote("stack")
+    later = StackDocument()
+    later.load_json(stocked.document.to_json())
+    assert later.trial == stocked.document.trial and later.trial.kept["a"] == {e.id: e.strength for e in later.entries}
+    panel = TryPanel(later, stocked.talk_bridge, stocked.catalogue, stocked.undo, stocked.home)
+    qtbot.addWidget(panel)
+    assert panel.beside.columns() == ["stack", "a", "base"] and "Chosen blind: With your stack: 1" in panel.beside._votes.text()
+    data = json.loads(stocked.document.to_json())
+    data["trial"] = {"kept": {"a": {"x": 1, "2": "loud"}, "z": {}}, "votes": {"stack": -3, "b": 2}, "model": 7}
+    later.load_json(json.dumps(data))
+    assert later.trial == Trial(votes={"b": 2})
+    stocked.undo.undo()
+    assert stocked.document.trial.votes == {}          # they were for another stack
+
+
+def test_blind_nothing_tells_who_speaks_until_one_is_chosen(talk, stocked, qtbot):
+    talk._shuffle = lambda columns: columns.reverse()
+    talk.beside.blind.click()
+    stocked.talk.hold.add("say")
+    ask(talk, stocked)
+    assert [r.columns for r in stocked.talk.of(specs.Say)] == [["base"], ["stack"]]
+    stocked.talk.release()
+    for _ in range(3):
+        stocked.settle()
+    turn = talk.turns[0]
+    said = words_of(turn)
+    assert "Answer 1" in said and "Answer 2" in said and "Which one is best?" in said
+    assert not any(word in said for word in ("stack", "untaught", "fedcba98", "tokens", "Put it right", "underline"))
+    assert {a.property("look") for a in turn.answers.values()} == {turn.answers["base"].property("look")} and not unnamed(talk)
+    first, second, neither = turn.votes.values()
+    second.setFocus()
+    qtbot.keyClick(second, Qt.Key.Key_Space)
+    said = words_of(turn)
+    assert "With your stack · ✓ your choice" in said and "fedcba98" in said and "Which one is best?" not in said and "underline" in said
+    assert talk.question.hasFocus() or not talk.isActiveWindow()
+    ask(talk, stocked, "And two?")
+    stocked.talk.release()
+    for _ in range(3):
+        stocked.settle()
+    talk.turns[1].votes["same"].click()
+    assert stocked.document.trial.votes == {"stack": 1, "same": 1}
+    assert "With your stack: 1 · No difference: 1" in words_of(talk.beside)
+    talk.beside.anew.click()
+    assert stocked.document.trial.votes == {} and not talk.beside._votes.isVisibleTo(talk)
+
+
+def test_blind_with_only_one_answer_left_reveals_it(talk, stocked):
+    talk.beside.blind.click()
+    stocked.talk.answers["say"] = lambda r: speak(r) if r.columns == ["stack"] else WrongBase("It broke.")
+    ask(talk, stocked)
+    assert not talk.turns[0].votes and "With your stack" in words_of(talk.turns[0])
+
+
+def test_an_exported_model_answers_in_a_column_of_its_own(talk, stocked, monkeypatch, tmp_path):
+    exported = stocked.home.exports / "Shop, baked"
+    exported.mkdir(parents=True)
+    (exported / "config.json").write_text("{}")
+    answers = iter(["", str(tmp_path), str(exported)])
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: next(answers))
+    box, told = talk.beside.models, []
+    talk.said.connect(told.append)
+    for model in ("", "", str(exported)):              # thought better of it; no model; the right one
+        box.setCurrentIndex(box.count() - 1)
+        box.activated.emit(box.count() - 1)
+        assert stocked.document.trial.model == model
+    assert told == [f"{tmp_path.name} is no model folder."] and box.currentText() == "Shop, baked"
+    ask(talk, stocked)
+    assert stocked.talk.of(specs.OpenChat)[-1].beside == str(exported)
+    for _ in range(3):
+        stocked.settle()
+    assert [r.columns for r in stocked.talk.of(specs.Say)] == [["stack"], ["file"], ["base"]] and "exported model abcdef01" in words_of(talk)
+    box.setCurrentIndex(0)
+    box.activated.emit(0)
+    talk._open()
+    assert stocked.talk.of(specs.OpenChat)[-1].beside == "" and talk.beside.columns() == ["stack", "base"]
+
+
+def test_there_are_never_more_than_four_columns(talk, stocked):
+    for _ in range(2):
+        talk.beside.keep.click()
+    assert len(talk.beside.columns()) == 4 and not talk.beside.models.isEnabled() and "Four" in talk.beside.models.toolTip()
+    talk.beside.compare.click()
+    assert talk.beside.models.isEnabled() and talk.beside.compare.isEnabled()
