@@ -148,6 +148,8 @@ class Studio(QObject):
         window.listen(self.library)
         window.listen(self.inspector)
         self.inspector.rebuild_wanted.connect(self.rebuild)
+        self.inspector.run_wanted.connect(self.show_run)
+        self.inspector.data_wanted.connect(self.teach_file)
         window.closing.connect(self.close)
         self.activity.wish.connect(window.go)
         self.mix.wish.connect(window.go)
@@ -236,6 +238,14 @@ class Studio(QObject):
         self.panel("teach").show_job(id)
         self.window.go("teach")
 
+    def show_run(self, folder: Path) -> None:
+        """Show the training of a run folder in Teach."""
+        job = next((job for job in self.queue.jobs() if same_path(job.folder, folder)), None)
+        if job is None:
+            self.window.say(text.run_gone())
+        else:
+            self.show_job(job.id)
+
     def teach_file(self, file: Path) -> None:
         """Show a file of examples in Teach."""
         self.panel("teach").use_file(file)
@@ -280,7 +290,7 @@ class Studio(QObject):
         return [job for job in self.queue.jobs() if job.state in (State.PAUSED, State.INTERRUPTED)]
 
     def _job_changed(self, job: Job) -> None:
-        if job.state in (State.FINISHED, State.CANCELLED, State.PAUSED):
+        if job.state is not State.WAITING:
             self.library.refresh()
         if job.state is State.FAILED and self._first_time(job):
             notify.show_error(self.window, StudioError.from_dict(job.error or {}), (text.show_queue(), lambda: self.window.go("queue")))

@@ -17,6 +17,7 @@ from engine.errors import BadAdapter, StudioError
 from engine.store.atomic import replacing_folder
 from engine.store.home import Home, free_name
 from engine.store.library import AdapterInfo, ModelInfo, read_adapter, read_model
+from studio.core.history import DataSet, Run, datasets, read_runs
 from studio.core.stack_document import same_path
 from studio.core.text import frame as text
 
@@ -32,6 +33,8 @@ class Snapshot:
     adapters: tuple[AdapterInfo, ...] = ()
     exports: tuple[ModelInfo, ...] = ()
     problems: tuple[StudioError, ...] = ()     # folders that cannot be used; facts["path"] says which
+    runs: tuple[Run, ...] = ()                 # trainings, the newest first
+    datasets: tuple[DataSet, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class Catalogue:
         adapters = self._scan(self.home.adapters, read_adapter, problems)
         models = self._scan(self.home.models, read_model, problems)
         exports = self._scan(self.home.exports, read_model, [])        # an export in the making is no problem
-        return Snapshot(tuple(models), tuple(adapters), tuple(exports), tuple(problems))
+        runs = read_runs(self.home)
+        return Snapshot(tuple(models), tuple(adapters), tuple(exports), tuple(problems), runs, datasets(self.home, runs, adapters))
 
     def adopt(self, snapshot: Snapshot) -> None:
         """Make this the present state of the library, and tell."""
@@ -146,6 +150,13 @@ class Catalogue:
     def strangers(self) -> list[AdapterInfo]:
         """Adapters whose model is not in the library."""
         return [a for a in self.snapshot.adapters if self.home_of(a) is None]
+
+    def runs_of(self, adapter: AdapterInfo) -> list[Run]:
+        """The trainings that made this adapter."""
+        return [run for run in self.snapshot.runs if same_path(run.spec.out, adapter.path)]
+
+    def run(self, path: Path) -> Run | None:
+        return next((run for run in self.snapshot.runs if run.path == path), None)
 
     # --- changing ---
 
@@ -227,4 +238,5 @@ def _stamp(folder: Path) -> tuple:
 
 def _essence(snapshot: Snapshot) -> tuple:
     return (tuple((m.path, m.fingerprint) for m in snapshot.models), tuple((a.path, a.fingerprint, a.base, str(a.recipe)) for a in snapshot.adapters),
-            tuple((m.path, m.fingerprint) for m in snapshot.exports), tuple(str(p) for p in snapshot.problems))
+            tuple((m.path, m.fingerprint) for m in snapshot.exports), tuple(str(p) for p in snapshot.problems),
+            tuple((r.path, r.state, r.checkpoints) for r in snapshot.runs), snapshot.datasets)

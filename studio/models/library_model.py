@@ -1,11 +1,14 @@
-"""The library as a tree: models > adapters > layers > places. What lies inside an adapter is read only when it is opened."""
+"""The library as a tree: models > adapters > checkpoints, layers > places; trainings, data sets, exports.
+
+What lies inside an adapter is read only when it is opened.
+"""
 
 from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from PySide6.QtCore import QAbstractItemModel, QModelIndex, QObject, Qt
 
@@ -13,7 +16,8 @@ from engine.errors import StudioError
 from engine.store.library import AdapterInfo, ModelInfo
 from studio.core import catalogue as library
 from studio.core.catalogue import Catalogue, Module
-from studio.core.text import amounts
+from studio.core.history import Checkpoint, DataSet, Run
+from studio.core.text import amounts, number
 from studio.core.text import frame as text
 from studio.core.text.spoken import spoken
 from studio.models import drag
@@ -161,11 +165,16 @@ class LibraryModel(QAbstractItemModel):
     def _tree(self) -> list[Node]:
         shown = self._catalogue
         nodes = [node for model in shown.models if (node := self._model_node(model, shown.adapters_for(model)))]
-        strangers = [_adapter_node(a, "stranger") for a in shown.strangers() if self._matches(a.name)]
+        strangers = [self._adapter_node(a, "stranger") for a in shown.strangers() if self._matches(a.name)]
         if strangers:
             nodes.append(Node("group", text.tree_strangers(), key="strangers", children=strangers, tip=text.tree_strangers_tip()))
         exports = [Node("export", m.name, note=amounts.size(m.bytes), thing=m, key=f"export {m.path}")
                    for m in shown.snapshot.exports if self._matches(m.name)]
+        runs = [_run_node(run) for run in shown.snapshot.runs if self._matches(run.name)]
+        files = [_data_node(found) for found in shown.snapshot.datasets if self._matches(found.name)]
+        for key, name, children in (("runs", text.tree_runs(), runs), ("datasets", text.tree_data(), files)):
+            if children:                   # they grow long: closed at first
+                nodes.append(Node("shelf", name, note=number(len(children)), key=key, children=children))
         if exports:
             nodes.append(Node("group", text.tree_exports(), key="exports", children=exports))
         if shown.problems and not self._words:
@@ -178,15 +187,30 @@ class LibraryModel(QAbstractItemModel):
         if not kept and not self._matches(model.name):
             return None
         return Node("model", model.name, note=amounts.count(model.parameters), thing=model, key=f"model {model.path}",
-                    children=[_adapter_node(a, str(model.path)) for a in kept], tip=str(model.path))
+                    children=[self._adapter_node(a, str(model.path)) for a in kept], tip=str(model.path))
 
     def _matches(self, name: str) -> bool:
         return self._words in name.casefold()
 
+    def _adapter_node(self, adapter: AdapterInfo, under: str) -> Node:
+        saved = [checkpoint for run in self._catalogue.runs_of(adapter) for checkpoint in run.checkpoints]
+        return Node("adapter", adapter.name, note=text.kind_and_rank(adapter.peft_type, adapter.rank, adapter.config), thing=adapter,
+                    key=f"adapter {adapter.path} under {under}", tip=text.tree_adapter_tip(name=adapter.name),
+                    load=lambda: _checkpoints(saved, under) + _inside(adapter))
 
-def _adapter_node(adapter: AdapterInfo, under: str) -> Node:
-    return Node("adapter", adapter.name, note=text.kind_and_rank(adapter.peft_type, adapter.rank, adapter.config), thing=adapter,
-                key=f"adapter {adapter.path} under {under}", tip=text.tree_adapter_tip(name=adapter.name), load=lambda: _inside(adapter))
+
+def _checkpoints(saved: Iterable[Checkpoint], under: str) -> list[Node]:
+    return [Node("checkpoint", text.checkpoint(step=found.step), note=amounts.size(found.bytes), thing=found, key=f"{found.path} under {under}",
+                 tip=str(found.path)) for found in saved]
+
+
+def _run_node(run: Run) -> Node:
+    return Node("run", run.name, note=text.run_state(run.state), thing=run, key=f"run {run.path}", tip=str(run.path),
+                children=_checkpoints(run.checkpoints, "run"))
+
+
+def _data_node(found: DataSet) -> Node:
+    return Node("data", found.name, note="" if found.there else text.missing_file(), thing=found, key=f"data {found.path}", tip=str(found.path))
 
 
 def _inside(adapter: AdapterInfo) -> list[Node]:

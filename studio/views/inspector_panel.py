@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from collections.abc import Callable
 
-from PySide6.QtCore import QUrl, Qt, Signal
+from PySide6.QtCore import QLocale, QUrl, Qt, Signal
 from PySide6.QtGui import QDesktopServices, QGuiApplication
 from PySide6.QtWidgets import QFrame, QGridLayout, QHBoxLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from engine.errors import StudioError
 from engine.store.library import AdapterInfo, ModelInfo
 from studio.core.catalogue import Catalogue, Module, base_name, modules
+from studio.core.history import Checkpoint, DataSet, Run
 from studio.core.text import amounts, number
 from studio.core.text import frame as text
 from studio.core.text.spoken import spoken
@@ -37,6 +39,18 @@ def facts_of(thing: object, catalogue: Catalogue) -> tuple[str, str, str, list[t
             return "module", thing.name, text.a_place(), [
                 ("", [(text.fact_path(), thing.path), (text.fact_numbers(), amounts.count(thing.parameters)),
                       *((part, " × ".join(map(str, shape))) for part, shape in thing.parts)])]
+        case Run():
+            return "teach", thing.name, text.a_run(), _run_facts(thing)
+        case Checkpoint():
+            run = catalogue.run(thing.run)
+            return "disk", text.checkpoint(step=thing.step), text.a_checkpoint(), [
+                ("", [*([(text.fact_of_run(), run.name)] if run else []), (text.fact_made(), _day(thing.made)),
+                      (text.fact_size(), amounts.size(thing.bytes))]), (text.on_disk(), [(text.fact_folder(), str(thing.path))])]
+        case DataSet():
+            return "data", thing.name, text.a_dataset(), [
+                ("", [(text.fact_used_by(), ", ".join(thing.used_by) or text.nobody()),
+                      *([] if thing.there else [(text.fact_state(), text.missing_file())])]),
+                (text.on_disk(), [(text.fact_path(), str(thing.path))])]
         case StudioError():
             return "warning", spoken(thing.what), "", [("", [(label, words) for label, words in (
                 (text.fact_why(), spoken(thing.why)), (text.fact_do(), spoken(thing.do)),
@@ -60,6 +74,23 @@ def _adapter_facts(adapter: AdapterInfo, catalogue: Catalogue) -> list[tuple[str
     return sections
 
 
+def _run_facts(run: Run) -> list[tuple[str, list[Fact]]]:
+    spec, facts = run.spec, [(text.fact_state(), text.run_state(run.state)), (text.fact_made(), _day(run.made))]
+    facts += [(text.fact_base(), Path(spec.base).name), (text.fact_examples(), Path(spec.data).name),
+              (text.fact_method(), text.kind(spec.method)), (text.fact_passes(), number(spec.passes))]
+    if isinstance(steps := run.result.get("steps"), int):
+        facts.append((text.fact_steps(), number(steps)))
+    before, after = run.result.get("error_before"), run.result.get("error_after")
+    if isinstance(before, (int, float)) and isinstance(after, (int, float)):
+        facts.append((text.fact_error(), text.from_to(before=number(before, 2), after=number(after, 2))))
+    facts.append((text.fact_saved(), number(len(run.checkpoints))))
+    return [("", facts), (text.on_disk(), [(text.fact_folder(), str(run.path))])]
+
+
+def _day(made: float) -> str:
+    return QLocale().toString(datetime.fromtimestamp(made).date(), QLocale.FormatType.ShortFormat)
+
+
 def _taught(recipe: dict[str, Any]) -> list[Fact]:
     """What a recipe says about the teaching. It may come from anywhere: each part is looked at before it is believed."""
     facts: list[Fact] = []
@@ -67,9 +98,9 @@ def _taught(recipe: dict[str, Any]) -> list[Fact]:
     if isinstance(file := data.get("file"), str):
         facts.append((text.fact_examples(), file[:120]))
     if isinstance(rows := data.get("rows"), int):
-        facts.append((text.fact_rows(), str(rows)))
+        facts.append((text.fact_rows(), number(rows)))
     if isinstance(passes := spec.get("passes"), (int, float)):
-        facts.append((text.fact_passes(), f"{passes:g}"))
+        facts.append((text.fact_passes(), number(passes)))
     before, after = scores.get("before"), scores.get("after")
     if isinstance(before, (int, float)) and isinstance(after, (int, float)):
         facts.append((text.fact_error(), text.from_to(before=number(before, 2), after=number(after, 2))))
@@ -84,10 +115,13 @@ def _taught(recipe: dict[str, Any]) -> list[Fact]:
 
 
 class InspectorPanel(QScrollArea):
-    """The dock at the right. ``add`` puts an adapter into the stack. `rebuild_wanted(AdapterInfo)`: teach it again from its recipe."""
+    """The dock at the right. ``add`` puts an adapter into the stack. `rebuild_wanted(AdapterInfo)`: teach it again from its recipe;
+    `run_wanted(Path)`: show this run's training; `data_wanted(Path)`: teach from this file."""
 
     said = Signal(str)
     rebuild_wanted = Signal(object)
+    run_wanted = Signal(object)
+    data_wanted = Signal(object)
 
     def __init__(self, catalogue: Catalogue, add: Callable[[list[Path]], object], parent: QWidget | None = None):
         super().__init__(parent)
@@ -106,7 +140,7 @@ class InspectorPanel(QScrollArea):
         return self._thing
 
     def show_thing(self, thing: object) -> None:
-        """Show a `ModelInfo`, `AdapterInfo`, `Module`, `StudioError`, or None."""
+        """Show a `ModelInfo`, `AdapterInfo`, `Module`, `Run`, `Checkpoint`, `DataSet`, `StudioError`, or None."""
         self._thing = thing
         icon, title, subtitle, sections = facts_of(thing, self._catalogue)
         content = QWidget()
@@ -144,7 +178,11 @@ class InspectorPanel(QScrollArea):
                 a11y.name(again, text.rebuild(), text.rebuild_help())
                 again.clicked.connect(lambda: self.rebuild_wanted.emit(thing))
                 column.addWidget(again)
-        if isinstance(thing, (AdapterInfo, ModelInfo)):
+        if isinstance(thing, (Run, Checkpoint)):
+            column.addWidget(_primary(text.show_run(), lambda: self.run_wanted.emit(thing.path if isinstance(thing, Run) else thing.run)))
+        if isinstance(thing, DataSet) and thing.there:
+            column.addWidget(_primary(text.teach_from(), lambda: self.data_wanted.emit(thing.path)))
+        if isinstance(thing, (AdapterInfo, ModelInfo, Run, Checkpoint)):
             show, copy = QPushButton(text.open_folder()), QPushButton(text.copy_path())
             show.clicked.connect(lambda: QDesktopServices.openUrl(QUrl.fromLocalFile(str(thing.path))))
             copy.clicked.connect(lambda: (QGuiApplication.clipboard().setText(str(thing.path)), self.said.emit(text.copied())))
@@ -162,6 +200,18 @@ class InspectorPanel(QScrollArea):
                 self.show_thing(self._catalogue.adapter(self._thing.path))
             case ModelInfo():
                 self.show_thing(self._catalogue.model(self._thing.path))
+            case Run():
+                self.show_thing(self._catalogue.run(self._thing.path))
+            case Checkpoint() if not self._thing.path.exists():
+                self.show_thing(self._catalogue.run(self._thing.run))
+            case DataSet():
+                self.show_thing(next((found for found in self._catalogue.snapshot.datasets if found.path == self._thing.path), None))
+
+
+def _primary(words: str, do: Callable[[], object]) -> QPushButton:
+    made = theme.look(QPushButton(words), "primary")
+    made.clicked.connect(lambda _=False: do())
+    return a11y.name(made, words)
 
 
 def _label(words: str, looks: str) -> QLabel:

@@ -20,7 +20,7 @@ from studio.models.library_model import KEY, KIND, NOTE, THING, LibraryModel
 from studio.views import a11y, theme
 
 ICON_OF = {"model": "model", "adapter": "adapter", "layer": "module", "module": "fact", "group": "folder", "export": "export",
-           "problem": "warning"}
+           "shelf": "folder", "run": "teach", "checkpoint": "disk", "data": "data", "problem": "warning"}
 
 
 class TreeDelegate(QStyledItemDelegate):
@@ -31,7 +31,7 @@ class TreeDelegate(QStyledItemDelegate):
         option.features |= QStyleOptionViewItem.ViewItemFeature.HasDisplay | QStyleOptionViewItem.ViewItemFeature.HasDecoration
         option.icon = theme.icon(ICON_OF.get(kind, "fact"), "warn" if kind == "problem" else "accent" if kind == "adapter" else "muted")
         option.decorationSize = QSize(option.fontMetrics.height(), option.fontMetrics.height())
-        if kind in ("model", "group"):
+        if kind in ("model", "group", "shelf"):
             option.font.setWeight(option.font.Weight.DemiBold)
         metrics = QFontMetrics(option.font)
         room = option.rect.width() - option.decorationSize.width() - 18 - (option.fontMetrics.horizontalAdvance(note) + 14 if note else 0)
@@ -101,7 +101,7 @@ class LibraryPanel(QWidget):
 
     said = Signal(str)
     failed = Signal(object)
-    selected = Signal(object)              # ModelInfo, AdapterInfo, Module, StudioError or None
+    selected = Signal(object)              # ModelInfo, AdapterInfo, Module, Run, Checkpoint, DataSet, StudioError or None
     imported = Signal(list)                # new adapter paths
 
     def __init__(self, catalogue: Catalogue, background: Background, add: Callable[[list[Path]], object],

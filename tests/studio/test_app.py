@@ -255,7 +255,7 @@ def test_what_runs_stands_in_the_activity_bar(open_studio, qtbot):
     studio = open_studio()
     fetch(studio, "Fetching")
     qtbot.waitUntil(lambda: studio.activity.progress.isVisible() and "Fetching: step" in studio.activity._what.text())
-    assert studio.activity.left.text() == "about 1 minute left"
+    assert studio.activity.left.text() == "about 60 seconds left"
     studio.activity.pause.click()
     qtbot.waitUntil(lambda: not studio.activity.progress.isVisible())
     assert studio.queue.jobs()[0].state is State.PAUSED and studio.activity._what.text() == "Nothing is running"

@@ -60,6 +60,18 @@ def layer(number: int) -> str:
 tree_strangers = Phrase("For other models")
 tree_strangers_tip = Phrase("Adapters whose own model is not in the library")
 tree_exports = Phrase("Exports")
+tree_runs = Phrase("Trainings")
+tree_data = Phrase("Data sets")
+checkpoint = Phrase("Saved at step {step}")
+missing_file = Phrase("not there")
+_run_states = {"finished": Phrase("Done"), "failed": Phrase("Failed"), "cancelled": Phrase("Stopped"), "paused": Phrase("Paused"),
+               "": Phrase("Not ended")}
+
+
+def run_state(state: str) -> str:
+    return _run_states[state]()
+
+
 tree_problems = Phrase("Cannot be used")
 tree_adapter_tip = Phrase("{name}: drag it into the stack, or press Enter")
 misfit_other_model = Phrase("{adapter} was taught on {base} and does not fit {model}.")
@@ -149,6 +161,19 @@ inspector_empty = Phrase("Nothing is selected")
 inspector_empty_do = Phrase("Choose a model or an adapter in the library to see what is known about it.")
 a_model = Phrase("Model")
 an_adapter = Phrase("{kind} adapter")
+a_run = Phrase("Training")
+a_checkpoint = Phrase("State of a training")
+a_dataset = Phrase("Data set")
+fact_state = Phrase("State")
+fact_method = Phrase("Method")
+fact_steps = Phrase("Steps")
+fact_saved = Phrase("Saved states")
+fact_of_run = Phrase("Of the training")
+fact_used_by = Phrase("Used by")
+nobody = Phrase("nobody yet")
+show_run = Phrase("Show in Teach")
+run_gone = Phrase("The queue no longer knows this training.")
+teach_from = Phrase("Teach from this")
 a_place = Phrase("A place in the model")
 on_disk = Phrase("On disk")
 taught = Phrase("How it was taught")

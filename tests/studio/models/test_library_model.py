@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from PySide6.QtCore import QModelIndex, Qt
 
+from engine import events
 from engine.store.home import Home
 from studio.core.catalogue import Catalogue
 from studio.models import drag, library_model
 from studio.models.library_model import KIND, NOTE, LibraryModel
+from tests.studio.core.test_history import taught
 from tests.studio.kit import make_adapter, make_model
 
 
@@ -117,3 +119,19 @@ def test_ten_thousand_places_open_quickly(catalogue, benchmark_seconds=2.0):
     started = time.perf_counter()
     assert expand(model) > 5000
     assert time.perf_counter() - started < benchmark_seconds
+
+
+def test_trainings_their_saved_states_and_data_sets_stand_in_the_tree(catalogue):
+    """A saved state below its training and below the adapter that came of it."""
+    taught(catalogue.home, "alpha", outcome=events.Stopped("pause"), steps=(20,))
+    catalogue.refresh()
+    model = LibraryModel(catalogue)
+    assert names(model) == ["Tiny-Instruct", "Wide", "Trainings", "Data sets", "Cannot be used"]
+    run, = rows(model, model.index(2, 0))
+    assert (run.data(), run.data(NOTE), names(model, run)) == ("alpha", "Paused", ["Saved at step 20"])
+    assert [(i.data(), i.data(NOTE)) for i in rows(model, model.index(3, 0))] == [("alpha.csv", "not there")]
+    adapter = rows(model, model.index(0, 0))[0]
+    expand(model, adapter)
+    assert names(model, adapter) == ["Saved at step 20", "Layer 1"] and rows(model, adapter)[0].data(KIND) == "checkpoint"
+    model.filter("alpha.c")
+    assert names(model) == ["Data sets"]

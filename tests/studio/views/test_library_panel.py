@@ -11,13 +11,16 @@ from PySide6.QtGui import QDragEnterEvent, QDropEvent
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QLabel, QPushButton
 
+from engine import events
 from engine.errors import BadAdapter
 from studio.core.catalogue import modules
 from studio.models.background import Background
 from studio.models.library_model import KIND
 from studio.views.inspector_panel import InspectorPanel, facts_of
 from studio.views.library_panel import LibraryPanel
-from tests.studio.kit import make_adapter
+from studio.views.a11y import unnamed
+from tests.studio.core.test_history import taught
+from tests.studio.kit import make_adapter, words_of
 
 
 @pytest.fixture
@@ -185,3 +188,27 @@ def test_a_recipe_from_anywhere_cannot_break_it(stocked, recipe):
 def test_icons_tell_the_kinds_apart(panel):
     top = panel.model.index(0, 0)
     assert {top.data(KIND), panel.model.index(0, 0, top).data(KIND)} == {"model", "adapter"}
+
+
+def test_a_training_leads_to_teach_and_a_data_set_is_taught_from(panel, stocked, qtbot):
+    file = stocked.home.root / "alpha.csv"
+    file.write_text("q,a")
+    run = taught(stocked.home, "alpha", outcome=events.Finished({"steps": 1200, "error_before": 3.25, "error_after": 2.5}), steps=(20,))
+    stocked.catalogue.refresh()
+    inspector = InspectorPanel(stocked.catalogue, list)
+    qtbot.addWidget(inspector)
+    inspector.show()
+    panel.selected.connect(inspector.show_thing)
+    heard = []
+    inspector.run_wanted.connect(heard.append)
+    inspector.data_wanted.connect(heard.append)
+    for key, said, go in ((f"run {run.path}", "1,200", run.path), (f"{run.checkpoints / 'step-00000020'} under run", "Of the training", run.path),
+                          (f"data {file}", "alpha", file)):
+        panel.tree.setCurrentIndex(panel.model.find(key))
+        assert said in words_of(inspector) and not unnamed(inspector)
+        qtbot.keyClick(inspector.findChildren(QPushButton)[0], Qt.Key.Key_Space)
+        assert heard[-1] == go
+    shutil.rmtree(run.checkpoints)
+    panel.tree.setCurrentIndex(panel.model.find(f"{run.checkpoints / 'step-00000020'} under run"))
+    stocked.catalogue.refresh()
+    assert "3.25 → 2.50" in words_of(inspector)        # the training that it belonged to
