@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -74,8 +74,7 @@ class Site:
 Init = Callable[[Tensor], None]
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """One tensor of an adapter. Its name in the table is the one in PEFT's module tree less the adapter, e.g. ``"lora_A.weight"``."""
 
     shape: tuple[int, ...]
@@ -400,7 +399,7 @@ def kaiming_uniform(tensor: Tensor) -> None:
         return
     std = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2)) / math.sqrt(math.prod(tensor.shape[1:]))
     bound = math.sqrt(3.0) * std           # as torch rounds it, without its checks, which cost more than the numbers
-    tensor.detach().uniform_(-bound, bound)
+    (tensor.detach() if tensor.requires_grad else tensor).uniform_(-bound, bound)
 
 
 # --- what is random but frozen: made again from a seed, the same as in PEFT ---

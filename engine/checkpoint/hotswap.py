@@ -11,7 +11,6 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,7 +111,7 @@ def _swap(tuner: Tuner, name: str, file: dict[str, Tensor], config: PeftConfig) 
     config = copy.copy(config)
     config.inference_mode, config.target_modules = old.inference_mode, old.target_modules
     before = tuner.tenants(name)
-    tenants = {path: replace(t, config=config) if t.config is old else t for path, t in before.items()}
+    tenants = {path: t._replace(config=config) if t.config is old else t for path, t in before.items()}
     given, report = match(file, tenants, shared_specs(tenants.values()))
     if report.unexpected:
         raise RuntimeError(f"Hot swapping the adapter did not succeed, unexpected keys found: {', '.join(report.unexpected)}.")
@@ -162,7 +161,7 @@ def _filled(config: LoraConfig, tenants: dict[str, Tenant], values: dict[str, Te
     filled = copy.copy(config)
     filled.r, filled.rank_pattern = _common(config.r, {path: ranks[path] for path in own})
     filled.lora_alpha, filled.alpha_pattern = _common(config.lora_alpha, loud)
-    tenants = {path: replace(t, config=filled) if path in own else t for path, t in tenants.items()}
+    tenants = {path: t._replace(config=filled) if path in own else t for path, t in tenants.items()}
     made = {path: {key: _padded(tensor, key, tenants[path]) if path in own else tensor for key, tensor in tensors.items()}
             for path, tensors in values.items()}
     return filled, tenants, made

@@ -117,9 +117,8 @@ def _scale(tenant: Any) -> float:
 def _rescale(tenant: Any, value: float) -> Any:
     """The tenant with settings that give this scale: alpha grows in proportion to what it was at first."""
     import copy
-    import dataclasses
 
-    origin = dataclasses.replace(tenant, config=getattr(tenant.config, "_unscaled", tenant.config))
+    origin = tenant._replace(config=getattr(tenant.config, "_unscaled", tenant.config))
     config, first = copy.copy(origin.config), _scale(origin)
     if value == first:
         return origin
@@ -131,7 +130,7 @@ def _rescale(tenant: Any, value: float) -> Any:
     if getattr(config, "alpha_pattern", None):
         config.alpha_pattern = {k: v * factor for k, v in config.alpha_pattern.items()}
     config._unscaled = origin.config
-    return dataclasses.replace(tenant, config=config)
+    return tenant._replace(config=config)
 
 
 # what layers of a method have in PEFT, whether or not there is something on it

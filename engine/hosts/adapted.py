@@ -7,8 +7,7 @@ for a state of the stack (see `engine.hosts.program`); this file keeps the tenso
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +27,7 @@ Mixed = tuple[int, bool, tuple[str, ...], Program | None]     # (version of the 
 UNMIXED: Mixed = (-1, False, (), None)
 
 
-@dataclass(frozen=True)
-class Tenant:
+class Tenant(NamedTuple):
     """One adapter at one layer: its method, its settings, the layer as this adapter sees it, and what all its layers share.
 
     Its own tensors live in the layer's module tree.
@@ -38,7 +36,7 @@ class Tenant:
     method: Method
     config: Any
     site: Site
-    shared: Tensors = field(default_factory=dict)
+    shared: Tensors
     fresh: frozenset[str] = frozenset()    # tensors that begin at W0, where W0 was not there yet (streaming merges)
     adrift: bool = False                   # shared tensors begin at weights that were not there: this tenant cannot be composed
 
@@ -73,7 +71,7 @@ class Adapted(Shelves):
     @property
     def bare(self) -> nn.Module:
         """The module that holds the weight."""
-        return self.base_layer
+        return self._modules["base_layer"]
 
     def enter(self, model: nn.Module, path: str) -> None:
         """Stand in the layer's place in ``model``, at the ``path`` that the layer had before any adapter came."""

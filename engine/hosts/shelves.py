@@ -8,7 +8,6 @@ So a key in a file is the key in memory less the adapter's name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, KeysView
-from functools import cache
 from typing import Any
 
 import torch
@@ -85,22 +84,32 @@ class Various(Fixed):
         return {**self._modules, **self._parameters, **self._buffers}.keys()
 
 
-class Slot(_Steady):
-    """Holds one adapter's tensors of one kind (``lora_A`` → ``weight``, ``bias``), so that names nest as in PEFT."""
+class _WhenAsked:
+    """A container of a module's that is made when somebody first asks for it."""
 
-    @classmethod
-    def empty(cls) -> "Slot":
-        """What ``Slot()`` makes, in half the time: an adapter on thousands of layers has thousands."""
-        slot = cls.__new__(cls)
-        slot.__dict__.update((key, type(value)() if isinstance(value, (dict, set)) else value) for key, value in _made_of().items())
-        return slot
+    def __init__(self, name: str, kind: type):
+        self.name, self.kind = name, kind
+
+    def __get__(self, module: nn.Module | None, _: type) -> Any:
+        return self if module is None else module.__dict__.setdefault(self.name, self.kind())
+
+
+class Slot(_Steady):
+    """Holds one adapter's tensors of one kind (``lora_A`` → ``weight``, ``bias``), so that names nest as in PEFT.
+
+    An adapter on thousands of layers has thousands. What else a module holds, a dozen containers for hooks, it has of its class until it needs it.
+    """
+
+    def __init__(self) -> None:
+        for name in ("_parameters", "_buffers", "_modules"):
+            object.__setattr__(self, name, {})
 
     def put(self, leaf: str, tensor: Tensor) -> None:
         """Store a tensor; where its name has dots (``0.weight``), slots within this one are made for it."""
         first, _, rest = leaf.partition(".")
         if rest:
             if first not in self._modules:
-                self.add_module(first, Slot.empty())
+                self.add_module(first, Slot())
             self._modules[first].put(rest, tensor)
         else:                              # what `register_parameter` and `register_buffer` do, without their checks of the name
             (self._parameters if isinstance(tensor, nn.Parameter) else self._buffers)[first] = tensor
@@ -113,10 +122,8 @@ class Slot(_Steady):
             slot.read(f"{prefix}.{leaf}", found)
 
 
-@cache
-def _made_of() -> dict[str, Any]:
-    """What a new module holds."""
-    return vars(Slot())
+for _name, _value in vars(nn.Module()).items():
+    setattr(Slot, _name, _WhenAsked(_name, type(_value)) if isinstance(_value, (dict, set)) else _value)
 
 
 class Shelves(nn.Module):
@@ -131,7 +138,7 @@ class Shelves(nn.Module):
             if leaf:
                 slots = self._shelf(kind, nn.ModuleDict)._modules
                 if name not in slots:
-                    slots[name] = Slot.empty()
+                    slots[name] = Slot()
                 slots[name].put(leaf, tensor)
             else:
                 self._shelf(kind, nn.ParameterDict if isinstance(tensor, nn.Parameter) else Fixed)[name] = tensor

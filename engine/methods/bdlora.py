@@ -5,7 +5,6 @@ PEFT: ``LoraConfig(use_bdlora=BdLoraConfig(…))``. Only the blocks are stored: 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,7 +50,7 @@ class BlockDiagonal(Variant):
             whole.init(torch.empty(whole.shape))              # drawn in vain, as in PEFT
             init(tensor)
 
-        return replace(whole, shape=(whole.shape[0], whole.shape[1] // n), init=start)
+        return whole._replace(shape=(whole.shape[0], whole.shape[1] // n), init=start)
 
     def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors:
         whole = {name: torch.block_diag(*p[name].chunk(cfg.use_bdlora.nblocks)) for name in self.blocked(cfg, site)}

@@ -178,7 +178,7 @@ class Lora(Method):
             if not again:
                 kaiming_uniform(A)
             if cfg.init_lora_weights is not False:
-                torch.empty(A.numel() * again + math.prod(shape_b) + site.out * cfg.lora_bias).uniform_()
+                torch.rand(A.numel() * again + math.prod(shape_b) + site.out * cfg.lora_bias)
             if cfg.init_lora_weights == "gaussian":
                 torch.nn.init.normal_(A, std=1 / rank)
             elif cfg.init_lora_weights is True:

@@ -6,7 +6,6 @@ Minor Component Adaptation, 2026 (arXiv 2604.01694). PEFT: ``LoraConfig(init_lor
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ class Mica(Variant):
             table[a].init(tensor)                             # drawn in vain, as in PEFT
             torch.nn.init.zeros_(tensor)
 
-        return {a: replace(table[a], init=start_a), b: replace(table[b], init=torch.nn.init.zeros_, trainable=False)}
+        return {a: table[a]._replace(init=start_a), b: table[b]._replace(init=torch.nn.init.zeros_, trainable=False)}
 
     def starts_from_base(self, cfg: Any) -> bool:
         return True

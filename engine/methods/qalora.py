@@ -6,7 +6,6 @@ Xu et al. 2023 (arXiv 2309.14717). PEFT has it for GPTQ layers, whose files thes
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ class Pooled(Variant):
             whole.init(torch.empty(whole.shape))              # drawn in vain, as in PEFT
             kaiming_uniform(tensor)
 
-        return {**table, A: replace(whole, shape=(whole.shape[0], site.columns // cfg.qalora_group_size), init=start)}
+        return {**table, A: whole._replace(shape=(whole.shape[0], site.columns // cfg.qalora_group_size), init=start)}
 
     def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors:
         size = cfg.qalora_group_size

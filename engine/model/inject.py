@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -142,27 +141,29 @@ def _tensors(tenant: Tenant, specs: Mapping[str, TensorSpec], layer: Adapted | R
     fresh = frozenset(specs.keys() - given.keys())
     if fresh and (device is None or device.type != "meta") and (method.starts_from_base(tenant.config) or BIAS in fresh):
         if weight.is_meta:
-            return dataclasses.replace(tenant, fresh=fresh), made
+            return tenant._replace(fresh=fresh), made
         layer.begin(tenant, {**tenant.shared, **made}, fresh)
     return tenant, made
 
 
 def _made(specs: Mapping[str, TensorSpec], given: Tensors, trainable: bool, dtype: torch.dtype, device: torch.device) -> Tensors:
     made: Tensors = {}
-    for tensor in given.values():          # what is made again beside tensors from a file is no coarser than they are
-        dtype = torch.promote_types(dtype, tensor.dtype) if tensor.is_floating_point() else dtype
+    here, nowhere = device.type == "cpu", device.type == "meta"
+    if len(given) < len(specs):            # what is made again beside tensors from a file is no coarser than they are
+        for tensor in given.values():
+            dtype = torch.promote_types(dtype, tensor.dtype) if tensor.is_floating_point() else dtype
     for key, spec in specs.items():
         kind = dtype if spec.dtype.is_floating_point else spec.dtype
         if key in given:
-            tensor = given[key].to("cpu" if device.type == "meta" else device)
+            tensor = given[key].to("cpu" if nowhere else device)
             if trainable and spec.trainable and tensor.is_floating_point():
                 tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        elif device.type == "meta":
+        elif nowhere:
             tensor = torch.empty(spec.shape, dtype=kind, device=device)
         else:
             tensor = torch.empty(spec.shape, dtype=spec.dtype)
             spec.init(tensor)
-            if kind is not spec.dtype or device.type != "cpu":
+            if not here or kind is not spec.dtype:
                 tensor = tensor.to(device, kind)
         learns = spec.trainable and tensor.is_floating_point()
         made[key] = nn.Parameter(tensor, requires_grad=trainable) if learns else tensor

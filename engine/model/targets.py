@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from torch import nn
 
@@ -21,6 +22,7 @@ from engine.hosts.host import Layout, host_of
 from engine.hosts.linear import LinearHost
 from engine.hosts.parameter import AdaptedParameter, ParameterLayout, Read, cannot_be_read
 from engine.hosts.replaced import Replaced, check_whole, whole_site
+from engine.hosts.shelves import Shelves
 from engine.law import Method, Site, TargetedConfig, Whole
 from engine.methods.trainable_tokens import TrainableTokens
 
@@ -44,8 +46,7 @@ _MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 _READ_PAST = frozenset({"out_proj", "conv1d", "dt_proj"})
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A layer, or a parameter, that the adapter will sit on: ``layer`` holds it, or is what stands round it already."""
 
     path: str
@@ -74,7 +75,7 @@ class Plan:
     def add(self, target: Target, method: Method, config: TargetedConfig) -> None:
         """Take a target in, once. Raises `UnsupportedLayer` if the method refuses it."""
         refusal = method.refuses(config, target.site) or (
-            cannot_be_read(method) if target.wrapper is AdaptedParameter or is_only_read(target.layer) else "")
+            cannot_be_read(method) if target.wrapper is AdaptedParameter or target.wrapper is not Adapted and is_only_read(target.layer) else "")
         if refusal:
             raise UnsupportedLayer(f"{method.title} cannot sit on {target.path}.", refusal, "Leave it out of `target_modules`.")
         if self.reasons.get(target.path) != "matched":         # attention's output may be named beside the attention itself
@@ -93,19 +94,19 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
     if config.target_modules is None and isinstance(method, TrainableTokens):
         config.target_modules = input_embedding(model)
     wanted = _wanted(model, config)
-    result, hits, closed_off = Plan(), set(), []
+    result, hits, closed_off, choose, past = Plan(), set(), [], _chooser(config, wanted), _read_past(model)
     for path, module in modules(model):
         closed_off += [path] if isinstance(module, Replaced) else []
-        entry, reason = _match(path, module, config, wanted)
+        entry, reason = choose(path, module)
         if entry is None:
             result.reasons[path] = reason
             continue
         hits.add(entry)
-        if path.rpartition(".")[2] in _READ_PAST and _family(model) in _MAMBA:
+        if past and path.rpartition(".")[2] in past:
             raise UnsupportedLayer(f"Module '{path}' is incompatible with Mamba-based models (model_type='{_family(model)}').",
                                    "Its block hands the layer's weight to a kernel and never runs the layer, so that no adapter would be heard.",
-                                   f"Leave {', '.join(sorted(_READ_PAST))} out of `target_modules`.")
-        if closed := next((whole for whole in closed_off if path.startswith(f"{whole}.")), None):
+                                   f"Leave {', '.join(sorted(past))} out of `target_modules`.")
+        if closed_off and (closed := next((whole for whole in closed_off if path.startswith(f"{whole}.")), None)):
             raise UnsupportedLayer(f"No adapter can sit on {path}.", f"Another adapter replaces {closed} as a whole.",
                                    "Leave it out of `target_modules`, or delete the other adapter first.")
         for target in [whole_target(path, module, method.title)] if isinstance(method, Whole) else on_module(path, module, model):
@@ -127,7 +128,7 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
         raise NoMatchingPeftModuleError("No `target_modules` passed but also no `target_parameters` found.",
                                         "The adapter would sit on nothing at all.", "Check the names of the parameters.")
     taken = [path for path, reason in result.reasons.items() if reason in ("excluded", "learned whole")
-             and (isinstance(wanted, _AllLinear) or _named(path, wanted) is not None)]
+             and (isinstance(wanted, _AllLinear) or _finder(wanted)(path) is not None)]
     if not result.targets and taken:
         raise NoMatchingPeftModuleError(
             "No modules were targeted for adaptation. This might be caused by a combination of targets with `exclude_modules` or "
@@ -143,8 +144,8 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
 
 def named_modules(model: nn.Module, config: TargetedConfig) -> list[str]:
     """Paths of the modules that the config names, whatever they are."""
-    wanted = _wanted(model, config)
-    return [path for path, module in modules(model) if _match(path, module, config, wanted)[0] is not None]
+    choose = _chooser(config, _wanted(model, config))
+    return [path for path, module in modules(model) if choose(path, module)[0] is not None]
 
 
 def input_embedding(model: nn.Module) -> str:
@@ -156,22 +157,27 @@ def input_embedding(model: nn.Module) -> str:
     return next((path for path, module in modules(model) if module is words), "embed_tokens")
 
 
-def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every module below ``model`` once, in `named_modules` order, with adapted layers as one: what is inside them is nobody's target,
     and so the walk stays as short for the hundredth adapter as for the first."""
+    found: list[tuple[str, nn.Module]] = []
     seen: set[int] = {id(model)}
 
-    def walk(prefix: str, parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    def walk(prefix: str, parent: nn.Module) -> None:
         for name, child in parent._modules.items():
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
-                yield prefix + name, child
-                inner = unwrapped(child) if isinstance(child, AdaptedParameter) else child
-                inner = inner.bare if isinstance(inner, Replaced) else inner
-                if not isinstance(inner, Adapted):
-                    yield from walk(f"{prefix}{name}.", inner)
+                found.append((path := prefix + name, child))
+                if isinstance(child, Shelves):
+                    if isinstance(child, Adapted) and not isinstance(child, AdaptedParameter):
+                        continue
+                    child = unwrapped(child)
+                    child = child.bare if isinstance(child, Replaced) else child
+                if child._modules:
+                    walk(f"{path}.", child)
 
-    return walk("", model)
+    walk("", model)
+    return found
 
 
 def whole_target(path: str, module: nn.Module, what: str, wrapper: type[Replaced] = Replaced) -> Target:
@@ -233,10 +239,11 @@ def _on_parameters(model: nn.Module, names: list[str], taken: set[str]) -> Itera
     """
     if top := [name for name in model._parameters if name in names]:
         raise ValueError(f"Targeting an nn.Parameter on the top-level module is not supported (parameter '{top[0]}').")
+    entry = _finder(names)
     for path, module in modules(model) if names else ():
         wrappers, layer = _round(module)
         holder = unwrapped(layer)
-        named = [n for n, p in holder._parameters.items() if p is not None and _named(f"{path}.{n}", names) is not None]
+        named = [n for n, p in holder._parameters.items() if p is not None and entry(f"{path}.{n}") is not None]
         if named and (path in taken or layer is not holder):
             raise ValueError(f"Trying to wrap an `nn.Parameter` of layer '{path}' of type {type(holder).__name__}, which is not a valid target. "
                              "Make sure that this layer is not also targeted with `target_modules`.")
@@ -262,6 +269,10 @@ def _family(model: nn.Module) -> str | None:
     return getattr(getattr(model, "config", None), "model_type", None)
 
 
+def _read_past(model: nn.Module) -> frozenset[str]:
+    return _READ_PAST if _family(model) in _MAMBA else frozenset()
+
+
 def _wanted(model: nn.Module, config: TargetedConfig) -> str | list[str] | _AllLinear:
     targets = config.target_modules
     if targets is None:
@@ -275,8 +286,7 @@ def _wanted(model: nn.Module, config: TargetedConfig) -> str | list[str] | _AllL
     if isinstance(targets, str) and targets.lower() == "all-linear":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         names = frozenset({"score", "classifier"}) if config.task_type == "SEQ_CLS" else frozenset()
-        names |= _READ_PAST if _family(model) in _MAMBA else frozenset()
-        return _AllLinear(unwrapped(head), names)
+        return _AllLinear(unwrapped(head), names | _read_past(model))
     return targets
 
 
@@ -287,36 +297,52 @@ def shortest_names(chosen: Iterable[str], others: Iterable[str]) -> list[str]:
     return sorted({path if leaf in taken else leaf for path, leaf in leaves})
 
 
-def _match(path: str, module: nn.Module, config: TargetedConfig, wanted: str | list[str] | _AllLinear) -> tuple[str | None, str]:
-    """(the entry that matched, "") or (None, the reason why not)."""
-    if config.exclude_modules is not None and _named(path, config.exclude_modules) is not None:
-        return None, "excluded"
-    if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in config.modules_to_save or ()):
-        return None, "learned whole"
-    if isinstance(wanted, _AllLinear):
-        layer = unwrapped(module)
-        host = host_of(layer)
-        if not isinstance(host, LinearHost):
-            return None, "not a linear layer"
-        if layer is wanted.head or path.rpartition(".")[2] in wanted.names:
-            return None, "read by its block's own kernel" if path.rpartition(".")[2] in _READ_PAST else "the output head"
-        entry = "all-linear"
-    else:
-        entry = _named(path, wanted)
-        if entry is None:
+def _chooser(config: TargetedConfig, wanted: str | list[str] | _AllLinear) -> Callable[[str, nn.Module], tuple[str | None, str]]:
+    """What says of a module (the entry that means it, "") or (None, the reason why none does)."""
+    excluded = None if config.exclude_modules is None else _finder(config.exclude_modules)
+    whole = [re.compile(rf"(^|.*\.){name}($|\..*)") for name in config.modules_to_save or ()]
+    named = None if isinstance(wanted, _AllLinear) else _finder(wanted)
+    paths = frozenset(wanted if isinstance(wanted, list) else ())          # a path in full counts at any depth
+    depths = [config.layers_to_transform] if isinstance(config.layers_to_transform, int) else config.layers_to_transform
+
+    def choose(path: str, module: nn.Module) -> tuple[str | None, str]:
+        if excluded is not None and excluded(path) is not None:
+            return None, "excluded"
+        if whole and any(name.match(path) for name in whole):
+            return None, "learned whole"
+        if named is None:
+            layer = unwrapped(module)
+            host = host_of(layer)
+            if not isinstance(host, LinearHost):
+                return None, "not a linear layer"
+            if layer is wanted.head or path.rpartition(".")[2] in wanted.names:
+                return None, "read by its block's own kernel" if path.rpartition(".")[2] in _READ_PAST else "the output head"
+            entry = "all-linear"
+        elif (entry := named(path)) is None:
             return None, "not named"
-    depths = config.layers_to_transform
-    if depths is not None and depths != [] and not (isinstance(wanted, list) and path in wanted):
-        depth = _depth(path, config.layers_pattern)
-        if depth is None or depth not in ([depths] if isinstance(depths, int) else depths):
+        if depths and path not in paths and _depth(path, config.layers_pattern) not in depths:
             return None, "at another depth"
-    return entry, ""
+        return entry, ""
+
+    return choose
 
 
-def _named(path: str, names: str | list[str]) -> str | None:
+def _finder(names: str | Iterable[str]) -> Callable[[str], str | None]:
+    """What finds the entry of ``names`` that means a path: a regular expression for all of it, or one of several names that it ends with."""
     if isinstance(names, str):
-        return names if re.fullmatch(names, path) else None
-    return next((name for name in names if path == name or path.endswith(f".{name}")), None)
+        pattern = re.compile(names)
+        return lambda path: names if pattern.fullmatch(path) else None
+    known = frozenset(names)
+
+    def find(path: str) -> str | None:
+        at = len(path)
+        while at > 0:                      # the last name, the last two …
+            at = path.rfind(".", 0, at)
+            if path[at + 1:] in known:
+                return path[at + 1:]
+        return None
+
+    return find
 
 
 def _depth(path: str, pattern: list[str] | str | None) -> int | None:
