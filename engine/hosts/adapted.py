@@ -50,6 +50,7 @@ class Adapted(Shelves):
     """Wraps ``base_layer``; behaves like it wherever nothing is in the stack."""
 
     _own = frozenset({"base_layer"})
+    fleeting = False                       # whether W0 is there only while the layer runs (`engine.train.fsdp`)
 
     def __init__(self, base_layer: nn.Module, host: Host, site: Site, stack: LiveStack):
         super().__init__()
@@ -67,6 +68,11 @@ class Adapted(Shelves):
     def host(self) -> Host:
         """What knows the layout of the layer's weight."""
         return self._host
+
+    @property
+    def packed(self) -> bool:
+        """Whether W0 rests in less memory than it has as numbers: then it is never kept as such only to run it."""
+        return self._host.packed or self.fleeting
 
     @property
     def bare(self) -> nn.Module:

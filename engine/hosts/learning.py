@@ -31,7 +31,9 @@ def learning_low_rank(layer: "Adapted", stack: "LiveStack", name: str, otherwise
     plain = type(method).apply is Method.apply and type(method).kept_outputs is Method.kept_outputs and not isinstance(method, MapMethod)
     if type(base) is not nn.Linear or not plain or BIAS in p:
         return None
-    still = _Still(layer, name) if base.weight.dtype in (torch.float32, torch.float64) and method.parts(p, config, site) is not None else None
+    still = None
+    if not layer.packed and base.weight.dtype in (torch.float32, torch.float64) and method.parts(p, config, site) is not None:
+        still = _Still(layer, name)
     if still is None and ((f := method.factors(p, config, site)) is None or f.bias is not None):
         return None
     share = method.dropout(config)

@@ -79,7 +79,7 @@ class Voice:
     @property
     def precise(self) -> bool:
         """Whether the layer's weight can take up an adapter's numbers without rounding them off."""
-        return not self.layer.host.packed and self.layer.pristine_weight.dtype in (torch.float32, torch.float64)
+        return not self.layer.packed and self.layer.pristine_weight.dtype in (torch.float32, torch.float64)
 
     @property
     def dense(self) -> bool:
@@ -96,7 +96,7 @@ def build(layer: "Adapted", stack: LiveStack, learning: bool) -> Program:
     voices = [Voice(layer, name, learning) for name in heard]
     if not heard:
         return layer._bare
-    if not learning and not layer.host.packed and not any(v.routed for v in voices) and not all(v.cheap for v in voices):
+    if not learning and not layer.packed and not any(v.routed for v in voices) and not all(v.cheap for v in voices):
         return _composed(layer, stack, heard)
     if any(v.turns for v in voices):
         return _nested(layer, stack, voices)

@@ -82,6 +82,9 @@ class TrainSpec(Spec):
                                      help="A checkpoint is written after this time or a tenth of the run, whichever comes first.")
     processes: int = knob(0, label="Processes", term="num_processes (torchrun)", low=0, high=64, advanced=True,
                           help="How many work on it at the same time, each on its share of every step; 0 takes one for each graphics card.")
+    split: str = knob("auto", label="Split the model", term="FSDP", choices=("auto", "on", "off"), advanced=True,
+                      help="Each process keeps only a part of the model and gets the rest block by block from the others (from main memory, if it "
+                           "is alone): slower, but the model need not fit one graphics card. “auto” does it where it does not.")
     prompts: list[str] = knob(factory=list, label="Pinned questions", help="Answered again at every checkpoint, to hear the change.")
     roles: dict = knob(factory=dict, label="Columns", advanced=True,
                        help="What the columns mean, where the file does not tell: column → question, answer, context, system, text and so on.")

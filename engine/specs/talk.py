@@ -26,8 +26,9 @@ class PlanReport(Spec):
     tokens: int = 0                        # of all passes together
     seconds: float = 0.0
     seconds_error: float = 0.0             # plus or minus
-    memory_mb: float = 0.0
+    memory_mb: float = 0.0                 # of each graphics card, or of the computer where there is none
     free_memory_mb: float = 0.0
+    cards: int = 0                         # graphics cards that it is taught on
     disk_mb: float = 0.0
     trainable: int = 0                     # adapter parameters
     sentence: str = ""

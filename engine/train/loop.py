@@ -23,7 +23,7 @@ from engine.generate.sampling import answer
 from engine.specs import TrainSpec
 from engine.store.runs import RunFolder
 from engine.train import checkpoint as checkpoints
-from engine.train import finish, runaway
+from engine.train import finish, fsdp, runaway
 from engine.train.batching import Batch, Schedule, portion
 from engine.train.course import Course
 from engine.train.loss import Objective
@@ -64,8 +64,11 @@ def train(spec: TrainSpec, run: RunFolder, team: Team | None = None) -> Iterator
     yield Progress("Loading the model")
     precision = team.lead(lambda: settled_precision(spec, run))
     yield Note(precision.sentence if team.size == 1 else f"{precision.sentence} {team.size} processes share the examples of each step.")
+    if fsdp.is_wanted(spec, precision):
+        yield Note("The model waits in main memory and is brought block by block." if team.size == 1 else
+                   f"The model is split: each process keeps one part in {team.size} and gets the rest block by block.")
     with exact_computing(precision, best_device()):
-        model = load_student(spec, precision, len(schedule_of(spec, material)))     # alike for all
+        model = load_student(spec, precision, len(schedule_of(spec, material)), team)         # alike for all
         if team.rank:
             torch.manual_seed(spec.seed + team.rank)           # but dropout falls for each in its own way
         yield from Training(spec, run, material, model, team).run()

@@ -19,11 +19,13 @@ from engine.specs import TrainSpec
 from engine.store.atomic import write_json
 from engine.store.library import read_model
 from engine.store.runs import RunFolder
+from engine.train import fsdp
 from engine.train.batching import Schedule
 from engine.train.precision import Precision, choose
 from engine.train.presets import ANY_LENGTH, adapter_config, method_settings, unusable
+from engine.train.team import Team
 
-_FREE = ("out", "prompts", "checkpoint_seconds", "processes")     # settings that may change without changing what is learned
+_FREE = ("out", "prompts", "checkpoint_seconds", "processes", "split")     # settings that may change without changing what is learned
 
 
 @dataclass
@@ -74,19 +76,24 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_student(spec: TrainSpec, precision: Precision, steps: int = ANY_LENGTH):
+def load_student(spec: TrainSpec, precision: Precision, steps: int = ANY_LENGTH, team: Team | None = None):
     """The base in the run's number format with one fresh, trainable adapter named "default". Seeds torch with the spec's seed.
 
-    ``steps``: of the training, for methods that follow a timetable. Raises `BadModel`; `InvalidSpec`, `UnsupportedLayer` if the method and
-    its settings do not fit the model.
+    ``steps``: of the training, for methods that follow a timetable. ``team``: over which the base is split, if it has to be.
+    Raises `BadModel`; `InvalidSpec`, `UnsupportedLayer` if the method and its settings do not fit the model.
     """
     config = adapter_config(spec, steps)
-    model = load_model(spec.base, dtype=precision.dtype, device=best_device(), bits=spec.base_bits)
+    apart = fsdp.is_wanted(spec, precision)
+    model = load_model(spec.base, dtype=precision.dtype, device="cpu" if apart else best_device(), bits=spec.base_bits)
+    base = [*model.parameters()]
     torch.manual_seed(spec.seed)
     try:
-        return get_peft_model(model, config)
+        model = get_peft_model(model, config)
     except (TypeError, ValueError) as problem:
         raise unusable(problem) from problem
+    if apart:
+        fsdp.Split(model, base, team or Team(), best_device())
+    return model
 
 
 def settled_precision(spec: TrainSpec, run: RunFolder) -> Precision:

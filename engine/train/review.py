@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,9 +26,11 @@ from engine.store.recipe import add_to_recipe, plan_of, read_recipe
 from engine.store.resources import resource
 from engine.store.runs import RunFolder
 from engine.train.batching import collate
+from engine.train.fsdp import Split, is_wanted
 from engine.train.loss import Objective
 from engine.train.precision import Precision, exact_computing
 from engine.train.prepare import best_device, read_material
+from engine.train.team import Team
 
 NOTICEABLE = 0.02                          # a row's error that changes by a smaller share is the same
 LOWER = (0.5, 0.75)                        # strengths that are tried beside the full one
@@ -71,8 +73,12 @@ def review(spec: ReviewSpec, run: RunFolder) -> Iterator[Event]:
     precision = Precision(**recipe["precision"])
     try:
         with exact_computing(precision, best_device()):
-            stack = StackOnBase(load_model(plan.base, dtype=precision.dtype, device=best_device()), read_model(plan.base))
+            apart = is_wanted(replace(plan, base_bits=16), precision)
+            model = load_model(plan.base, dtype=precision.dtype, device="cpu" if apart else best_device())
+            stack, base = StackOnBase(model, read_model(plan.base)), [*model.parameters()]
             stack.arrange([StackEntry(spec.adapter)])
+            if apart:
+                Split(stack.model, base, Team(), best_device())
             comparison = _Comparison(stack, material, run)
             result = yield from comparison.carry_out(spec, plan.system)
     except Cancelled:

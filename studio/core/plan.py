@@ -126,8 +126,10 @@ def price(report: PlanReport, spec: TrainSpec) -> str:
         share = spec.max_steps / report.steps
         seconds, spread = seconds * share, spread * share
         passes = words.PRICE_SHORTENED(share=amounts.percent(min(1.0, share * seen)))
-    return words.PRICE(time=words.PRICE_TIME(amount=amounts.duration(seconds), error=_spread(seconds, spread)),
-                       memory=words.OF_MEMORY(used=_gb(report.memory_mb), free=_gb(report.free_memory_mb)), passes=passes)
+    memory = words.OF_MEMORY(used=_gb(report.memory_mb), free=_gb(report.free_memory_mb))
+    if report.cards > 1:
+        memory = words.PRICE_CARDS(memory=memory, n=report.cards)
+    return words.PRICE(time=words.PRICE_TIME(amount=amounts.duration(seconds), error=_spread(seconds, spread)), memory=memory, passes=passes)
 
 
 def more_passes(planned: float) -> list[float]:

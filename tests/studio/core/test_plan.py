@@ -1,6 +1,7 @@
 """Presets, prices and drafts."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,7 @@ def test_another_preset_decides_anew_what_presets_decide(preset, tmp_path):
 def test_the_price_is_one_line(tmp_path):
     report = PlanReport(rows=412, steps=155, seconds=130, seconds_error=40, memory_mb=1900, free_memory_mb=8000)
     assert plan.price(report, plan.to_spec(draft(), tmp_path)) == "about 2 min ± 1 · 1.9 of 8.0 GB memory · 3 passes over 412 examples"
+    assert " · 1.9 of 8.0 GB memory on each of 2 graphics cards · " in plan.price(replace(report, cards=2), plan.to_spec(draft(), tmp_path))
     quick = plan.within_five_minutes(plan.to_spec(draft(preset="quick"), tmp_path, 412), PlanReport(rows=412, steps=100, seconds=600))
     assert "stops after 5 minutes" in plan.price(PlanReport(rows=412, steps=100, seconds=600, seconds_error=60), quick)
 
