@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from engine.errors import UnsupportedLayer
 from engine.hosts.host import Host
-from engine.hosts.program import Program, build, build_mixed
+from engine.hosts.fused import Group, mixed
+from engine.hosts.program import Program, build, together
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack, Samples
 from engine.law import MapMethod, Method, Site, Tensors, TensorSpec
@@ -22,8 +23,9 @@ from engine.hosts.beside import BIAS
 
 
 Decided = tuple[int, bool, bool, Program | None]              # (version of the stack, gradients, training) → program
-NEVER: Decided = (-1, False, False, None)
-Mixed = tuple[int, bool, tuple[str, ...], Program | None]     # (version of the stack, gradients, adapters of the batch) → program
+Now = tuple[int, bool, bool, Samples | None, Program | None]  # … and whom a batch of several adapters hears
+NEVER: Now = (-1, False, False, None, None)
+Mixed = tuple[int, bool, tuple[str, ...], Group | None]       # (version of the stack, gradients, adapters of the batch) → all of them
 UNMIXED: Mixed = (-1, False, (), None)
 
 
@@ -60,8 +62,8 @@ class Adapted(Shelves):
         self._host, self._stack = host, stack
         self._kept: tuple[nn.Parameter, nn.Parameter | None] | None = None      # W0 and its bias while merged ones stand in their place
         self._programs: dict[str | None, Decided] = {}        # for the stack (None), or for one adapter alone
-        self._now: Decided = NEVER         # that of the stack, at hand
-        self._mixed: Mixed = UNMIXED         # for a batch of several adapters
+        self._now: Now = NEVER             # what ran last, at hand
+        self._mixed: Mixed = UNMIXED       # of a batch of several adapters
         self.train(base_layer.training)
 
     @property
@@ -120,11 +122,11 @@ class Adapted(Shelves):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         stack = self._stack
-        if stack.samples is not None:
-            return self._per_sample(x, args, kwargs)
-        version, learning, training, program = self._now
-        if version != stack.version or learning != torch.is_grad_enabled() or training != self.training:
-            program = self._program(None, stack)
+        version, learning, training, samples, program = self._now
+        if version != stack.version or samples is not stack.samples or learning != torch.is_grad_enabled() or training != self.training:
+            samples = stack.samples
+            program = self._program(None, stack) if samples is None else self._mixed_program(samples) or self._per_sample
+            self._now = stack.version, torch.is_grad_enabled(), self.training, samples, program
         return program(x, args, kwargs)
 
     def _program(self, key: str | None, stack: LiveStack) -> Program:
@@ -132,8 +134,6 @@ class Adapted(Shelves):
         known = self._programs.get(key)
         if known is None or known[:3] != stamp:
             known = self._programs[key] = (*stamp, build(self, stack, learning=stamp[1]))
-            if key is None:
-                self._now = known
         return known[3]
 
     def _forget_programs(self) -> None:
@@ -142,12 +142,8 @@ class Adapted(Shelves):
 
     def _per_sample(self, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Each row of the batch through its own adapter (or none): the base once for all, then what differs."""
-        samples = self._stack.samples
-        if x.shape[0] != len(samples):
-            raise ValueError(f"Length of `adapter_names` should be the same as the number of inputs, but got {len(samples)} and {x.shape[0]}.")
-        if (program := self._mixed_program(samples)) is not None:
-            return program(x, args, kwargs)
-        y = None
+        y, samples = None, self._stack.samples
+        samples.check(x)
         for name, rows in samples.rows.items():
             program = self._program(name, self._stack.solo(name)) if name in self.tenants else self._bare
             part = program(x[rows], args, kwargs)
@@ -157,12 +153,11 @@ class Adapted(Shelves):
 
     def _mixed_program(self, samples: Samples) -> Program | None:
         """One for all samples, if their adapters have one."""
-        version, learning, heard, program = self._mixed
-        if version != self._stack.version or learning != torch.is_grad_enabled() or heard != samples.heard:
-            stamp = self._stack.version, torch.is_grad_enabled(), samples.heard
-            program = build_mixed(self, self._stack, [name for name in samples.heard if name in self.tenants], learning=stamp[1])
-            self._mixed = *stamp, program
-        return program
+        stamp = self._stack.version, torch.is_grad_enabled(), samples.heard
+        if self._mixed[:3] != stamp:
+            self._mixed = *stamp, together(self, self._stack, [name for name in samples.heard if name in self.tenants], learning=stamp[1])
+        group = self._mixed[3]
+        return None if group is None else mixed(group, samples)
 
     def _bare(self, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         return self.runner(x, *args, **kwargs)

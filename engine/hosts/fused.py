@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.hosts.stack import LiveStack
+from engine.hosts.stack import LiveStack, Samples
 from engine.law import Factors
 
 if TYPE_CHECKING:
@@ -39,6 +39,12 @@ class Group:
         self.rise = Rise(stack, gains, layer.pristine_bias) if gains else None
         self.ranks = sum(f.A.shape[0] for f in parts)
         self.lone = (members[0][0], parts[0].scale) if len(parts) == 1 else None     # a single one's strength needs no vector
+
+    def blocks(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A ``(adapters, rank, columns)`` and B ``(adapters, rank, out)``, where all have one rank."""
+        A, B = self.pair.of(dtype)
+        count, rank = len(self.scales.layout), self.scales.layout[0][1]
+        return A.view(count, rank, -1), B.t().view(count, rank, -1)
 
 
 class Pair:
@@ -183,31 +189,57 @@ def _is_watched(own: dict[str, Any]) -> bool:
     return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
 
 
-def mixed(group: Group) -> "Program | None":
+def mixed(group: Group, samples: Samples) -> "Program | None":
     """A linear layer for a batch whose samples each hear one of these adapters, or none: the base once for all. None: there is no such way."""
-    layer, stack, layout = group.layer, group.stack, group.scales.layout
+    layer, layout = group.layer, group.scales.layout
     base, runner = layer.base_layer, layer.runner
     if group.biases:
         return None
-    count, rank, alike = len(layout), layout[0][1], len({(rank, scale) for _, rank, scale in layout}) == 1
-    blocks: dict[torch.dtype, tuple[Tensor, Tensor]] = {}     # A (adapters, columns, rank) and B (adapters, rank, out), where all have one rank
-    columns, out, scale, bmm = layer.site.columns, layer.site.out, layout[0][2], torch.bmm
-
-    def evenly(x: Tensor, y: Tensor) -> Tensor:
-        """A block of the batch for each adapter."""
-        if (pair := blocks.get(y.dtype)) is None:
-            A, B = group.pair.of(y.dtype)
-            pair = blocks[y.dtype] = A.view(count, rank, columns).mT, B.t().view(count, rank, out)
-        y.view(count, -1, out).baddbmm_(bmm(x.reshape(count, -1, columns), pair[0]), pair[1], alpha=scale)
-        return y
+    even = samples.even == len(layout) and len({(rank, scale) for _, rank, scale in layout}) == 1
+    add = _adding_blocks(group) if even else _adding_each(group, samples)
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        y, samples = runner(x, *args, **kwargs), stack.samples
+        samples.check(x)
+        y = runner(x, *args, **kwargs)
         y = y.clone() if base._forward_hooks else y
-        x = x if x.dtype is y.dtype else x.to(y.dtype)
-        if alike and samples.even == count:
-            return evenly(x, y)
-        A, B = group.pair.of(y.dtype)
+        return add(x if x.dtype is y.dtype else x.to(y.dtype), y)
+
+    return _a_row_each(group, program) if even and len(samples) == len(layout) and type(base) is nn.Linear else program
+
+
+def _a_row_each(group: Group, otherwise: "Program") -> "Program":
+    """As `in_one`, for a batch of one row for each adapter."""
+    layer, (A, B), scale = group.layer, group.blocks(group.layer.like.dtype), group.scales.layout[0][2]
+    held, own, device, dtype = layer.base_layer._parameters, layer.base_layer.__dict__, layer.like.device.type, layer.like.dtype
+    shape, linear, bmm, autocast = (len(A), 1, layer.site.columns), F.linear, torch.bmm, torch.is_autocast_enabled
+
+    def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        W = held["weight"]
+        if x.shape != shape or not x.dtype is dtype is W.dtype or _is_watched(own) or autocast(device):
+            return otherwise(x, args, kwargs)
+        return linear(x, W, held["bias"]).baddbmm_(bmm(A, x.mT).mT, B, alpha=scale)          # half as long as a row times Aᵀ
+
+    return program
+
+
+def _adding_blocks(group: Group) -> Adding:
+    """A block of the batch for each adapter."""
+    columns, out, scale = group.layer.site.columns, group.layer.site.out, group.scales.layout[0][2]
+
+    def add(x: Tensor, y: Tensor) -> Tensor:
+        A, B = group.blocks(y.dtype)
+        y.view(len(A), -1, out).baddbmm_(torch.bmm(x.reshape(len(A), -1, columns), A.mT), B, alpha=scale)
+        return y
+
+    return add
+
+
+def _adding_each(group: Group, samples: Samples) -> Adding:
+    """Each adapter for its samples, wherever they are in the batch."""
+    pair, layout, columns, out = group.pair, group.scales.layout, group.layer.site.columns, group.layer.site.out
+
+    def add(x: Tensor, y: Tensor) -> Tensor:
+        A, B = pair.of(y.dtype)
         rows = x.numel() // columns
         if rows <= SHORT:                                     # all adapters for all, and what a sample does not hear times 0
             h = F.linear(x, A).view(len(samples), -1, group.ranks).mul_(samples.scales(layout, y.dtype, y.device))
@@ -220,4 +252,4 @@ def mixed(group: Group) -> "Program | None":
                 start = stop
         return y
 
-    return program
+    return add

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.hosts.fused import Group, fused, in_one, mixed
+from engine.hosts.fused import Group, fused, in_one
 from engine.hosts.gated import gated
 from engine.hosts.learning import learning_in_place, learning_low_rank
 from engine.hosts.stack import LiveStack
@@ -133,11 +133,11 @@ def _beside(layer: "Adapted", stack: LiveStack, voices: list[Voice]) -> Program:
     return program
 
 
-def build_mixed(layer: "Adapted", stack: LiveStack, names: list[str], learning: bool) -> Program | None:
-    """The program for a batch whose samples each hear one of these adapters, or none; None where each needs a program of its own."""
+def together(layer: "Adapted", stack: LiveStack, names: list[str], learning: bool) -> Group | None:
+    """The adapters of a batch whose samples each hear one of them, or none; None where each needs a program of its own."""
     voices = [Voice(layer, name, learning) for name in names]
-    together = voices and layer.site.kind == "linear" and all(v.fuses and v.factors is not None and BIAS not in v.p for v in voices)
-    return mixed(_group(layer, stack, voices)) if together else None
+    fuse = voices and layer.site.kind == "linear" and all(v.fuses and v.factors is not None and BIAS not in v.p for v in voices)
+    return _group(layer, stack, voices) if fuse else None
 
 
 def _group(layer: "Adapted", stack: LiveStack, voices: list[Voice]) -> Group:

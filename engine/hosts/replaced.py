@@ -159,9 +159,8 @@ class Replaced(Shelves):
     def _per_sample(self, args: tuple, kwargs: dict) -> Tensor:
         """Each row of the batch through its own adapter (or none)."""
         samples, x = self._stack.samples, args[0] if args else next(iter(kwargs.values()))
+        samples.check(x)
         count = len(samples)
-        if x.shape[0] != count:
-            raise ValueError(f"Length of `adapter_names` should be the same as the number of inputs, but got {count} and {x.shape[0]}.")
         y = None
         for name, rows in samples.rows.items():
             def part(value: Any, rows: Tensor = rows) -> Any:

@@ -29,6 +29,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.names)
 
+    def check(self, x: Tensor) -> None:
+        """Raises `ValueError` if this is no batch of as many samples."""
+        if x.shape[0] != len(self.names):
+            raise ValueError(f"Length of `adapter_names` should be the same as the number of inputs, but got {len(self.names)} and {x.shape[0]}.")
+
     @cached_property
     def heard(self) -> tuple[str, ...]:
         """Each once, in the order of the batch."""

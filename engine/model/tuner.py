@@ -66,6 +66,7 @@ class Tuner(TrainingHooks, Shelves):
         self.schedules: dict[str, Schedule] = {}             # of adapters that train
         self.asked: frozenset[str] = frozenset()              # arguments of a call that are meant for adapters
         self._adds_to_loss = False
+        self._batch: Samples | None = None                    # whom the last batch of several adapters heard: mostly the next one's, too
         self._thawed: list[nn.Parameter] | None = None        # of the base, where it trained before the first adapter came
         self._copied: tuple[list, Callable[[], None]] | None = None     # blocks that stand several times: how, and what puts them back
         settle(model)
@@ -274,7 +275,9 @@ class Tuner(TrainingHooks, Shelves):
             raise ValueError("Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first.")
         if unknown := sorted(set(names) - self.peft_config.keys() - {BASE}):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
-        self.stack.samples = Samples(names)
+        if self._batch is None or self._batch.names != list(names):
+            self._batch = Samples(names)
+        self.stack.samples = self._batch
         try:
             yield
         finally:
