@@ -77,12 +77,12 @@ def _plainly(base: nn.Linear, x: Tensor) -> bool:
     compiler wants to see through it.
     """
     weight, bias = base.weight, base.bias
-    return not (x.dtype != weight.dtype or weight.requires_grad or (bias is not None and bias.requires_grad) or _is_watched(base)
+    return not (x.dtype != weight.dtype or weight.requires_grad or (bias is not None and bias.requires_grad) or is_watched(base)
                 or torch.is_autocast_enabled(x.device.type)
                 or torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling())
 
 
-def _is_watched(base: nn.Module) -> bool:
+def is_watched(base: nn.Module) -> bool:
     """Whether somebody sees or replaces what the layer itself computes."""
     return bool(base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or "forward" in base.__dict__)
 
@@ -95,12 +95,13 @@ class _Still:
         self._of: Tensor | None = None
         self._stamp: tuple = ()
 
-    def on(self, weight: Tensor, rest: Factors, strength: float) -> Tensor:
-        """``W + strength · scale · B · A``."""
+    def on(self, weight: Tensor, rest: Factors | Tensor, strength: float) -> Tensor:
+        """``W + strength · scale · B · A``, or plus a dense rest."""
         stamp = (weight._version, strength, *(t._version for t in self._watched))
         if self._of is not weight or self._stamp != stamp:
             with torch.no_grad():
-                self._sum = torch.addmm(weight, rest.B.to(weight.dtype), rest.A.to(weight.dtype), alpha=strength * rest.scale)
+                self._sum = (torch.add(weight, rest.to(weight.dtype), alpha=strength) if isinstance(rest, Tensor) else
+                             torch.addmm(weight, rest.B.to(weight.dtype), rest.A.to(weight.dtype), alpha=strength * rest.scale))
             self._of, self._stamp = weight, stamp
         return self._sum
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine.hosts.fused import Group, fused, in_one
 from engine.hosts.gated import gated
-from engine.hosts.learning import learning_in_place, learning_low_rank
+from engine.hosts.learning import is_watched, learning_in_place, learning_low_rank
 from engine.hosts.stack import LiveStack
 from engine.law import Factors, MapMethod, Method, Routed, Router, Run, Tensors
 from engine.hosts.beside import BIAS, own_bias
@@ -60,21 +60,38 @@ class Voice:
     @property
     def fuses(self) -> bool:
         """Whether it is frozen and has a low-rank form that is the quickest way to run it."""
-        if self.learning or self.turns or self.method.thrifty or any(t.requires_grad for t in self.p.values()):
+        if self.learning or self.turns or any(t.requires_grad for t in self.p.values()):
             return False
-        return self.factors is not None or self.layer._kept is None and self.gain is not None
+        if self.factors is None:
+            return self.layer._kept is None and self.gain is not None
+        return not self.method.thrifty or self.size <= max(self.weight / 16, 2 * self.own)
 
     @property
     def cheap(self) -> bool:
-        """Whether it runs beside the base in far less than the layer's own time."""
-        costless = self.method.light or self.method.only_bias
-        return not self.turns and (costless or (self.gain is not None if self.factors is None else not self.thick))
+        """Whether it runs beside the base in far less than the layer's own time; or exactly, where 16 bits would round its numbers off."""
+        if self.turns or self.factors is not None:
+            return not self.turns and not self.thick
+        return self.method.light or self.method.only_bias or self.method.thrifty and not self.precise or self.gain is not None
 
     @property
     def thick(self) -> bool:
-        """Whether its low-rank form is larger than what it holds itself, and so large that one dense weight is no dearer (LoHa: rank r²)."""
-        size, site = self.factors.A.numel() + self.factors.B.numel(), self.tenant.site
-        return self.precise and size > max(site.out * site.columns / 2, sum(t.numel() for t in self.p.values()))
+        """Whether its low-rank form is larger than what it holds itself (LoHa: rank r²), and would cost more than an eighth of the layer's time."""
+        return self.precise and self.size > max(self.weight / 8, self.own)
+
+    @property
+    def size(self) -> int:
+        """How many numbers its low-rank form has."""
+        return self.factors.A.numel() + self.factors.B.numel()
+
+    @property
+    def own(self) -> int:
+        """How many it holds here, without what all its layers share."""
+        return sum(t.numel() for t in self.layer.tensors(self.name).values())
+
+    @property
+    def weight(self) -> int:
+        """How many the layer's weight has."""
+        return self.tenant.site.out * self.tenant.site.columns
 
     @property
     def precise(self) -> bool:
@@ -98,6 +115,8 @@ def build(layer: "Adapted", stack: LiveStack, learning: bool) -> Program:
         return layer._bare
     if not learning and not layer.packed and not any(v.routed for v in voices) and not all(v.cheap for v in voices):
         return _composed(layer, stack, heard)
+    if type(layer.runner) is nn.Linear and all(v.method.only_bias for v in voices):
+        return _with_bias(layer, stack, voices)
     if any(v.turns for v in voices):
         return _nested(layer, stack, voices)
     if all(v.fuses and BIAS not in v.p for v in voices):
@@ -161,7 +180,7 @@ def _paths(layer: "Adapted", stack: LiveStack, voices: list[Voice]) -> tuple[lis
             still = not v.learning and not any(t.requires_grad for t in v.p.values())
             paths += [_gained(layer, stack, v, still), *_own_bias(layer, stack, v.name)]
         else:
-            paths.append(_applied(layer, stack, v.name))
+            paths.append(_applied(layer, stack, v.name, own_output=layer.site.kind == "linear" and not needs_origin))
     return paths, needs_origin
 
 
@@ -198,11 +217,35 @@ def _composed(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
 def _learning_whole(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
     """The same with gradients, for a lone adapter: one product with W0 + ΔW is half the work of two."""
     host, base, dtype = layer.host, layer.base_layer, layer.pristine_weight.dtype
+    plain = type(base) is nn.Linear
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         weight, bias = layer.on_present(heard, stack)
+        if plain:
+            return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
         y = host.run(base, x, weight.to(dtype))
         return y if bias is None else host.bias(y, bias.to(y.dtype))
+
+    return program
+
+
+def _with_bias(layer: "Adapted", stack: LiveStack, voices: list[Voice]) -> Program:
+    """A plain linear layer of which nothing but the bias is another one: in the same operation."""
+    base, beside = layer.base_layer, _beside(layer, stack, voices)
+    held = base._parameters
+    laws = [(v.name, v.method.bias_delta, v.p, v.tenant.config, v.tenant.site) for v in voices]
+
+    def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        weight, bias = held["weight"], held["bias"]
+        if args or kwargs or x.dtype is not weight.dtype or is_watched(base):
+            return beside(x, args, kwargs)
+        b0 = bias if layer._kept is None else layer._kept[1]
+        for name, more, p, config, site in laws:
+            if (change := more(p, config, site, b0)) is not None:
+                strength = stack.strength(name)
+                change = change if strength == 1 else change * strength
+                bias = change if bias is None else bias + change
+        return F.linear(x, weight, None if bias is None else bias.to(weight.dtype))
 
     return program
 
@@ -276,23 +319,31 @@ def _own_bias(layer: "Adapted", stack: LiveStack, name: str) -> list[Path]:
     return [path]
 
 
-def _applied(layer: "Adapted", stack: LiveStack, name: str) -> Path:
-    """Any other delta: by the method's own way of applying it, or the layer's forward with ΔW in place of its weight."""
+def _applied(layer: "Adapted", stack: LiveStack, name: str, own_output: bool) -> Path:
+    """Any other delta: by the method's own way of applying it, or the layer's forward with ΔW in place of its weight.
+
+    ``own_output``: as of `fused`.
+    """
     tenant, host, base = layer.tenants[name], layer.host, layer.base_layer
     method, config, site = tenant.method, tenant.config, tenant.site
     p, share, kept = layer.all_tensors(name), method.dropout(config), _thinned(layer, name)
+    routed, unheard = isinstance(method, Routed), Run(layer.training)
+    biased = type(method).bias_delta is not Method.bias_delta
 
     def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
         strength, W0 = stack.strength(name), layer.canonical() if method.needs_base else None
         if not method.only_bias:
             seen = _inputs(layer, x, y, share)
-            added = method.apply(p, config, site, seen, W0, Run(layer.training, stack.arguments(layer.training or torch.is_grad_enabled())))
+            run = Run(layer.training, stack.arguments(layer.training or torch.is_grad_enabled())) if routed else unheard
+            added = method.apply(p, config, site, seen, W0, run)
             if added is None and (f := method.factors(p, config, site)) is not None:
                 added = host.expand(base, host.project(base, seen, f.A.to(y.dtype)) * f.scale, f.B.to(y.dtype))
             elif added is None:
                 added = host.run(base, seen, method.delta(p, config, site, W0).to(y.dtype))
-            y = torch.add(y, kept(added.to(y.dtype)), alpha=strength)
-        bias = method.bias_delta(p, config, site, layer.pristine_bias, W0)
+            added = kept(added.to(y.dtype))
+            ours = own_output and not torch.is_grad_enabled() and not base._forward_hooks
+            y = y.add_(added, alpha=strength) if ours else torch.add(y, added, alpha=strength)
+        bias = method.bias_delta(p, config, site, layer.pristine_bias, W0) if biased else None
         return y if bias is None else host.bias(y, (bias if strength == 1 else bias * strength).to(y.dtype))
 
     return path

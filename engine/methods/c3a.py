@@ -49,7 +49,7 @@ class C3A(Method):
     config = C3AConfig
     prefix = "c3a_"
     layers = MLP_OUT
-    light = True
+    thrifty = True
 
     def block(self, cfg: C3AConfig, site: Site) -> int:
         return by_pattern(site.path, cfg.block_size_pattern, cfg.block_size)
@@ -82,8 +82,7 @@ class C3A(Method):
     def apply(self, p: Tensors, cfg: C3AConfig, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor | None:
         if site.kind != "linear":
             return None
-        kernel = p["c3a_kernel"]
-        kernel = kernel.to(torch.promote_types(kernel.dtype, torch.float32))       # there is no transform in 16 bit
+        kernel = p["c3a_kernel"].to(torch.promote_types(p["c3a_kernel"].dtype, torch.float32))         # there is no transform in 16 bit
         block = kernel.shape[-1]
         waves = torch.fft.rfft(x.to(kernel.dtype).unflatten(-1, (-1, block)))
         mixed = torch.einsum("...nf,mnf->...mf", waves, torch.fft.rfft(kernel).conj())

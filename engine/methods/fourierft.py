@@ -52,7 +52,7 @@ class FourierFT(Method):
     config = FourierFTConfig
     prefix = "fourierft_"
     layers = MLP_OUT
-    light = True
+    thrifty = True
 
     def refuses(self, cfg: FourierFTConfig, site: Site) -> str:
         number, most = by_pattern(site.path, cfg.n_frequency_pattern, cfg.n_frequency), site.out * site.columns

@@ -115,12 +115,12 @@ class Gralora(Method):
         if site.kind != "linear":
             return None
         k, p = cfg.gralora_k, {name: tensor.to(x.dtype) for name, tensor in p.items()}
-        h = torch.einsum("...nc,ncr->...nr", x.unflatten(-1, (k, -1)), p["gralora_A"])
+        h = self.scale(cfg, site) * torch.einsum("...nc,ncr->...nr", x.unflatten(-1, (k, -1)), p["gralora_A"])
         h = h.unflatten(-1, (k, -1)).transpose(-2, -3).flatten(-2)                               # every output block hears all input blocks
         y = torch.einsum("...jr,jro->...jo", h, p["gralora_B"]).flatten(-2)
         if cfg.hybrid_r:
-            y = y + x @ p["gralora_A_general.weight"].T @ p["gralora_B_general.weight"].T
-        return self.scale(cfg, site) * y
+            y = y + self.scale(cfg, site) * (x @ p["gralora_A_general.weight"].T) @ p["gralora_B_general.weight"].T
+        return y
 
 
 METHOD = Gralora()

@@ -94,8 +94,8 @@ class Lily(Routed):
 
     def apply(self, p: Tensors, cfg: LilyConfig, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor:
         h = F.linear(x.to(p[A].dtype), p[A])
-        weights = torch.softmax(F.linear(h, p[ROUTER]), -1).flatten(0, -2).mean(0)
-        return cfg.scaling * (h @ torch.einsum("e,ero->ro", weights, p[B].unflatten(0, (cfg.num_B, -1))))
+        weights = cfg.scaling * torch.softmax(F.linear(h, p[ROUTER]), -1).flatten(0, -2).mean(0)
+        return h @ (weights @ p[B].view(cfg.num_B, -1)).view(-1, site.out)
 
 
 METHOD = Lily()

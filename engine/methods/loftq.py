@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.law import Site, Tensors, TensorSpec, Variant
+from engine.law import Factors, Site, Tensors, TensorSpec, Variant
 from engine.numerics.quantize import decompose
 
 LOST = "lora_loftq.weight"
@@ -49,6 +49,9 @@ class Loftq(Variant):
 
     def factors(self, p: Tensors, cfg: Any, site: Site) -> None:
         return None
+
+    def parts(self, p: Tensors, cfg: Any, site: Site) -> tuple[Factors, Tensor]:
+        return self.inner.factors(p, cfg, site), p[LOST]
 
     def delta(self, p: Tensors, cfg: Any, site: Site, W0: Tensor | None = None) -> Tensor:
         return p[LOST] + self.inner.delta(p, cfg, site, W0)

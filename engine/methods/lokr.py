@@ -61,7 +61,7 @@ class LoKr(Method):
     help = "The smallest files. Good for styles in picture models; it cannot be made into a small LoRA."
     config = LoKrConfig
     prefix = "lokr_"
-    light = True
+    thrifty = True
 
     def scale(self, cfg: LoKrConfig, site: Site) -> float:
         return by_pattern(site.path, cfg.alpha_pattern, cfg.alpha) / by_pattern(site.path, cfg.rank_pattern, cfg.r)

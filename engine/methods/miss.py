@@ -97,6 +97,7 @@ class Bat(Miss):
 
     title = "MiSS (bat)"
     needs_base = True
+    apply = Method.apply                   # it has no way beside the weight
 
     def __init__(self, inner: Method):
         """``inner`` is replaced, not used: the two kinds have only config and names in common."""
@@ -118,12 +119,6 @@ class Bat(Miss):
         D = p["miss_block"]
         blocks = W0.to(D.dtype).unflatten(1, (-1, cfg.r)).unflatten(0, (-1, cfg.r))              # (out / r, r, columns / r, r)
         return (torch.einsum("oicj,ojk->oick", blocks, D) + D[:, :, None]).reshape(site.out, site.columns)
-
-    def applies(self, cfg: MissConfig, site: Site) -> bool:
-        return False
-
-    def apply(self, p: Tensors, cfg: MissConfig, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> None:
-        return None
 
 
 def wanted(cfg: MissConfig) -> bool:

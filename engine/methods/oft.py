@@ -86,15 +86,14 @@ def cayley(Q: Tensor) -> Tensor:
 
 def cayley_neumann(Q: Tensor, terms: int) -> Tensor:
     """``(I + Q)(I − Q)⁻¹`` by its series ``I + 2Q + 2Q² + … + Qⁿ``, n = terms − 1 but at least 3 from three terms on, as in PEFT."""
-    R, power = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device).expand_as(Q), Q
-    if terms > 1:
-        R = R + 2 * Q
-    if terms > 2:
-        last = max(terms - 1, 3)
-        for exponent in range(2, last + 1):
-            power = power @ Q
-            R = R + (power if exponent == last else 2 * power)
-    return R
+    I, n = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device), max(terms - 1, 3)
+    if terms < 3:
+        return torch.add(I, Q, alpha=2 * (terms - 1))
+    square, pair = Q @ Q, torch.add(2 * I, Q, alpha=2)        # two powers at a time need half the products
+    R = 2 * I + Q if n % 2 else pair + square
+    for _ in range((n + n % 2) // 2 - 2):
+        R = torch.baddbmm(pair, square, R)
+    return torch.baddbmm(pair - I, square, R)
 
 
 class Oft(MapMethod):

@@ -75,8 +75,8 @@ class Poly(Routed):
         """How much of each skill goes into each slice: ``(batch, splits, skills)``, sums are 1. Raises `ValueError` for unknown tasks."""
         if task_ids is None:
             raise ValueError("task_ids should not be None: Poly needs the task of each sample, e.g. model(**batch, task_ids=…).")
-        if len(task_ids) and not 0 <= task_ids.min() <= task_ids.max() < cfg.n_tasks:
-            raise ValueError(f"Only {cfg.n_tasks} tasks available. Found task id = {task_ids.max().item()}")
+        if strange := [i for i in task_ids.tolist() if not 0 <= i < cfg.n_tasks]:
+            raise ValueError(f"Only {cfg.n_tasks} tasks available. Found task id = {strange[0]}")
         logits = p[LOGITS][task_ids.to(p[LOGITS].device)].view(-1, cfg.n_splits, cfg.n_skills)
         drawn = RelaxedBernoulli(temperature=1.0, logits=logits).rsample() if training else logits.sigmoid()
         return drawn / (drawn.sum(-1, keepdim=True) + 1e-12)
@@ -85,10 +85,11 @@ class Poly(Routed):
         mixed = self.mixtures(p, cfg, run.extras.get("task_ids"), run.training)
         if copies := len(x) // max(len(mixed), 1) if len(x) != len(mixed) else 0:
             mixed = mixed.repeat_interleave(copies, 0)        # generating, a sample may stand there several times
-        a = torch.einsum("bqs,qsdr->bqdr", mixed, p[A]).flatten(1, 2)
-        b = torch.einsum("bqs,qsro->brqo", mixed, p[B]).flatten(2)
+        mixed = mixed.transpose(0, 1)      # (splits, batch, skills)
+        a, b = ((weights @ p[name].flatten(2)).unflatten(-1, p[name].shape[2:]) for name, weights in ((A, mixed), (B, mixed / cfg.r)))
         rows = x.reshape(len(x), -1, site.columns).to(a.dtype)
-        return ((rows @ a) @ b / cfg.r).view(*x.shape[:-1], site.out)
+        y = rows @ a.transpose(0, 1).flatten(1, 2) @ b.permute(1, 2, 0, 3).flatten(2)
+        return y.view(*x.shape[:-1], site.out)
 
 
 METHOD = Poly()

@@ -77,22 +77,23 @@ class RandLora(Method):
             found.pop(copied, None)
         return super().decode(found, cfg, site)
 
-    def bases(self, p: Tensors, site: Site) -> tuple[Tensor, Tensor]:
+    def bases(self, p: Tensors, cfg: RandLoraConfig, site: Site) -> tuple[Tensor, Tensor]:
         """(inner ``(k, columns)``, outer ``(out, k)``) with k = r · bases; the scales are in the one on the shorter side."""
         short, long = sorted((site.out, site.columns))
-        scaled = Scaled.apply(p["randlora_A"][..., :short], p["randlora_lambda"], p["randlora_gamma"]).flatten(0, 1)
+        scale = p["randlora_lambda"] * (cfg.randlora_alpha / cfg.r)
+        scaled = Scaled.apply(p["randlora_A"][..., :short], scale, p["randlora_gamma"]).flatten(0, 1)
         plain = p["randlora_B"][:long, :p["randlora_lambda"].shape[1]].flatten(1).to(scaled.dtype)
         return (scaled, plain) if short == site.columns else (plain.T, scaled.T)
 
     def delta(self, p: Tensors, cfg: RandLoraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
-        inner, outer = self.bases(p, site)
-        return outer @ inner * (cfg.randlora_alpha / cfg.r)
+        inner, outer = self.bases(p, cfg, site)
+        return outer @ inner
 
     def apply(self, p: Tensors, cfg: RandLoraConfig, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor | None:
         if site.kind != "linear":
             return None
-        inner, outer = self.bases(p, site)
-        return F.linear(F.linear(x, inner.to(x.dtype)), outer.to(x.dtype)) * (cfg.randlora_alpha / cfg.r)
+        inner, outer = self.bases(p, cfg, site)
+        return F.linear(F.linear(x, inner.to(x.dtype)), outer.to(x.dtype))
 
 
 class Scaled(torch.autograd.Function):

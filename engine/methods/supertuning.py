@@ -100,7 +100,7 @@ class Supertuning(Method):
     def sparse(self, p: Tensors, site: Site) -> Tensor:
         """The learned entries alone, canonical."""
         values = p["supertuning_values"]
-        return values.new_zeros(site.out * site.columns).index_add(0, p["supertuning_indices"], values).view(site.out, site.columns)
+        return values.new_zeros(site.out * site.columns).index_add_(0, p["supertuning_indices"], values).view(site.out, site.columns)
 
     def delta(self, p: Tensors, cfg: SupertuningConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         if cfg.r is None:

@@ -58,7 +58,7 @@ class WaveFT(Method):
     config = WaveFTConfig
     prefix = "waveft_"
     layers = MLP_OUT
-    light = True
+    thrifty = True
 
     def number(self, cfg: WaveFTConfig, site: Site) -> int:
         if not cfg.proportional_parameters:

@@ -6,6 +6,7 @@ prompt that is in the cache. Nothing of the base is wrapped or changed.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +44,7 @@ class Prompts(LoneTuner):
         self.tokens: dict[str, Tensor] = {}
         self._known: tuple[tuple, Tensor | None] = ((), None)  # the rows that were computed last, and what from
         self._layouts: dict[str, CacheLayout] = {}
+        self._filled: tuple[Tensor | None, tuple, Any] = (None, (), None)      # the cache that was filled last: with these rows, and how
 
     # --- looking ---
 
@@ -105,7 +107,7 @@ class Prompts(LoneTuner):
     def forget(self, name: str) -> None:
         del self.encoders[name], self.tokens[name]
         self._layouts.pop(name, None)
-        self._known = ((), None)
+        self._known, self._filled = ((), None), (None, (), None)
 
     def set_adapter(self, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False) -> None:
         """Choose the prompt that is heard; it trains while it is active, unless it was loaded for inference.
@@ -126,11 +128,12 @@ class Prompts(LoneTuner):
         tensors = list(encoder.parameters())
         numbers = self.tokens[name].to(tensors[0].device)
         numbers = (numbers[:self.length] if self.method.is_cache else numbers).unsqueeze(0)
-        if torch.is_grad_enabled() or encoder.training or task_ids is not None or any(t.is_inference() for t in tensors):
+        if torch.is_grad_enabled() or encoder.training or any(t.is_inference() for t in tensors):
             return encoder(numbers, task_ids)
-        stamp = (name, *((id(t), t._version, t.data_ptr(), t.dtype) for t in tensors))
+        tasks = task_ids if task_ids is None else tuple(torch.as_tensor(task_ids).tolist())
+        stamp = (name, tasks, *((id(t), t._version, t.data_ptr(), t.dtype) for t in tensors))
         if self._known[0] != stamp:
-            self._known = (stamp, encoder(numbers))
+            self._known = (stamp, encoder(numbers, task_ids))
         return self._known[1]
 
     def embeddings(self, batch: int, task_ids: Tensor | None = None) -> Tensor:
@@ -139,10 +142,17 @@ class Prompts(LoneTuner):
 
     def cache(self, batch: int) -> Any:
         """The heard prompt as a fresh `transformers` cache for ``batch`` samples."""
-        name, rows = self.active, self.rows()[0]
+        name, rows = self.active, self.rows()
+        wanted = (getattr(self.model, "dtype", rows.dtype), batch)
+        if rows is self._filled[0] and self._filled[1] == wanted:
+            return copy_of(self._filled[2])
         if name not in self._layouts:
             self._layouts[name] = CacheLayout.of(self.peft_config[name], self.model.config)
-        return self._layouts[name].fill(rows.to(getattr(self.model, "dtype", rows.dtype)), batch)
+        cache = self._layouts[name].fill(rows[0].to(wanted[0]), batch)
+        if rows is not self._known[1] or (kept := copy_of(cache)) is None:     # it learns, or cannot be kept
+            return cache
+        self._filled = (rows, wanted, kept)
+        return cache
 
     @cached_property
     def cache_name(self) -> str:
@@ -317,6 +327,17 @@ class CacheLayout:
                 key, value = key[:, :heads, :, :width], value[:, :heads, :, :width]
             cache.update(key, value, layer)
         return EncoderDecoderCache(cache, DynamicCache()) if self.in_two else cache
+
+
+def copy_of(cache: Any) -> Any | None:
+    """A cache that grows by itself from what ``cache`` holds, on the same tensors; None for kinds that are written into."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    if type(cache) is not DynamicCache or not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return None
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin
 
 
 def cache_argument(model: nn.Module, backbone: str | None) -> str:

@@ -1,5 +1,5 @@
 """Each method against `peft` on the same work: two linear layers (576 → 576 and 576 → 1536), one token, 128 tokens, a training step of 4 × 64.
-What needs a whole model (prompts, shadows, aLoRA) on a Llama of two blocks, 256 wide.
+What needs a whole model (prompts, shadows, aLoRA, routers of finished LoRAs) on a Llama of two blocks, 256 wide.
 
     python -m tests.bench.methods                     # all, and how much faster or slower
     python -m tests.bench.methods --only LORA OFT     # some
@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 WORK = ("token", "128 tokens", "training step")
@@ -39,6 +40,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "LORA use_bdlora": ("LoraConfig", {"r": 16, "use_bdlora": {"target_modules_bd_a": ["first", "second"], "nblocks": 2}}),
     "LORA velora_config": ("LoraConfig", {"r": 16, "velora_config": {"num_groups": 32}}),
     "LORA monteclora_config": ("LoraConfig", {"r": 16, "monteclora_config": {"num_samples": 4}}),
+    "LORA loftq": ("LoraConfig", {"r": 16, "init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}),
+    "LORA use_qalora": ("LoraConfig", {"r": 16, "use_qalora": True, "qalora_group_size": 16}),
     "ADALORA": ("AdaLoraConfig", {"init_r": 12, "target_r": 8, "total_step": 100}),
     "LOHA": ("LoHaConfig", {"r": 8}),
     "LOKR": ("LoKrConfig", {"r": 8}),
@@ -86,8 +89,11 @@ CASES: dict[str, tuple[str, dict]] = {
     "CARTRIDGE": ("CartridgeConfig", {"num_virtual_tokens": 8}),
     "ADAPTION_PROMPT": ("AdaptionPromptConfig", {"adapter_len": 8, "adapter_layers": 2}),
     "SHADOW": ("ShadowConfig", {"r": 8}),
+    "XLORA": ("XLoraConfig", {"hidden_size": 256, "xlora_depth": 1}),
+    "LORA arrow_config": ("LoraConfig", {"arrow_config": {"top_k": 2}}),      # nothing of it learns
 }
 WHOLE = list(CASES)[list(CASES).index("LORA alora"):]
+ROUTERS = ("XLORA", "LORA arrow_config")
 
 
 def models(label: str):
@@ -115,7 +121,12 @@ def models(label: str):
     made = []
     for package in (engine, peft):
         torch.manual_seed(1)
-        model = package.get_peft_model(copy.deepcopy(base), getattr(package, name)(**{"target_modules": ["first", "second"], **settings}))
+        config = getattr(package, name)(**{"target_modules": ["first", "second"], **(settings if package is engine else in_peft(label))})
+        if "use_qalora" in settings and package is peft:
+            from peft.tuners.lora.gptq import GPTQLoraLinear
+
+            config._register_custom_module({nn.Linear: GPTQLoraLinear})         # its only layer for them, round a plain one
+        model = package.get_peft_model(copy.deepcopy(base), config)
         with torch.no_grad():
             for p in sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: -p.numel()):
                 p.add_(torch.randn_like(p) * 1e-3)
@@ -124,21 +135,56 @@ def models(label: str):
     return *made, *(torch.randint(0, 2000, shape) for shape in ((1, 1), (1, 128), (4, 64)))
 
 
+def in_peft(label: str) -> dict:
+    """The settings for PEFT, whose LoftQ can only start on a graphics card; from then on it runs as its LoRA does."""
+    return {k: v for k, v in CASES[label][1].items() if label != "LORA loftq" or k == "r"}
+
+
+def llama():
+    """A Llama of two blocks."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=2000, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4))
+
+
+def finished_loras(folder: Path, count: int = 3) -> list[str]:
+    """Folders of LoRAs that a router can mix."""
+    import torch
+
+    import engine
+
+    for number in range(count):
+        model = engine.get_peft_model(llama(), engine.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj", "down_proj"]))
+        torch.manual_seed(number)
+        with torch.no_grad():
+            for p in (p for p in model.parameters() if p.requires_grad):
+                p.normal_(std=0.02)
+        model.save_pretrained(folder / str(number))
+    return [str(folder / str(number)) for number in range(count)]
+
+
 def whole_models(label: str):
     """As `models`, with a Llama of two blocks."""
     import peft
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     import engine
 
     name, settings = CASES[label]
     made = []
-    for package in (engine, peft):
-        torch.manual_seed(0)
-        base = LlamaForCausalLM(LlamaConfig(vocab_size=2000, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4))
-        torch.manual_seed(1)
-        made.append(package.get_peft_model(base, getattr(package, name)(task_type="CAUSAL_LM", **copy.deepcopy(settings))))
+    with TemporaryDirectory() as folder:
+        loras = finished_loras(Path(folder)) if label in ROUTERS else []
+        for package in (engine, peft):
+            settings = copy.deepcopy(settings) | ({"adapters": {str(i): lora for i, lora in enumerate(loras)}} if label == "XLORA" else {})
+            base = llama()
+            base.config.use_cache = label != "XLORA"
+            torch.manual_seed(1)
+            if "arrow_config" in settings:
+                made.append(package.create_arrow_model(base, loras, package.ArrowConfig(**settings["arrow_config"])))
+            else:
+                made.append(package.get_peft_model(base, getattr(package, name)(task_type="CAUSAL_LM", **settings)))
     made[0].stack.changed()
     inputs = [torch.randint(9, 2000, shape) for shape in ((1, 1), (1, 128), (4, 64))]
     for ids in inputs[1:]:                 # what is heard only behind some words hears them
@@ -150,7 +196,7 @@ def call(model) -> Callable:
     """One pass of a model; of one whose method is told each sample's task, PEFT's tuner takes that, not its model."""
     import torch
 
-    kind = model.peft_config["default"].peft_type
+    kind = next(iter(model.peft_config.values())).peft_type
     if hasattr(getattr(model, "config", None), "vocab_size"):
         def answer(ids):
             more = {"task_ids": torch.zeros(len(ids), dtype=torch.long)} if kind == "MULTITASK_PROMPT_TUNING" else {}
@@ -222,11 +268,12 @@ def ratio(ours: Callable[[], None], theirs: Callable[[], None], rounds: int, sec
 
 
 def measure(label: str, rounds: int) -> dict[str, float]:
-    """Work → how many times as fast ours is."""
+    """Work → how many times as fast ours is; without training where nothing learns."""
     *both, token, many, batch = models(label)
     learned = [[p for p in model.parameters() if p.requires_grad] for model in both]
     return {what: round(ratio(*(prepare(model, its, ids) for model, its in zip(both, learned, strict=True)), rounds), 2)
-            for what, prepare, ids in zip(WORK, (forward, forward, train), (token, many, batch), strict=True)}
+            for what, prepare, ids in zip(WORK, (forward, forward, train), (token, many, batch), strict=True)
+            if prepare is forward or "arrow_config" not in CASES[label][1]}
 
 
 def machine() -> str:

@@ -126,7 +126,7 @@ def times() -> dict[str, str]:
         if label in noted:
             method = registry.method(getattr(engine, name).peft_type)
             law = registry.law(getattr(engine, name)(task_type="CAUSAL_LM", **settings)) if isinstance(method, Method) else method
-            found.setdefault(type(law).__module__.rpartition(".")[2], " · ".join(f"{noted[label][what]:.1f}" for what in WORK))
+            found.setdefault(type(law).__module__.rpartition(".")[2], " · ".join(f"{noted[label][what]:.1f}" if what in noted[label] else "–" for what in WORK))
     return found
 
 
@@ -149,7 +149,7 @@ def note() -> str:
     """How the times were measured."""
     noted = json.loads(RESULTS.read_text(encoding="utf-8"))
     return (f"Times: PEFT {noted['peft']}'s divided by ours, for one token · 128 tokens · a training step of 4 × 64, on two linear layers "
-            f"(576 → 576 → 1536) or, of prompts, graphs and aLoRA, on a Llama of two blocks (256 wide), float32, "
+            f"(576 → 576 → 1536) or, of prompts, graphs, aLoRA and routers of LoRAs, on a Llama of two blocks (256 wide), float32, "
             f"{noted['machine']}, {noted['date']}, medians of rounds in turn (`python -m tests.bench.methods`).")
 
 

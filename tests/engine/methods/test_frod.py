@@ -61,7 +61,7 @@ def test_training_without_the_weight_is_training_with_it(monkeypatch):
     x, names, found = torch.randn(2, 3, 24).double(), [n for n, p in peft.named_parameters() if p.requires_grad], []
     peft.train()
     for watched in (False, True):
-        monkeypatch.setattr(learning, "_is_watched", lambda base, watched=watched: watched)
+        monkeypatch.setattr(learning, "is_watched", lambda base, watched=watched: watched)
         entering = x.clone().requires_grad_()
         y = peft(entering)
         found.append([y, *torch.autograd.grad(y.square().sum(), [entering, *(peft.get_parameter(n) for n in names)])])
