@@ -126,16 +126,17 @@ def times() -> dict[str, str]:
         if label in noted:
             method = registry.method(getattr(engine, name).peft_type)
             law = registry.law(getattr(engine, name)(task_type="CAUSAL_LM", **settings)) if isinstance(method, Method) else method
-            found.setdefault(type(law).__module__.rpartition(".")[2], " · ".join(f"{noted[label][what]:.1f}" if what in noted[label] else "–" for what in WORK))
+            shown = (f"{noted[label][what]:.1f}" if what in noted[label] else "–" for what in WORK)       # nothing learns: no training
+            found.setdefault(type(law).__module__.rpartition(".")[2], " · ".join(shown))
     return found
 
 
 def table() -> str:
     """The table in Markdown, sorted by kind and title."""
     order = ["delta", "of the base", "map", "replace", "route", "graph", "prompt"]
-    measured = times()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        measured = times()
         lines = [[*cells, measured.get(module, "")] for *cells, module in sorted(rows(), key=lambda r: (order.index(r[1]), r[0].lower()))]
     return "\n".join(f"| {' | '.join(line)} |" for line in [HEAD, ["---"] * len(HEAD), *lines])
 
