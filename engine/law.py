@@ -132,7 +132,7 @@ class Method(ABC):
     sees_bias: ClassVar[bool] = False      # what `start` gets as W0 has the bias as a further column, where the layer has one
     light: ClassVar[bool] = False          # `apply` costs far less than the layer itself: then nothing dense is ever made to run it
     only_bias: ClassVar[bool] = False      # ΔW is always zero, `bias_delta` is all there is
-    thrifty: ClassVar[bool] = False        # `apply` costs less than the products of `factors`; where it needs no rounding, one weight costs less still
+    thrifty: ClassVar[bool] = False        # `apply` costs less than the products of `factors`; without rounding one weight may cost less still
     adds_to_loss: ClassVar[bool] = False   # `extra_loss` belongs to the loss that the model's own forward gives out, too, as in PEFT
     layers: ClassVar[Mapping[str, list[str]]] = {}             # by family (`config.model_type`): what learns by default, where not LoRA's layers
     hears: ClassVar[tuple[str, ...]] = ()  # arguments of the model's call that are meant for it: it finds them in `Run.extras`
