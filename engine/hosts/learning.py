@@ -117,7 +117,7 @@ class _LowRank(torch.autograd.Function):
         needs_a, needs_b = ctx.needs_input_grad[3:5]
         origin = Origin.of(x) if needs_a and x.requires_grad else None
         kept = (() if not needs_a else (x,)) if origin is None else origin.inputs
-        ctx.recipe = None if origin is None else origin.recipe.expect()
+        ctx.recipe = None if origin is None else origin.recipe
         ctx.scale, ctx.thin, ctx.columns = scale, thin, x.shape[-1]
         y = F.linear(x, weight, bias)
         h = _thinned(x.reshape(-1, x.shape[-1]), thin) @ A.to(x.dtype).T

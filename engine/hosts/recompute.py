@@ -6,7 +6,7 @@ was made, so that whoever needs the output in its own backward (a low-rank path 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,11 +16,10 @@ Piece = Callable[..., Tensor]                                 # tensors → one 
 
 
 class Origin:
-    """How a tensor was made. Made again at most once, however many ask for it: the last of them lets it go."""
+    """How a tensor was made. In the backward pass it is made again once, for all who ask for it and for the piece's own gradient."""
 
-    def __init__(self, piece: Piece, inputs: tuple[Tensor, ...]):
-        self.inputs = inputs
-        self.recipe = Recipe(piece)
+    def __init__(self, recipe: "Recipe", inputs: tuple[Tensor, ...]):
+        self.recipe, self.inputs = recipe, inputs
 
     @staticmethod
     def of(tensor: Tensor) -> "Origin | None":
@@ -30,41 +29,41 @@ class Origin:
 
 
 class Recipe:
-    """The part of an `Origin` that outlives the forward pass; it holds no tensor until it is asked for one."""
+    """The part of an `Origin` that outlives the forward pass; it holds no tensor until it is asked for one.
 
-    def __init__(self, piece: Piece):
-        self._piece, self._waiting, self._made = piece, 0, None
+    Whoever uses the tensor learns before the piece that made it, which is the last to ask and lets it go.
+    """
 
-    def expect(self) -> "Recipe":
-        """Announce one call of `make`."""
-        self._waiting += 1
-        return self
+    def __init__(self, piece: Piece, needed: tuple[bool, ...]):
+        self._piece, self._needed = piece, needed
+        self._made: tuple[list[Tensor], Tensor] | None = None
 
-    @torch.no_grad()
     def make(self, *inputs: Tensor) -> Tensor:
         """The tensor, from the inputs that its origin named."""
-        made = self._piece(*inputs) if self._made is None else self._made
-        self._waiting -= 1
-        self._made = made if self._waiting > 0 else None
-        return made
+        if self._made is None:
+            with torch.enable_grad():
+                own = [t.detach().requires_grad_() if need else t for t, need in zip(inputs, self._needed)]
+                self._made = own, self._piece(*own)
+        return self._made[1].detach()
+
+    def back(self, inputs: tuple[Tensor, ...], grad: Tensor) -> Iterator[Tensor | None]:
+        """The gradients of the inputs."""
+        self.make(*inputs)
+        (own, again), self._made = self._made, None
+        found = iter(torch.autograd.grad(again, [t for t, need in zip(own, self._needed) if need], grad))
+        return (next(found) if need else None for need in self._needed)
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, piece: Piece, *inputs: Tensor) -> Tensor:
-        ctx.piece = piece
+    def forward(ctx: Any, piece: Piece, recipe: Recipe, *inputs: Tensor) -> Tensor:
+        ctx.recipe = recipe
         ctx.save_for_backward(*inputs)
         return piece(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
-        inputs = ctx.saved_tensors
-        with torch.enable_grad():
-            own = [t.detach().requires_grad_() if need else t for t, need in zip(inputs, needed)]
-            again = ctx.piece(*own)
-        found = iter(torch.autograd.grad(again, [t for t, need in zip(own, needed) if need], grad))
-        return None, *(next(found) if need else None for need in needed)
+        return None, None, *ctx.recipe.back(ctx.saved_tensors, grad)
 
 
 def recomputed(piece: Piece, *inputs: Tensor) -> Tensor:
@@ -74,6 +73,7 @@ def recomputed(piece: Piece, *inputs: Tensor) -> Tensor:
     """
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
         return piece(*inputs)
-    out = _Recomputed.apply(piece, *inputs)
-    out._origin = Origin(piece, inputs)
+    recipe = Recipe(piece, tuple(t.requires_grad for t in inputs))
+    out = _Recomputed.apply(piece, recipe, *inputs)
+    out._origin = Origin(recipe, inputs)
     return out

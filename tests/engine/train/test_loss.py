@@ -42,20 +42,31 @@ def plain(model, row):
     return float(out.loss.detach()), gradients(model)
 
 
-def test_long_rows_go_through_the_other_kernel_to_the_same_result(monkeypatch):
-    model, made = student(), rows([40, 30, 20], alike=8)
+@pytest.mark.parametrize("alike", [0, 8])
+def test_however_attention_is_cut_and_whatever_it_keeps_the_result_is_the_same(monkeypatch, alike):
+    model, made = student(), rows([40, 30, 20, 9, 11], alike)
     objective = Objective(model)
-    short = objective.backward(objective.collate(made), 10), gradients(model)
-    monkeypatch.setattr(attention, "SHORT", 16)
-    long = objective.backward(objective.collate(made), 10), gradients(model)
-    assert long[0] == pytest.approx(short[0], rel=1e-6) and float((long[1] - short[1]).norm() / short[1].norm()) < 1e-5
+
+    def result(**settings):
+        for name, value in settings.items():
+            monkeypatch.setattr(attention, name, value)
+        batch = objective.collate(made)
+        return len(batch.layout.tiles), objective.backward(batch, 10), gradients(model)
+
+    tiles, error, gradient = result()
+    assert tiles == (2 if alike else 1)
+    for settings in ({"TILE": 16}, {"TILE": 16, "KEPT": 12}, {"TILE": 1}, {"_side_by_side": lambda q, k, v, layout, scaling, dropout:
+                                                                           attention._row_by_row(q, k, v, layout, scaling)}):
+        others, same, alike_too = result(**settings)
+        assert same == pytest.approx(error, rel=1e-6) and float((alike_too - gradient).norm() / gradient.norm()) < 1e-5
+        assert others > tiles
 
 
 def test_the_model_s_own_attention_is_put_back_even_after_an_error(monkeypatch):
     model = student()
     objective, config = Objective(model), model.get_base_model().config
     assert config._attn_implementation == "sdpa"
-    monkeypatch.setattr(attention, "_causal", lambda *args: 1 / 0)
+    monkeypatch.setattr(attention, "_side_by_side", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         objective.backward(objective.collate(rows()), 10)
     assert config._attn_implementation == "sdpa" and attention._layout is None
