@@ -1,7 +1,7 @@
 """Several low-rank adapters made into one, site by site, by every combination that PEFT knows.
 
-``cat`` is the exact weighted sum. ``svd`` is the best approximation of it at a given rank, found from thin factors (two QRs and the SVD
-of a small core) instead of a dense matrix. The others follow their papers: TIES (arXiv 2306.01708), DARE (arXiv 2311.03099).
+``cat`` is the exact weighted sum. ``svd`` is the best approximation of it at a given rank, found from thin factors instead of a dense
+matrix. The others follow their papers: TIES (arXiv 2306.01708), DARE (arXiv 2311.03099).
 As in PEFT, those without ``_svd`` combine A and B separately and are therefore no sum of the adapters.
 """
 
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from engine.law import Factors
-from engine.mix.spectrum import dense, thin
+from engine.mix.spectrum import dense, thin_each
 
 SEPARATE = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 DENSE = ("ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
 KINDS = ("cat", "svd", *SEPARATE, *DENSE)
+AT_ONCE = 64                               # sites whose factors are in memory once more while their sum is decomposed
 
 
 @dataclass(frozen=True)
@@ -46,28 +47,45 @@ class Recipe:
             raise ValueError(f"majority_sign_method must be “total” or “frequency”, not {self.signs}.")
 
 
-def combine(parts: Sequence[Factors], weights: Sequence[float], recipe: Recipe) -> Factors:
-    """One pair of factors, at scale 1, for what several have at one site; biases add up.
+Parts = Sequence[tuple[float, Factors]]                       # of one layer: weight and float factors of each adapter on it
+
+
+def combine(sites: Sequence[Parts], recipe: Recipe) -> list[Factors]:
+    """One pair of factors, at scale 1, for what several adapters have at each site; biases add up.
 
     Args:
-        parts: float factors of the same layer; for the kinds in `SEPARATE` all of the same rank.
+        sites: for the kinds in `SEPARATE` all factors of a site are of the same rank.
     """
-    strengths = [w * f.scale for w, f in zip(weights, parts, strict=True)]
-    if recipe.kind == "cat":
-        A, B = torch.cat([s * f.A for s, f in zip(strengths, parts)]), torch.cat([f.B for f in parts], dim=1)
-    elif recipe.kind == "svd":
-        A, B = thin(torch.cat([f.A for f in parts]), torch.cat([s * f.B for s, f in zip(strengths, parts)], dim=1), recipe.rank).cut(recipe.rank)
-    elif recipe.kind in SEPARATE:
-        A = _arithmetic([f.A for f in parts], [math.copysign(math.sqrt(abs(s)), s) for s in strengths], recipe)
-        B = _arithmetic([f.B for f in parts], [math.sqrt(abs(s)) for s in strengths], recipe)
-    else:
-        delta = _arithmetic([f.scale * (f.B @ f.A) for f in parts], list(weights), recipe)
-        A, B = dense(delta).cut(recipe.rank)
+    if recipe.kind != "svd":
+        return [_combined(site, _pair(site, recipe), recipe) for site in sites]
+    found: list[Factors] = []
+    for start in range(0, len(sites), AT_ONCE):
+        some = sites[start:start + AT_ONCE]
+        pairs = [(torch.cat([f.A for _, f in site]), torch.cat([w * f.scale * f.B for w, f in site], dim=1)) for site in some]
+        found += [_combined(site, spectrum.cut(recipe.rank), recipe) for site, spectrum in zip(some, thin_each(pairs, recipe.rank))]
+    return found
+
+
+def _combined(site: Parts, pair: tuple[Tensor, Tensor], recipe: Recipe) -> Factors:
+    """``pair``, cut off as the recipe says, and the sum of the biases."""
+    A, B = pair
     if recipe.clamp is not None and recipe.kind.endswith("svd"):
         limit = torch.quantile(torch.cat([B.flatten(), A.flatten()]), recipe.clamp)
         A, B = A.clamp(-limit, limit), B.clamp(-limit, limit)
-    biases = [s * f.bias for s, f in zip(strengths, parts) if f.bias is not None]
+    biases = [w * f.scale * f.bias for w, f in site if f.bias is not None]
     return Factors(A, B, 1.0, sum(biases[1:], biases[0]) if biases else None)
+
+
+def _pair(site: Parts, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """(A, B) by every kind but ``svd``."""
+    weights, factors = zip(*site)
+    strengths = [w * f.scale for w, f in site]
+    if recipe.kind == "cat":
+        return torch.cat([s * f.A for s, f in zip(strengths, factors)]), torch.cat([f.B for f in factors], dim=1)
+    if recipe.kind in SEPARATE:
+        return (_arithmetic([f.A for f in factors], [math.copysign(math.sqrt(abs(s)), s) for s in strengths], recipe),
+                _arithmetic([f.B for f in factors], [math.sqrt(abs(s)) for s in strengths], recipe))
+    return dense(_arithmetic([f.scale * (f.B @ f.A) for f in factors], list(weights), recipe)).cut(recipe.rank)
 
 
 # --- arithmetic on whole tensors ---

@@ -155,7 +155,7 @@ class _Change:
             share = _smallest(sum(block.lost for block in blocks), error)
         dtype = next((t.dtype for t in layer.all_tensors(name).values() if t.is_floating_point()), layer.pristine_weight.dtype)
         bias, b0 = _bias(layer, tenant, name)
-        most = min(blocks[0].U.shape[0], blocks[0].Vh.shape[1])
+        most = min(blocks[0].US.shape[0], blocks[0].Vh.shape[1])
         return cls(site, blocks, min(share, most) * site.groups, bias, b0, dtype)
 
     def tensors(self, rank: int, config: LoraConfig) -> Tensors:

@@ -37,7 +37,7 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
         raise ValueError(f"All adapters must have the same r value when using combination_type {kind}.")
     recipe = Recipe(kind, rank or max(ranks), clamp, density, signs)
     by_name = dict(zip(adapters, weights))
-    combined = {path: combine(list(found.values()), [by_name[a] for a in found], recipe) for path, found in parts.items()}
+    combined = dict(zip(parts, combine([[(by_name[a], f) for a, f in found.items()] for found in parts.values()], recipe)))
     named = {layers[path].tenants[next(iter(parts[path]))].site.path: f for path, f in combined.items()}   # attention's parts by one name
     config = lora_config(model, {path: f.A.shape[0] for path, f in named.items()})
     config.inference_mode, config.lora_bias = True, any(f.bias is not None for f in named.values())

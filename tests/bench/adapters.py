@@ -148,13 +148,13 @@ def loaded(path: Path, dtype: str = "float32"):
     return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
 
 
-def saved_adapter(path: Path, folder: str, **settings) -> str:
+def saved_adapter(path: Path, folder: str, seed: int = 0, **settings) -> str:
     """A LoRA r=16 on all linear layers (or what ``settings`` say) that is quietly heard, in ``folder``."""
     import torch
 
     import engine
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = settings.pop("config", "LoraConfig")
     made = engine.get_peft_model(loaded(path), getattr(engine, config)(**{
         "r": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM",
@@ -265,12 +265,13 @@ def weighted(args) -> None:
 
     import engine
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
         saved_adapter(args.model, folder)
+        saved_adapter(args.model, other, seed=1)
         pair = [package.PeftModel.from_pretrained(loaded(args.model), folder, "a") for package in (engine, peft)]
         seconds = []
         for model in pair:
-            model.load_adapter(folder, "b")
+            model.load_adapter(other, "b")
             seconds.append(cpu(lambda: model.add_weighted_adapter(["a", "b"], [0.7, 0.4], "c", "svd", svd_rank=16)))     # noqa: B023
             model.set_adapter("c")
         row("add_weighted_adapter, svd, two adapters", *seconds, goal=100)
