@@ -292,9 +292,14 @@ class Studio(QObject):
     def _job_changed(self, job: Job) -> None:
         if job.state is not State.WAITING:
             self.library.refresh()
-        if job.state is State.FAILED and self._first_time(job):
+        if job.state is State.FAILED and self._first_time(job) and not self._is_seen(job):
             notify.show_error(self.window, StudioError.from_dict(job.error or {}), (text.show_queue(), lambda: self.window.go("queue")))
         self._tell_interrupted(job)
+
+    def _is_seen(self, job: Job) -> bool:
+        """Whether somebody looks at this training, and so at its error, right now."""
+        train = self.panel("teach").train if self.window.current() == "teach" else None
+        return train is not None and train.isVisible() and train.job is not None and train.job.id == job.id
 
     def _job_event(self, id: int, event: events.Event) -> None:
         if isinstance(event, events.Finished):

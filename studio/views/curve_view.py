@@ -63,8 +63,9 @@ class CurveView(QWidget):
         self._legend = [(text("●", wrap=False), "curve_learned"), (text("●", wrap=False), "curve_unseen")]
         title, learned, unseen = (theme.look(a11y.ElidedLabel(said, mode=Qt.TextElideMode.ElideRight), looks) for said, looks in (
             (words.TRAIN_CURVE(), "strong"), (words.TRAIN_LEARNED(), "muted small"), (words.TRAIN_UNSEEN(), "muted small")))
-        head = Row(title, theme.M, self._legend[0][0], learned, theme.S, self._legend[1][0], unseen, None, self.kind, self._swap, spacing=6)
-        Column(head, self._stack, parent=self)
+        head = Row(title, self.kind, self._swap, spacing=6)
+        head.setStretch(0, 1)
+        Column(head, Row(self._legend[0][0], learned, theme.M, self._legend[1][0], unseen, None, spacing=6), self._stack, parent=self)
         theme.changed.connect(self._restyle)
         self.clear()
         self._restyle()

@@ -199,7 +199,7 @@ class CardButton(QPushButton):
         self.setCheckable(checkable)
         self.setAutoDefault(False)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Minimum)
-        Column(*items, spacing=spacing, margin=margin, parent=self)
+        Column(*items, None, spacing=spacing, margin=margin, parent=self)      # what is short stands above, as in its neighbour
         for label in self.findChildren(QWidget):
             label.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
 

@@ -243,7 +243,8 @@ def sentence(event: events.Event) -> str:
         case events.Note():
             return spoken(event.text)
         case events.Evaluated():
-            return f"{number(event.step):>6}  {number(event.error, 4)}  ({number(event.rows)})" + ("  ★" if event.best else "")
+            said = words.QUEUE_TESTED(step=event.step, error=number(event.error, 3), n=event.rows)
+            return words.QUEUE_BEST(said=said) if event.best else said
         case events.Checked():
             return f"{'✓' if event.passed else '✗'} {spoken(event.sentence)}"
         case events.Failed():

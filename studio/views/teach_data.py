@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QColor, QTextCharFormat, QTextCursor
-from PySide6.QtWidgets import (QFileDialog, QFrame, QPlainTextEdit, QProgressBar, QSizePolicy, QSpinBox, QStackedWidget, QTextEdit,
-                               QVBoxLayout, QWidget)
+from PySide6.QtWidgets import (QApplication, QFileDialog, QFrame, QPlainTextEdit, QProgressBar, QScrollArea, QSizePolicy, QSpinBox,
+                               QStackedWidget, QTextEdit, QVBoxLayout, QWidget)
 
 from engine import events
 from engine.errors import StudioError, explain
@@ -146,7 +146,15 @@ class DataPage(QWidget):
         columns.setStretch(1, 1)
         Column(head, self._notes_card, self.problems, columns, spacing=theme.L, margin=theme.XL, parent=whole).setStretch(3, 1)
         theme.look(whole, "page")
-        return whole
+        self.list.setMinimumHeight(180)
+        self.exact.setMinimumHeight(100)
+        area = QScrollArea()               # its own, so that the steps above and the way on below stay in sight
+        area.setWidget(whole)
+        area.setWidgetResizable(True)
+        area.setFrameShape(QFrame.Shape.NoFrame)
+        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        area.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        return area
 
     # --- what a person does ---
 
@@ -290,7 +298,10 @@ class DataPage(QWidget):
         self._held.setVisible(bool(report.held_out))
         self._notes.setText("\n".join(f"·  {spoken(note)}" for note in report.notes))
         self._notes_card.setVisible(bool(report.notes))
+        arriving = self._pages.currentIndex() != LOADED and self._pages.isAncestorOf(QApplication.focusWidget())
         self._pages.setCurrentIndex(LOADED)
+        if arriving:                       # who pressed a button that is gone now goes on among the examples
+            self.list.setFocus()
         if self.isVisible():
             self.said.emit(self.sentence.text())
         self._draft.found(report)

@@ -82,6 +82,7 @@ class TeachPanel(Panel):
         self.model.wanted.connect(self._bring_model)
         self.plan.started.connect(self._started)
         self.train.ended.connect(self._ended)
+        self.train.go.connect(self.show_step)
         self.review.kept.connect(self.kept)
         self.review.more_wanted.connect(self._more)
         self.review.discarded.connect(lambda _: self.library_changed.emit())

@@ -26,11 +26,13 @@ CALM = 250                                 # milliseconds between two changes of
 
 
 class TrainPage(QWidget):
-    """Follows the training that the draft's ``job_id`` names. Signals: `said(str)`, `failed(StudioError)`, `ended(Job)`."""
+    """Follows the training that the draft's ``job_id`` names. Signals: `said(str)`, `failed(StudioError)`, `ended(Job)`,
+    `go(str)` to another step."""
 
     said = Signal(str)
     failed = Signal(object)
     ended = Signal(object)
+    go = Signal(str)
 
     def __init__(self, draft: TeachDraft, queue_bridge):
         super().__init__()
@@ -59,7 +61,7 @@ class TrainPage(QWidget):
         self.evidence = button("", self._point_out, "link")
         self._verdict_card = card(self.verdict, self._advice, Row(self.evidence, None), spacing=theme.XS)
         self.curve = CurveView()
-        self.curve.setFixedHeight(330)
+        self.curve.setFixedHeight(350)
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
         a11y.name(self.bar, words.TRAIN_HEAD(name=""))
@@ -72,7 +74,9 @@ class TrainPage(QWidget):
         self.sample = button(words.TRAIN_SAMPLE(), self._sample, help=words.TRAIN_SAMPLE_HELP(), icon="try")
         self._trouble = QVBoxLayout()
         self._strip = card(*self._strip_parts())
-        self._none = card(text(words.NEEDS_START()), looks="sunken")
+        begin = Row(text(words.NEEDS_START()), button(words.TRAIN_TO_PLAN(), lambda: self.go.emit("plan"), icon="teach"))
+        begin.setStretch(0, 1)
+        self._none = card(begin, looks="sunken")
         self._all = QWidget()
         theme.look(self._all, "page")
         buttons = Column(Row(self.pause, self.stop, self.more, self.sample, None), self._safe)

@@ -27,6 +27,7 @@ class Answer(QFrame):
     """
 
     corrected = Signal(str)
+    chosen = Signal(str)                   # of several, this one is the best: its column
 
     def __init__(self, column: str, number: int = 0):
         super().__init__()
@@ -43,7 +44,10 @@ class Answer(QFrame):
         self._stamp.hide()
         self.correct = button(words.TRY_CORRECT(), self._correct, "link", help=words.TRY_CORRECT_HELP())
         self.correct.hide()
-        Column(self._head, self._text, None, self._stamp, Row(self.correct, None), spacing=theme.S, margin=theme.M, parent=self)
+        self.best = a11y.name(button(words.TRY_BLIND_THIS(), lambda: self.chosen.emit(column)), f"{self._head.text()}: {words.TRY_BLIND_THIS()}",
+                              words.TRY_BLIND_ASK())
+        self.best.hide()
+        Column(self._head, self._text, None, self._stamp, Row(self.correct, self.best, None), spacing=theme.S, margin=theme.M, parent=self)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
 
     def hear(self, piece: str) -> None:
@@ -59,6 +63,7 @@ class Answer(QFrame):
     def reveal(self, best: bool = False) -> None:
         """Say who spoke, and whether this answer was found the best."""
         self.hidden = False
+        self.best.hide()
         self._head.setText(f"{words.TRY_COLUMNS[self.column]()}{f' · ✓ {words.TRY_BLIND_BEST()}' if best else ''}")
         theme.look(self, "bubble-assistant" if self.column == "stack" else "bubble-answer")
         self._tell()
@@ -121,6 +126,8 @@ class Turn(QWidget):
         self.question, self.blind = question, blind
         self.answers = {column: Answer(column, number if blind else 0) for number, column in enumerate(columns, 1)}
         self.votes: dict[str, QPushButton] = {}
+        for answer in self.answers.values():
+            answer.chosen.connect(self.vote)
         asked = card(text(question, selectable=True), margin=theme.M, looks="bubble-user")
         a11y.name(asked, f"{words.TRY_YOU()}: {question}")
         ask_row = Row(80, asked)
@@ -141,11 +148,10 @@ class Turn(QWidget):
         elif len(answered) < 2:
             self._reveal()                 # nothing to choose between
         elif not self.votes:
-            said = {column: words.TRY_BLIND_ANSWER(n=number) for number, column in enumerate(self.answers, 1) if column in answered}
-            self.votes = {who: button(name, lambda w=who: self.vote(w)) for who, name in (said | {SAME: words.TRY_BLIND_SAME()}).items()}
-            for made in self.votes.values():
-                a11y.name(made, made.text(), words.TRY_BLIND_ASK())
-            Row(text(words.TRY_BLIND_ASK(), "strong", wrap=False), *self.votes.values(), None, spacing=theme.S, parent=self._vote)
+            self.votes = {column: self.answers[column].best for column in answered} | {SAME: button(words.TRY_BLIND_SAME(), lambda: self.vote(SAME))}
+            for column in answered:
+                self.answers[column].best.show()
+            Row(text(words.TRY_BLIND_ASK(), "strong", wrap=False), self.votes[SAME], None, spacing=theme.S, parent=self._vote)
             self._vote.show()
 
     def vote(self, who: str) -> None:

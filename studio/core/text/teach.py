@@ -18,6 +18,7 @@ NEEDS_MODEL = Phrase("Choose the model that is to learn.")
 NEEDS_NAME = Phrase("Give the new skill a name.")
 NAME_TAKEN = Phrase("An adapter called “{name}” exists already. Choose another name.")
 NEEDS_START = Phrase("Nothing is being taught yet. Start it on the Plan page.")
+TRAIN_TO_PLAN = Phrase("To the plan")
 NEEDS_RESULT = Phrase("There is nothing to review before a training has ended.")
 BAD_DATA = Phrase("This file cannot be used yet.")
 
