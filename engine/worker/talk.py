@@ -41,7 +41,7 @@ class Talk:
         self._opening = 0                  # chats that are asked for but not open yet
         self._strengths: list[float] | None = None     # said while a chat was being opened
         self._stopped: set[int] = set()
-        self._one_beside = threading.Lock()
+        self._one_beside = {kind: threading.Lock() for kind in BESIDE}
         self._asked: set[int] = set()      # requests without a last word
 
     # --- reader thread ---
@@ -90,7 +90,7 @@ class Talk:
             self._answer(message)
 
     def _answer_beside(self, message: dict) -> None:
-        with self._one_beside:             # the next one waits: the one before was stopped as a rule, and they share a tokenizer
+        with self._one_beside[message["do"]]:      # the next one waits: the one before was stopped as a rule, and they share a tokenizer
             self._answer(message)
 
     def _prepare(self, spec: specs.Spec) -> None:

@@ -156,7 +156,7 @@ class CurveView(QWidget):
 
     def showEvent(self, event) -> None:    # noqa: N802 (Qt's name)
         super().showEvent(event)
-        self._soon()
+        QTimer.singleShot(0, self, self.draw_now)      # what comes into sight is there at once, however rarely it is drawn otherwise
 
     def resizeEvent(self, event) -> None:  # noqa: N802
         super().resizeEvent(event)

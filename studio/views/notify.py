@@ -25,7 +25,7 @@ _ICONS = {"bad": "error", "warn": "warning", "good": "check", "info": "info"}
 
 def show_error(parent: QWidget, error: StudioError, *buttons: Button) -> "Notice":
     """Show an error until it is closed; ``buttons`` are (words, callback) that mend it."""
-    return _area(parent).add(Notice("bad", spoken(error.what), spoken(" ".join(part for part in (error.why, error.do) if part)),
+    return _area(parent).add(Notice("bad", spoken(error.what), spoken(error.why, error.do),
                                     details=error.details, buttons=buttons))
 
 

@@ -113,6 +113,20 @@ def card(*items, spacing: int = theme.S, margin: int = theme.L, looks: str = "ca
     return frame
 
 
+class Scrolled(QScrollArea):
+    """Content that scrolls where it must. It asks for no height of its own, so that what stands above and below it is never pushed away."""
+
+    def __init__(self, content: QWidget):
+        super().__init__()
+        self.setWidget(content)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+
+    def sizeHint(self) -> QSize:           # noqa: N802 (Qt's name)
+        return QSize(super().sizeHint().width(), self.minimumSizeHint().height())
+
+
 def page(*items, spacing: int = theme.L, width: int = PAGE_WIDTH) -> QScrollArea:
     """A page that scrolls when it must, its content centred and never wider than is good to read."""
     content = QWidget()
@@ -126,12 +140,7 @@ def page(*items, spacing: int = theme.L, width: int = PAGE_WIDTH) -> QScrollArea
     outer.addStretch(1)
     outer.addWidget(content, 1000)
     outer.addStretch(1)
-    area = QScrollArea()
-    area.setWidget(holder)
-    area.setWidgetResizable(True)
-    area.setFrameShape(QFrame.Shape.NoFrame)
-    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    area.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    area = Scrolled(holder)
     area.content = content
     return area
 
@@ -281,7 +290,7 @@ def error_card(error, *buttons: QWidget) -> QFrame:
 
     from studio.core.text import work as words
 
-    what, more = spoken(error.what), spoken(" ".join(part for part in (error.why, error.do) if part))
+    what, more = spoken(error.what), spoken(error.why, error.do)
     column = Column(text(what, "strong", selectable=True), spacing=theme.XS)
     mark = picture("error", "bad", 20)
     line = Row(mark, column, spacing=theme.M)

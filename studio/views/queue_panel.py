@@ -16,6 +16,7 @@ from studio.jobs.job import Job, State
 from studio.models.jobs_model import PROGRESS, STATE, TITLE, JobRole, JobsModel, when
 from studio.models.past import Past
 from studio.views import a11y, theme
+from studio.views.flow import Flow
 from studio.views.parts import Column, Panel, Row, button, card, clear, error_card, text
 
 LOG_LINES = 400
@@ -73,7 +74,7 @@ class QueuePanel(Panel):
             shortcut.activated.connect(made.click if made is not None else self._toggle)
             if made is not None:
                 made.setToolTip(f"{made.toolTip()} ({shortcut.key().toString(QKeySequence.SequenceFormat.NativeText)})".strip())
-        buttons = Row(self.pause, self.resume, self.cancel, theme.M, self.up, self.down, None, self.remove)
+        buttons = Flow(self.pause, self.resume, self.cancel, self.up, self.down, self.remove)
         self._detail_title, self._detail = text("", "heading"), text("", "muted", selectable=True)
         self._bar = QProgressBar()
         self._bar.setTextVisible(False)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PySide6.QtCore import QTimer, Qt, Signal
 from PySide6.QtGui import QColor, QTextCharFormat, QTextCursor
-from PySide6.QtWidgets import (QApplication, QFileDialog, QFrame, QPlainTextEdit, QProgressBar, QScrollArea, QSizePolicy, QSpinBox,
-                               QStackedWidget, QTextEdit, QVBoxLayout, QWidget)
+from PySide6.QtWidgets import (QApplication, QFileDialog, QFrame, QPlainTextEdit, QProgressBar, QSizePolicy, QSpinBox, QStackedWidget,
+                               QTextEdit, QVBoxLayout, QWidget)
 
 from engine import events
 from engine.errors import StudioError, explain
@@ -23,7 +23,7 @@ from studio.views import a11y, theme
 from studio.views.examples_list import ExamplesList
 from studio.views.teach_columns import ColumnRoles
 from studio.views.teach_problems import Problems
-from studio.views.parts import CardButton, Column, Row, button, card, clear, error_card, page, picture, text
+from studio.views.parts import CardButton, Column, Row, Scrolled, button, card, clear, error_card, page, picture, text
 
 PASTE_KEY = "teach.paste"
 BEGIN, PASTE, LOADED = range(3)
@@ -58,8 +58,9 @@ class DataPage(QWidget):
         self.choose_button = button(words.DATA_CHOOSE(), self.choose, "primary")
         self.folder_button = button(words.DATA_FOLDER(), self.choose_folder, help=words.DATA_FOLDER_HELP())
         self.paste_button = button(words.DATA_PASTE(), self._open_paste)
-        Column(Row(None, picture("data", "accent", 40), None), Row(None, text(words.DATA_DROP(), "heading", wrap=False), None),
-               Row(None, text(words.DATA_KINDS(), "muted", wrap=False), None), theme.S,
+        kinds = text(words.DATA_KINDS(), "muted")
+        kinds.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        Column(Row(None, picture("data", "accent", 40), None), Row(None, text(words.DATA_DROP(), "heading", wrap=False), None), kinds, theme.S,
                Row(None, self.choose_button, self.folder_button, self.paste_button, None, spacing=theme.M), margin=theme.XXL, parent=self.drop)
         self._trouble = QVBoxLayout()
         self._trouble.setContentsMargins(0, 0, 0, 0)
@@ -148,13 +149,7 @@ class DataPage(QWidget):
         theme.look(whole, "page")
         self.list.setMinimumHeight(180)
         self.exact.setMinimumHeight(100)
-        area = QScrollArea()               # its own, so that the steps above and the way on below stay in sight
-        area.setWidget(whole)
-        area.setWidgetResizable(True)
-        area.setFrameShape(QFrame.Shape.NoFrame)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        return area
+        return Scrolled(whole)
 
     # --- what a person does ---
 
@@ -361,7 +356,7 @@ class DataPage(QWidget):
             RenderRow(draft.data, roles=draft.roles, edits=self._draft.edits, base=draft.base, row=self._row,
                       head=0 if self._report.whole else HEAD,
                       max_length=settings.get("max_length", 1024), system=settings.get("system", "")),
-            on_done=self._rendered, on_error=lambda error: self.tokens.setText(spoken(f"{error.what} {error.do}")))
+            on_done=self._rendered, on_error=lambda error: self.tokens.setText(spoken(error.what, error.do)))
 
     def _rendered(self, row: RenderedRow) -> None:
         t, cursor = theme.tokens(), self.exact.textCursor()

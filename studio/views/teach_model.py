@@ -93,7 +93,7 @@ class ModelPage(QWidget):
         pill = text(f"{words.FIT_MARKS[fit.kind]}  {words.FIT[fit.kind]()}", LOOKS[fit.kind], wrap=False)
         facts = words.MODEL_FACTS(parameters=amounts.count(model.parameters), size=amounts.size(model.bytes), kind=model.model_type)
         made = CardButton(f"{model.name}, {words.FIT[fit.kind]()}", Row(text(model.name, "strong"), None, pill), text(facts, "muted small"),
-                          text(fit.sentence, "small"), description=f"{facts}. {fit.sentence}", checkable=True)
+                          text(fit.sentence, "muted small" if fit.kind == "no" else "small"), description=f"{facts}. {fit.sentence}", checkable=True)
         made.setEnabled(fit.kind != "no")
         made.toggled.connect(lambda on, path=str(model.path): on and self._draft.put(base=path))
         return made

@@ -16,6 +16,7 @@ from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.form import Form
 from studio.views.method_cards import MethodCards
+from studio.views.flow import Flow
 from studio.views.parts import CardButton, Column, Fold, OneOf, Row, button, card, clear, error_card, page, text
 from studio.views.speed_finder import SpeedFinder
 
@@ -63,7 +64,7 @@ class PlanPage(QWidget):
             self.cards[key], self.price_labels[key] = made, price
             presets.addWidget(made)
         self._warning = text("", "warn")
-        self._remedies = Row()
+        self._remedies = Flow()
         self.method_cards = MethodCards()
         self.method_cards.chosen.connect(lambda choice: self._draft.replace(plan.with_method(self._draft.draft, choice)))
         inside_cards = QWidget()
@@ -242,7 +243,6 @@ class PlanPage(QWidget):
         clear(self._remedies)
         for remedy in remedies:
             self._remedies.addWidget(button(remedy.sentence, lambda r=remedy: self._draft.put(overrides=self._draft.draft.overrides | r.overrides)))
-        self._remedies.addStretch(1)
 
     def _final(self, key: str) -> TrainSpec:
         draft, report = plan.with_preset(self._draft.draft, key), self._price(key)

@@ -98,7 +98,7 @@ class Problems(QWidget):
 
     def _failed(self, error: StudioError) -> None:
         self._busy(False)
-        self._status.setText(spoken(f"{error.what} {error.do}"))
+        self._status.setText(spoken(error.what, error.do))
         self.check.show()
 
     def _busy(self, yes: bool) -> None:

@@ -20,6 +20,7 @@ from studio.jobs.job import Job, State
 from studio.models.past import Past
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
+from studio.views.flow import Flow
 from studio.views.parts import Column, Fold, Row, button, card, clear, error_card, page, text
 from studio.views.review_rows import BlindVote, ReviewRows
 
@@ -82,7 +83,7 @@ class ReviewPage(QWidget):
         self._none = card(text(words.NEEDS_RESULT()), looks="sunken")
         self._all = QWidget()
         theme.look(self._all, "page")
-        Column(Column(self._head, self.answer, spacing=theme.XS), Row(self.keep, self.lower, self.more, None, self.discard, spacing=theme.M),
+        Column(Column(self._head, self.answer, spacing=theme.XS), Flow(self.keep, self.lower, self.more, self.discard, spacing=theme.M),
                self._trouble,
                self._score_card, self._vote_card, self._row_card, self._answer_card, self._facts, spacing=theme.L, parent=self._all)
         Column(page(self._none, self._all, None), parent=self)

@@ -19,6 +19,7 @@ from studio.models.past import Past
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.curve_view import CurveView
+from studio.views.flow import Flow
 from studio.views.parts import Column, Row, button, card, clear, error_card, page, text
 
 TONES = {"good": "notice-good", "plain": "card", "warn": "notice-warn", "bad": "notice-bad"}
@@ -52,7 +53,8 @@ class TrainPage(QWidget):
 
     def _build(self) -> None:
         self.picker = QComboBox()
-        self.picker.setMinimumWidth(240)
+        self.picker.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.picker.setMinimumContentsLength(20)
         a11y.name(self.picker, words.REVIEW_PICK())
         a11y.quiet_wheel(self.picker)
         self.picker.activated.connect(lambda _: self._draft.look_at(self.picker.currentData()))
@@ -79,7 +81,7 @@ class TrainPage(QWidget):
         self._none = card(begin, looks="sunken")
         self._all = QWidget()
         theme.look(self._all, "page")
-        buttons = Column(Row(self.pause, self.stop, self.more, self.sample, None), self._safe)
+        buttons = Column(Flow(self.pause, self.stop, self.more, self.sample), self._safe)
         Column(self._verdict_card, self._trouble, buttons, card(self.curve, self.bar, self._numbers),
                self._strip, spacing=theme.L, parent=self._all)
         head = Row(self._head, self.picker, spacing=theme.L)

@@ -54,9 +54,9 @@ def _forms(language: str) -> tuple[dict[str, str], list[_Form]]:
     return fixed, [_Form([piece.format() for piece in re.split(r"\{\d\}", english)], table[english]) for english in open_]
 
 
-def spoken(said: str) -> str:
-    """A sentence of the engine, or several, or part of one, in the language in use."""
-    return said if not said or len(said) > LONGEST or text.language() == "en" else _spoken(said, text.language())
+def spoken(*said: str) -> str:
+    """A sentence of the engine, or several, or part of one, in the language in use. What was said apart is looked for apart."""
+    return " ".join(part if len(part) > LONGEST or text.language() == "en" else _spoken(part, text.language()) for part in said if part)
 
 
 _settings = lru_cache(4)(partial(_table, "settings"))

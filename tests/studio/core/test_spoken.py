@@ -172,3 +172,10 @@ def test_numbers_in_the_engines_sentences_are_written_as_here(german):
     assert spoken("340,000 question and answer pairs, from the columns Frage and Antwort.").startswith("340.000 Paare aus Frage und Antwort")
     assert "2,1 GB" in spoken("It would unpack to 2.1 GB, as files made to fill a computer do.")
     assert "v1.2.3" in spoken("The file v1.2.3 does not exist.")
+
+
+def test_what_was_said_apart_is_translated_apart(german):
+    """A sentence that ends in a value does not swallow the next one."""
+    assert spoken("Found “A”; the partner of “A” is missing.", "", "Undo the last change.") == (
+        f"{spoken('Found “A”; the partner of “A” is missing.')} {spoken('Undo the last change.')}")
+    assert "Undo" not in spoken("Found “A”; the partner of “A” is missing.", "Undo the last change.")

@@ -108,7 +108,7 @@ def test_a_question_asked_too_early_waits_for_the_model(stocked, qtbot):
     qtbot.addWidget(panel)
     panel.show()
     ask(panel, stocked)
-    assert stocked.talk.of(specs.Say) == [] and "Loading" in panel._state.text()
+    assert stocked.talk.of(specs.Say) == [] and "Loading" in panel._state.whole()
     stocked.talk.release()
     for _ in range(3):
         stocked.settle()
