@@ -198,7 +198,8 @@ def _composed(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
     host, base = layer.host, layer.base_layer
     watched = [t for name in heard for t in layer.all_tensors(name).values()]
     known: list = [None, None, None]       # (stamp, canonical weight, bias)
-    dtype, plain = layer.pristine_weight.dtype, type(base) is nn.Linear
+    dtype, plain, columns, out = layer.pristine_weight.dtype, type(base) is nn.Linear, layer.site.columns, layer.site.out
+    exact, device = dtype in (torch.float32, torch.float64), layer.like.device.type
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         stamp = (stack.tick, *(t._version for t in watched))
@@ -206,6 +207,10 @@ def _composed(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
             weight, bias = layer.on_present(heard, stack)
             weight = host.canonical(host.native(weight, layer.pristine_weight).to(dtype).contiguous())
             known[:] = [stamp, weight, bias.to(dtype) if plain and bias is not None else bias]
+        if plain and exact and x.numel() == columns == x.shape[-1] and x.dtype is dtype and not torch.is_autocast_enabled(device):
+            row, bias = x.reshape(columns), known[2]           # a single one, as in a chat
+            y = torch.mv(known[1], row) if bias is None else torch.addmv(bias, known[1], row)
+            return y.view(*x.shape[:-1], out)
         if plain:                          # the bias in the same operation
             return F.linear(x, known[1], known[2])
         y = host.run(base, x, known[1])

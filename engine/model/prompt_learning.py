@@ -42,6 +42,7 @@ class Prompts(LoneTuner):
         self.begin(model)
         self.encoders = nn.ModuleDict()
         self.tokens: dict[str, Tensor] = {}
+        self._heard: tuple[int, str | None] = (-1, None)       # the heard one, and for which state of the stack
         self._known: tuple[tuple, Tensor | None] = ((), None)  # the rows that were computed last, and what from
         self._layouts: dict[str, CacheLayout] = {}
         self._filled: tuple[Tensor | None, tuple, Any] = (None, (), None)      # the cache that was filled last: with these rows, and how
@@ -50,8 +51,10 @@ class Prompts(LoneTuner):
 
     @property
     def active(self) -> str | None:
-        """The prompt that is heard, or None."""
-        return next(iter(self.stack.heard()), None)
+        """The prompt that is heard, or None; asked for many times in a pass, and looked for once."""
+        if self._heard[0] != self.stack.version:
+            self._heard = (self.stack.version, next(iter(self.stack.heard()), None))
+        return self._heard[1]
 
     @property
     def method(self) -> PromptMethod:

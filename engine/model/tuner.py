@@ -73,7 +73,10 @@ class Tuner(TrainingHooks, Shelves):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward; arguments that are meant for adapters (``task_ids``) are told to them."""
-        with self.stack.telling(**{name: kwargs.pop(name) for name in self.asked & kwargs.keys()}):
+        if told := self.asked & kwargs.keys():
+            with self.stack.telling(**{name: kwargs.pop(name) for name in told}):
+                output = self.model(*args, **kwargs)
+        else:
             output = self.model(*args, **kwargs)
         if self._adds_to_loss and getattr(output, "loss", None) is not None and (more := self.extra_loss(only_own=True)) is not None:
             output.loss = output.loss + more
