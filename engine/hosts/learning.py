@@ -34,7 +34,7 @@ def learning_low_rank(layer: "Adapted", stack: "LiveStack", name: str, otherwise
     still = None
     if not layer.packed and base.weight.dtype in (torch.float32, torch.float64) and method.parts(p, config, site) is not None:
         still = _Still(layer, name)
-    if still is None and ((f := method.factors(p, config, site)) is None or f.bias is not None):
+    if still is None and method.factors(p, config, site) is None:
         return None
     share = method.dropout(config)
 
@@ -47,6 +47,9 @@ def learning_low_rank(layer: "Adapted", stack: "LiveStack", name: str, otherwise
         else:
             f, rest = method.parts(p, config, site)
             weight = still.on(weight, rest, strength)
+        if f.bias is not None:
+            own = (f.bias * (strength * f.scale)).to(weight.dtype)
+            bias = own if bias is None else bias + own
         thin = (share, int(torch.randint(2 ** 62, ()))) if share and layer.training else (0.0, 0)
         return _LowRank.apply(x, weight, bias, f.A, f.B, strength * f.scale, thin)
 
@@ -107,7 +110,7 @@ class _Still:
 
 
 class _LowRank(torch.autograd.Function):
-    """``y = W x + b + s · B A d(x)``; W and b get no gradient. x ``(…, columns)``, A ``(rank, columns)``, B ``(out, rank)``, d dropout.
+    """``y = W x + b + s · B A d(x)``; W gets no gradient. x ``(…, columns)``, A ``(rank, columns)``, B ``(out, rank)``, d dropout.
 
     A and B may be of another dtype than x: they are used in that of x, and their gradients come in their own.
     """
@@ -131,6 +134,7 @@ class _LowRank(torch.autograd.Function):
         shape = (*grad.shape[:-1], ctx.columns)
         grad = grad.reshape(-1, grad.shape[-1])
         to_x = to_a = to_b = None
+        to_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
         if needs_x or needs_a:
             into_ranks = grad @ (B.to(grad.dtype) * ctx.scale)
         if needs_a:
@@ -145,7 +149,7 @@ class _LowRank(torch.autograd.Function):
             else:
                 to_x.addmm_(into_ranks, A.to(grad.dtype))
             to_x = to_x.view(shape)
-        return to_x, None, None, to_a, to_b, None, None
+        return to_x, None, to_bias, to_a, to_b, None, None
 
 
 def _thinned(x: Tensor, thin: Thin) -> Tensor:

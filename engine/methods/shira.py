@@ -93,7 +93,7 @@ class Shira(Method):
     def delta(self, p: Tensors, cfg: ShiraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
         rows, columns = p["shira_indices"].long()
         flat = p["shira_weight"].new_zeros(site.out * site.columns)
-        return flat.index_add(0, rows * site.columns + columns, p["shira_weight"]).view(site.out, site.columns)
+        return flat.index_add_(0, rows * site.columns + columns, p["shira_weight"]).view(site.out, site.columns)
 
 
 METHOD = Shira()

@@ -6,8 +6,8 @@ What needs a whole model (prompts, shadows, aLoRA, routers of finished LoRAs) on
     python -m tests.bench.methods --save              # … and note it in tests/bench/results/methods.json
     python -m tests.bench.methods --table             # writes the table of methods into README.md
 
-CPU time of one thread. The two take turns in short rounds, so that a busy machine hits both alike; what is printed is the median, over
-the rounds, of PEFT's time divided by ours.
+CPU time of one thread. The two take turns in short rounds, so that a busy machine hits both alike, and each is built first half of the time,
+as where its weights lie in memory is worth some hundredths; what is printed is the median, over the rounds, of PEFT's time divided by ours.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ WHOLE = list(CASES)[list(CASES).index("LORA alora"):]
 ROUTERS = ("XLORA", "LORA arrow_config")
 
 
-def models(label: str):
+def models(label: str, peft_first: bool = False):
     """(ours, PEFT's) with the same adapter, an input for one token, one for 128, one for a training step."""
     import peft
     import torch
@@ -104,8 +104,9 @@ def models(label: str):
 
     import engine
 
+    order = (peft, engine) if peft_first else (engine, peft)
     if label in WHOLE:
-        return whole_models(label)
+        return whole_models(label, order)
 
     class Layers(nn.Module):
         def __init__(self):
@@ -118,8 +119,8 @@ def models(label: str):
 
     torch.manual_seed(0)
     base, (name, settings) = Layers(), CASES[label]
-    made = []
-    for package in (engine, peft):
+    made = {}
+    for package in order:
         torch.manual_seed(1)
         config = getattr(package, name)(**{"target_modules": ["first", "second"], **(settings if package is engine else in_peft(label))})
         if "use_qalora" in settings and package is peft:
@@ -130,9 +131,9 @@ def models(label: str):
         with torch.no_grad():
             for p in sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: -p.numel()):
                 p.add_(torch.randn_like(p) * 1e-3)
-        made.append(model)
-    made[0].stack.changed()
-    return *made, *(torch.randint(0, 2000, shape) for shape in ((1, 1), (1, 128), (4, 64)))
+        made[package] = model
+    made[engine].stack.changed()
+    return made[engine], made[peft], *(torch.randint(0, 2000, shape) for shape in ((1, 1), (1, 128), (4, 64)))
 
 
 def in_peft(label: str) -> dict:
@@ -165,31 +166,31 @@ def finished_loras(folder: Path, count: int = 3) -> list[str]:
     return [str(folder / str(number)) for number in range(count)]
 
 
-def whole_models(label: str):
-    """As `models`, with a Llama of two blocks."""
+def whole_models(label: str, order: tuple):
+    """As `models`, with a Llama of two blocks; ``order`` of the two packages."""
     import peft
     import torch
 
     import engine
 
     name, settings = CASES[label]
-    made = []
+    made = {}
     with TemporaryDirectory() as folder:
         loras = finished_loras(Path(folder)) if label in ROUTERS else []
-        for package in (engine, peft):
+        for package in order:
             settings = copy.deepcopy(settings) | ({"adapters": {str(i): lora for i, lora in enumerate(loras)}} if label == "XLORA" else {})
             base = llama()
             base.config.use_cache = label != "XLORA"
             torch.manual_seed(1)
             if "arrow_config" in settings:
-                made.append(package.create_arrow_model(base, loras, package.ArrowConfig(**settings["arrow_config"])))
+                made[package] = package.create_arrow_model(base, loras, package.ArrowConfig(**settings["arrow_config"]))
             else:
-                made.append(package.get_peft_model(base, getattr(package, name)(task_type="CAUSAL_LM", **settings)))
-    made[0].stack.changed()
+                made[package] = package.get_peft_model(base, getattr(package, name)(task_type="CAUSAL_LM", **settings))
+    made[engine].stack.changed()
     inputs = [torch.randint(9, 2000, shape) for shape in ((1, 1), (1, 128), (4, 64))]
     for ids in inputs[1:]:                 # what is heard only behind some words hears them
         ids[:, 10:12] = torch.tensor([7, 8])
-    return *made, *inputs
+    return made[engine], made[peft], *inputs
 
 
 def call(model) -> Callable:
@@ -245,8 +246,8 @@ def train(model, learned: list, ids) -> Callable[[], None]:
     return work
 
 
-def ratio(ours: Callable[[], None], theirs: Callable[[], None], rounds: int, seconds: float = 0.02) -> float:
-    """Median of PEFT's time divided by ours, over rounds in which both take turns."""
+def ratios(ours: Callable[[], None], theirs: Callable[[], None], rounds: int, seconds: float = 0.02) -> list[float]:
+    """PEFT's time divided by ours, of rounds in which both take turns."""
     for _ in range(3):
         ours(), theirs()
     counts = []
@@ -264,16 +265,19 @@ def ratio(ours: Callable[[], None], theirs: Callable[[], None], rounds: int, sec
                 work()
             times[who] = (time.process_time() - start) / counts[who]
         found.append(times[1] / times[0])
-    return statistics.median(found)
+    return found
 
 
 def measure(label: str, rounds: int) -> dict[str, float]:
     """Work → how many times as fast ours is; without training where nothing learns."""
-    *both, token, many, batch = models(label)
-    learned = [[p for p in model.parameters() if p.requires_grad] for model in both]
-    return {what: round(ratio(*(prepare(model, its, ids) for model, its in zip(both, learned, strict=True)), rounds), 2)
-            for what, prepare, ids in zip(WORK, (forward, forward, train), (token, many, batch), strict=True)
-            if prepare is forward or "arrow_config" not in CASES[label][1]}
+    found: dict[str, list[float]] = {}
+    for peft_first in (False, True):
+        *both, token, many, batch = models(label, peft_first)
+        learned = [[p for p in model.parameters() if p.requires_grad] for model in both]
+        for what, prepare, ids in zip(WORK, (forward, forward, train), (token, many, batch), strict=True):
+            if prepare is forward or "arrow_config" not in CASES[label][1]:
+                found[what] = found.get(what, []) + ratios(*(prepare(m, its, ids) for m, its in zip(both, learned, strict=True)), rounds)
+    return {what: round(statistics.median(of_both), 2) for what, of_both in found.items()}
 
 
 def machine() -> str:
@@ -285,7 +289,7 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(CASES), help="some of them, by peft_type (and setting)")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7, help="for each order in which the two are built")
     parser.add_argument("--save", action="store_true", help="note the results")
     parser.add_argument("--table", action="store_true", help="write the table of methods into README.md; measures nothing")
     args = parser.parse_args()

@@ -25,7 +25,7 @@ def gradients(peft, x):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}])
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"lora_bias": True}])
 def test_the_same_numbers_as_the_plain_path(monkeypatch, bias, settings):
     peft, x = student(bias=bias, **settings), torch.randn(2, 5, 6, dtype=torch.float64)
     peft.stack.set_strength("default", 0.7)
