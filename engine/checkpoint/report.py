@@ -39,7 +39,7 @@ class LoadReport:
         """The report in words."""
         parts = [f"{len(self.loaded)} tensors loaded"]
         for keys, words in ((self.missing, "missing (started anew)"), (self.unexpected, "not used by this model"), (self.renamed, "renamed"),
-                            (self.mismatched, "of other sizes (not used)")):
+                            (self.mismatched, "of other sizes (not used)"), (self.unknown_settings, "unknown settings (not used)")):
             if keys:
                 shown = ", ".join(list(keys)[:3]) + (" …" if len(keys) > 3 else "")
                 parts.append(f"{len(keys)} {words}: {shown}")
