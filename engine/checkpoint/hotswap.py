@@ -49,7 +49,10 @@ def hotswap_adapter(model: nn.Module, model_name_or_path: Path | str, adapter_na
 
 def hotswap_adapter_from_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name: str, config: PeftConfig,
                                     parameter_prefix: str = "lora_") -> LoadReport:
-    """The same from tensors: by their keys in a file, or in the model's own state dict. Arguments and errors as of `hotswap_adapter`."""
+    """The same from tensors: by their keys in a file, or in the model's own state dict (PEFT function of the same name).
+
+    Arguments and errors as of `hotswap_adapter`.
+    """
     inner = re.compile(rf"\.{re.escape(adapter_name)}(?=\.[^.]+$|$)")
     return _swap(_tuner(model, adapter_name), adapter_name, {inner.sub("", key): tensor for key, tensor in state_dict.items()}, config)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Keys of the adapter's file by what became of them."""
+    """Keys of the adapter's file by what became of them. PEFT has no report: it answers with torch's two lists, which are here too."""
 
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)           # the adapter needs them, the file lacks them: initialised anew

@@ -35,7 +35,7 @@ class CartridgeConfig(PromptLearningConfig):
 
 
 class CartridgeEncoder(BasePromptEncoder):
-    """Keys and values ``(n, layers · 2 · width)``, cut into those that stay and those that learn."""
+    """Keys and values ``(n, layers · 2 · width)``, cut into those that stay and those that learn (PEFT's class)."""
 
     frozen = ("frozen_embedding",)
 

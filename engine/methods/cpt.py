@@ -61,7 +61,7 @@ class CPTConfig(PromptLearningConfig):
 
 
 class CPTEmbedding(BasePromptEncoder):
-    """The tokens' own embeddings, fixed, and how far each has moved. From a file, the way is what the file differs from the tokens."""
+    """The tokens' own embeddings, fixed, and how far each has moved (PEFT's class); from a file, what the file differs from the tokens."""
 
     frozen = ("embedding",)
 

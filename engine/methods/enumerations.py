@@ -19,13 +19,13 @@ WAVEFT OSF DELORA GRALORA CARTRIDGE TINYLORA PSOFT PEANUT SHADOW SUPERTUNING DEF
 PeftType.__doc__ = "Every method of PEFT 0.21.2, in its order; those that this engine has are ``engine.methods.registry.names()``."
 
 TaskType = _words("TaskType", "SEQ_CLS SEQ_2_SEQ_LM CAUSAL_LM TOKEN_CLS QUESTION_ANS FEATURE_EXTRACTION")
-TaskType.__doc__ = "What the model is for; `get_peft_model` chooses the task class by it."
+TaskType.__doc__ = "What the model is for; `get_peft_model` chooses the task class by it. The words are PEFT's."
 
 PromptTuningInit = _words("PromptTuningInit", "TEXT SAMPLE_VOCAB RANDOM")
-PromptTuningInit.__doc__ = "What a prompt begins as: the words of a text, words drawn from the vocabulary, or random numbers."
+PromptTuningInit.__doc__ = "What a prompt begins as: the words of a text, words drawn from the vocabulary, or random numbers. The words are PEFT's."
 
 MultitaskPromptTuningInit = _words("MultitaskPromptTuningInit", "TEXT RANDOM AVERAGE_SOURCE_TASKS EXACT_SOURCE_TASK ONLY_SOURCE_SHARED")
-MultitaskPromptTuningInit.__doc__ = "What a prompt of several tasks begins as; the last three begin at one that has been learned."
+MultitaskPromptTuningInit.__doc__ = "What a prompt of several tasks begins as; the last three at one that has been learned. The words are PEFT's."
 
 PromptEncoderReparameterizationType = _words("PromptEncoderReparameterizationType", "MLP LSTM")
-PromptEncoderReparameterizationType.__doc__ = "The network that computes the prompt in p-tuning."
+PromptEncoderReparameterizationType.__doc__ = "The network that computes the prompt in p-tuning. The words are PEFT's."

@@ -121,7 +121,7 @@ class ArrowConfig:
 
 @dataclass
 class BdLoraConfig:
-    """BD-LoRA: A is block-diagonal where a layer's path holds one of ``target_modules_bd_a``, B where it holds one of ``…_bd_b``."""
+    """BD-LoRA (PEFT's class): A is block-diagonal where a layer's path holds one of ``target_modules_bd_a``, B where it holds one of ``…_bd_b``."""
 
     target_modules_bd_a: list[str] | None = None
     target_modules_bd_b: list[str] | None = None
@@ -151,7 +151,7 @@ class VeloraConfig:
 
 @dataclass
 class MontecloraConfig:
-    """MonteCLoRA: samples a step, their spread, and the weight of the loss that keeps their distribution near its prior."""
+    """MonteCLoRA (PEFT's class): samples a step, their spread, and the weight of the loss that keeps their distribution near its prior."""
 
     num_samples: int = 8
     use_entropy: bool = False

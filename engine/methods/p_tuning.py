@@ -36,7 +36,7 @@ class PromptEncoderConfig(PromptLearningConfig):
 
 
 class PromptEncoder(BasePromptEncoder):
-    """Learned rows and the network over them; a prompt from a file has the rows alone."""
+    """Learned rows and the network over them; a prompt from a file has the rows alone (PEFT's class)."""
 
     def __init__(self, config: PromptEncoderConfig, word_embeddings: nn.Module | None = None, *, given: Mapping[str, Tensor] | None = None):
         super().__init__(config, word_embeddings, given=given)

@@ -35,7 +35,7 @@ class PrefixTuningConfig(PromptLearningConfig):
 
 
 class PrefixEncoder(BasePromptEncoder):
-    """Rows ``(n, layers · 2 · width)``, or rows ``(n, width)`` and the network ``transform`` over them."""
+    """Rows ``(n, layers · 2 · width)``, or rows ``(n, width)`` and the network ``transform`` over them (PEFT's class)."""
 
     def __init__(self, config: PrefixTuningConfig, word_embeddings: nn.Module | None = None, *, given: Mapping[str, Tensor] | None = None):
         super().__init__(config, word_embeddings, given=given)

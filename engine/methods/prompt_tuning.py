@@ -28,7 +28,7 @@ class PromptTuningConfig(WordPromptConfig):
 
 
 class PromptEmbedding(BasePromptEncoder):
-    """The rows themselves. ``text``: token ids to begin with, repeated or cut to the number of rows."""
+    """The rows themselves (PEFT's class). ``text``: token ids to begin with, repeated or cut to the number of rows."""
 
     def __init__(self, config: PromptTuningConfig, word_embeddings: nn.Module | None = None, *, text: Sequence[int] = (),
                  given: Mapping[str, Tensor] | None = None):

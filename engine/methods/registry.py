@@ -64,7 +64,7 @@ _METHODS: dict[str, Method] = {}
 
 
 def register_method(method: Method) -> Method:
-    """Make a method known under its config's ``peft_type``. Raises `ValueError` if another one has that name."""
+    """Make a method known under its config's ``peft_type``, which PEFT lets nobody do. Raises `ValueError` if another one has that name."""
     name = method.config.peft_type
     taken = name in _BUILT_IN and type(method).__module__ != _BUILT_IN[name]
     if not name or taken or type(_METHODS.get(name, method)) is not type(method):

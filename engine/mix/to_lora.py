@@ -78,6 +78,8 @@ def to_lora(model: nn.Module, adapter_name: str = "default", rank: int | None = 
             progress: bool = False) -> AsLora:
     """An adapter of ``model`` as a LoRA, on request with a bar (``progress``). Nothing of the model changes.
 
+    PEFT has `convert_to_lora`, which states no error; ours of that name stands on this.
+
     Args:
         model: a `PeftModel`, or any model with adapted layers in it.
         rank: of every layer, as far as a layer has so many directions. error: ‖ΔW − B·A‖ / ‖ΔW‖ that no layer may exceed, with the smallest

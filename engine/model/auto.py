@@ -24,6 +24,7 @@ class AutoPeftModel:
     """Loads the base that an adapter names, then the adapter (PEFT class of the same name); for adapters without a task.
 
     The base's class is the one in the config's ``auto_mapping``. For adapters with a ``task_type`` there is a class for each task.
+    Raises `OSError` if it is called: models come from `from_pretrained`.
     """
 
     base_class: ClassVar[str] = ""         # of transformers; empty: the one that the adapter's config names
@@ -43,6 +44,7 @@ class AutoPeftModel:
         Args:
             pretrained_model_name_or_path: folder or name of the adapter. config: instead of the one there. revision: of the adapter; that of
                 the base stands in the config. import_allowlist: packages whose classes an ``auto_mapping`` may name.
+            is_trainable: as of `PeftModel.load_adapter`.
             kwargs: what is `PeftModel.from_pretrained`'s goes there, the rest to the base's ``from_pretrained`` (``dtype`` …).
 
         Raises:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 def prompt_embeddings_from_past_key_values(past_key_values: Any, *, num_virtual_tokens: int) -> Tensor:
     """The first ``num_virtual_tokens`` tokens of a cache as rows ``(n, layers · 2 · width)``, a key and a value of every layer in turn.
 
+    PEFT function of the same name, as the other three here.
+
     Args:
         past_key_values: a cache of `transformers`, or (key, value) pairs ``(1, heads, length, d)`` for each layer.
 
@@ -48,7 +50,9 @@ def prompt_embeddings_from_past_key_values(past_key_values: Any, *, num_virtual_
 @torch.no_grad()
 def initialize_kv_prefix_from_past_key_values(model: "PeftModel", *, adapter_name: str | None = None, past_key_values: Any,
                                               num_virtual_tokens: int | None = None) -> Tensor:
-    """Let a prompt of keys and values begin with a cache; returns its rows, as `prompt_embeddings_from_past_key_values`.
+    """Let a prompt of keys and values begin with a cache (PEFT function); returns its rows ``(n, layers · 2 · width)``, float32.
+
+    Arguments as of `prompt_embeddings_from_past_key_values`; ``num_virtual_tokens`` are those of the prompt unless given.
 
     Raises:
         ValueError: the adapter is no such prompt, or a network computes it.
@@ -66,7 +70,8 @@ def initialize_kv_prefix_from_past_key_values(model: "PeftModel", *, adapter_nam
 def initialize_kv_prefix_from_text(model: "PeftModel", tokenizer: Any, *, text: str, adapter_name: str | None = None,
                                    num_virtual_tokens: int | None = None, use_chat_template: bool = True,
                                    max_length: int | None = None) -> Tensor:
-    """Let a prompt of keys and values begin with what the base remembers of ``text``; returns its rows.
+    """Let a prompt of keys and values begin with what the base remembers of ``text`` (PEFT function); returns its rows
+    ``(n, layers · 2 · width)``, float32.
 
     Args:
         num_virtual_tokens: how many of its tokens, if not as many as the prompt has. max_length: read no more tokens.
@@ -85,7 +90,7 @@ def initialize_kv_prefix_from_text(model: "PeftModel", tokenizer: Any, *, text: 
 
 def compose_cartridge_adapters(adapter_paths: Sequence[str | Path], *, output_path: str | Path, safe_serialization: bool = True) -> None:
     """Write into ``output_path`` one cartridge that holds those of the folders ``adapter_paths``, one after another; the tokens that stay are
-    those of the first. ``safe_serialization`` cannot be switched off.
+    those of the first. ``safe_serialization`` cannot be switched off. (PEFT function of the same name.)
 
     Raises:
         ValueError: fewer than two, other adapters than cartridges, cartridges of different models, or a pickle is asked for.

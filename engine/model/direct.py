@@ -76,17 +76,23 @@ def delete_adapter(model: nn.Module, adapter_name: str, prefix: str = "", layer_
 
 def set_adapter(model: nn.Module, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False,
                 layer_cls: type | None = None) -> None:
-    """Choose the stack, as `PeftModel.set_adapter`. Raises `ValueError` for names that are not there."""
+    """Choose the stack, as `PeftModel.set_adapter` (PEFT function of the same name). Raises `ValueError` for names that are not there."""
     _tuner(model).set_adapter(adapter_name, inference_mode)
 
 
 def set_requires_grad(model: nn.Module, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
-    """Say whether these adapters train (``requires_grad``); nothing else changes. Raises `ValueError` for names that are not there."""
+    """Say whether these adapters train (``requires_grad``); nothing else changes (PEFT function of the same name).
+
+    Raises `ValueError` for names that are not there.
+    """
     _tuner(model).set_requires_grad(adapter_names, requires_grad)
 
 
 def cast_adapter_dtype(model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-    """Bring an adapter's 16-bit tensors to float32, unless ``autocast_adapter_dtype`` is False. Raises `ValueError` for an unknown name."""
+    """Bring an adapter's float16 and bfloat16 tensors to float32, unless ``autocast_adapter_dtype`` is False (PEFT function of the same name).
+
+    Raises `ValueError` for an unknown name.
+    """
     tuner = _tuner(model)
     tuner.known(adapter_name)
     for layer in tuner.layers.values() if autocast_adapter_dtype else ():

@@ -18,7 +18,7 @@ from engine.model.tuner import tuner_of
 
 
 def update_forward_signature(model: nn.Module) -> None:
-    """Let ``inspect.signature(model.forward)`` and ``help`` show what the base's forward takes; what a call does stays the same.
+    """Let ``inspect.signature(model.forward)`` and ``help`` show what the base's forward takes; what a call does stays the same (PEFT function).
 
     ``model`` is a `PeftModel`, changed in place. A second time changes nothing.
     """
@@ -26,13 +26,13 @@ def update_forward_signature(model: nn.Module) -> None:
 
 
 def update_generate_signature(model: nn.Module) -> None:
-    """The same for ``generate``; nothing where the base cannot generate."""
+    """The same for ``generate``; nothing where the base cannot generate (PEFT function)."""
     if hasattr(model.get_base_model(), "generate"):
         _show_as(model, "generate")
 
 
 def update_signature(model: nn.Module, method: str = "all") -> None:
-    """The same for ``method``: “forward”, “generate” or “all”. Raises `ValueError` for another word."""
+    """The same for ``method``: “forward”, “generate” or “all” (PEFT function). Raises `ValueError` for another word."""
     if method not in ("forward", "generate", "all"):
         raise ValueError(f"method {method} is not supported please choose one of ['forward', 'generate', 'all']")
     if method != "generate":

@@ -86,7 +86,7 @@ def quantization_backend(layer: nn.Module) -> str | None:
 
 
 def cast_mixed_precision_params(model: nn.Module, dtype: torch.dtype) -> None:
-    """What is frozen to ``dtype``, what trains to float32."""
+    """What is frozen to ``dtype``, what trains to float32, in place; other than floating point nothing changes (PEFT function of the same name)."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)

@@ -132,6 +132,9 @@ def preprocess_loraga(model: nn.Module, lora_config: LoraConfig, train_step: Cal
         train_step: runs ``model`` forward and backward on some data, once or several times; the gradients' mean counts.
         cache_file: where gradients are kept (safetensors), and read from if it exists.
 
+    Raises:
+        ValueError: the config is for another start, there is no linear layer, a weight is quantized, or the cache lacks one.
+
     The gradients, as large as the layers' weights, stay in ``lora_config.calibration`` until the adapter has started.
     """
     if lora_config.lora_ga_config is None:

@@ -37,7 +37,7 @@ class PeftMixedModel(PeftModel):
                         **hub: Any) -> None:
         """Write every adapter (or those named) into a sub-folder of its name, and the stack into ``mix.json``, last.
 
-        Arguments and errors as of `PeftModel.save_pretrained`.
+        Arguments and errors as of `PeftModel.save_pretrained`. Raises `ValueError` for ``path_initial_model_for_weight_conversion``, too.
         """
         if path_initial_model_for_weight_conversion is not None:
             raise ValueError("A mix is saved as it is: convert one of its adapters by itself.")

@@ -59,6 +59,9 @@ class PeftModel(PromptParts, nn.Module):
         base_model: the wrapped model (`Tuner`); ``base_model.model`` is the user's. With a prompt instead of adapters in layers,
             ``base_model`` itself is the user's model and ``prompt_encoder`` holds what is trained.
         load_report: what became of the first file.
+
+    Raises:
+        ValueError: a prompt without a ``task_type``; and what `add_adapter` raises.
     """
 
     heads: ClassVar[tuple[str, ...]] = ()                     # output layers that every adapter learns whole, where the model has them
@@ -224,7 +227,11 @@ class PeftModel(PromptParts, nn.Module):
         return self.tuner.extra_loss()
 
     def extra_error(self, where: Tensor, targets: Tensor) -> Tensor | None:
-        """What an adapter adds to the error of the last pass, summed over the tokens (``targets``, predicted ``where`` in the flattened batch)."""
+        """What an adapter adds to the error of the last pass: a scalar, summed over tokens, in nats.
+
+        Args:
+            targets: ids ``(n,)``. where: the places ``(n,)`` in the flattened batch from which they are predicted.
+        """
         return self.tuner.extra_error(where, targets)
 
     def on_step(self, step: int) -> None:
@@ -276,7 +283,8 @@ class PeftModel(PromptParts, nn.Module):
         """A base with one saved adapter, active. ``model`` is changed only if the adapter fits. Arguments and errors as of `load_adapter`.
 
         Args:
-            config: instead of the one in the folder. adapters: (X-LoRA) where its experts are now, name → folder, in their order.
+            config: instead of the one in the folder; raises `ValueError` if it is no `PeftConfig`.
+            adapters: (X-LoRA) where its experts are now, name → folder, in their order.
         """
         from engine.model.tasks import task_class
 

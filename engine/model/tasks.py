@@ -115,9 +115,9 @@ class PeftModelForCausalLM(TaskModel):
 
     def generate_with_prompt(self, inputs: Tensor | None = None, generation_config: Any = None, *, task_ids: Tensor | None = None,
                              **kwargs: Any) -> Any:
-        """The base's ``generate`` (``inputs``, ``generation_config`` …) behind the active prompt.
+        """The base's ``generate`` (``inputs`` ``(batch, length)``, ``generation_config`` …) behind the active prompt.
 
-        Lengths count the input's tokens, not those of the prompt.
+        Lengths count the input's tokens, not those of the prompt. ``task_ids``: as in `with_prompt`. Raises `ValueError` without input.
         """
         base, prompts, n = self.base_model, self.prompts, self.prompts.length
         kwargs, generation_config, settings = _settled(base, kwargs, generation_config)
@@ -170,7 +170,10 @@ class PeftModelForSeq2SeqLM(TaskModel):
 
     def generate_with_prompt(self, inputs: Tensor | None = None, generation_config: Any = None, *, task_ids: Tensor | None = None,
                              **kwargs: Any) -> Any:
-        """The base's ``generate`` (``inputs``, ``generation_config`` …) behind the active prompt."""
+        """The base's ``generate`` (``inputs`` ``(batch, length)``, ``generation_config`` …) behind the active prompt.
+
+        ``task_ids``: as in `with_prompt`. Raises `ValueError` without input.
+        """
         base, prompts, n = self.base_model, self.prompts, self.prompts.length
         kwargs, generation_config, settings = _settled(base, kwargs, generation_config)
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs

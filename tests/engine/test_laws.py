@@ -13,7 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 import engine
 from engine import LoraConfig, PeftModel, get_peft_model
+from engine.hosts.attention import projections
 from engine.hosts.host import host_of
+from engine.hosts.parameter import cannot_be_read
 from engine.law import MapMethod
 from engine.methods.registry import law
 from tests.support.dense import DenseConfig
@@ -29,6 +31,7 @@ LAYERS = {
     "conv2d-grouped": (lambda: nn.Conv2d(4, 8, 3, padding=1, groups=2), (2, 4, 5, 5)),
     "conv3d": (lambda: nn.Conv3d(2, 4, 2, padding=1, padding_mode="circular"), (1, 2, 4, 4, 4)),
     "embedding": (lambda: nn.Embedding(10, 8), None),
+    "attention": (lambda: nn.MultiheadAttention(12, 2, batch_first=True), (2, 5, 12)),       # two weights, which are read and never called
 }
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 6e-2}
 
@@ -38,10 +41,10 @@ class One(nn.Module):
 
     def __init__(self, layer: nn.Module):
         super().__init__()
-        self.first = layer
+        self.first, self.attends = layer, isinstance(layer, nn.MultiheadAttention)
 
     def forward(self, x):
-        return self.first(x)
+        return self.first(x, x, x)[0] if self.attends else self.first(x)
 
 
 def rig(method: str, layer: str, dtype: torch.dtype, adapters: int = 2, seed: int = 0):
@@ -49,7 +52,7 @@ def rig(method: str, layer: str, dtype: torch.dtype, adapters: int = 2, seed: in
     torch.manual_seed(seed)
     make, shape = LAYERS[layer]
     model = One(make()).to(dtype)
-    before = copy.deepcopy(model)
+    before = copy.deepcopy(model).eval()   # attention has a way of its own there
     x = torch.randint(0, 10, (3, 4)) if shape is None else torch.randn(shape, dtype=dtype)
     peft = None
     for i in range(adapters):
@@ -73,17 +76,21 @@ def make_config(method: str):
 
 
 def trained_tensors(peft, name: str) -> list[torch.Tensor]:
-    """What an adapter learns at the one layer, whether it trains just now or not."""
-    layer = peft.adapted["first"]
-    tenant = layer.tenants[name]
-    specs = {**tenant.method.shared(tenant.config, [tenant.site]), **tenant.method.tensors(tenant.config, tenant.site)}
-    return [t for key, t in layer.all_tensors(name).items() if specs[key].trainable and t.is_floating_point()]
+    """What an adapter learns, whether it trains just now or not; what layers share once."""
+    found = {}
+    for layer in peft.adapted.values():
+        tenant = layer.tenants[name]
+        sites = [each.tenants[name].site for each in peft.adapted.values()]
+        specs = {**tenant.method.shared(tenant.config, sites), **tenant.method.tensors(tenant.config, tenant.site)}
+        found |= {id(t): t for key, t in layer.all_tensors(name).items() if specs[key].trainable and t.is_floating_point()}
+    return list(found.values())
 
 
 def carries(method: str, layer: str) -> bool:
     """By the method's own word; what it refuses is not a row."""
     config, module = make_config(method), LAYERS[layer][0]()
-    return not law(config).refuses(config, host_of(module).site("first", module))
+    sites = projections("first", module) if layer == "attention" else [host_of(module).site("first", module)]
+    return not any(law(config).refuses(config, site) for site in sites) and not (layer == "attention" and cannot_be_read(law(config)))
 
 
 def is_map(method: str) -> bool:
@@ -91,7 +98,8 @@ def is_map(method: str) -> bool:
 
 
 METHODS = {**METHODS, "outsider": Row("", {"start": 0.1})}
-ROWS = [(m, layer) for m in METHODS for layer in LAYERS if carries(m, layer)]
+ROWS = [(m, layer) for m in METHODS for layer in LAYERS if carries(m, layer)
+        and (layer != "attention" or "-" not in m)]            # there all forms of a method are read by the same few lines
 rows = pytest.mark.parametrize(("method", "layer"), ROWS, ids=["·".join(r) for r in ROWS])
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 
@@ -127,20 +135,25 @@ def test_running_fused_equals_running_with_gradients(method, layer):
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(w0=st.floats(-2, 2), w1=st.floats(-2, 2))
 def test_sliders_mean_what_they_say(method, layer, w0, w1):
-    peft, x, before = rig(method, layer, torch.float64)
-    base = before(x)
+    peft, x, _ = rig(method, layer, torch.float64)
+
+    def heard():                           # of attention its weights, which add as ever; what it makes of them is not linear in them
+        return peft(x) if layer != "attention" else torch.cat([part.compose().flatten() for part in peft.adapted.values()])
+
+    with peft.disable_adapter():
+        base = peft(x) if layer != "attention" else torch.cat([part.pristine_weight.flatten() for part in peft.adapted.values()])
     alone = []
     for name in ("a0", "a1"):
         peft.set_adapter(name)
-        alone.append(peft(x) - base)
+        alone.append(heard() - base)
     peft.set_adapter(["a1", "a0"])
     peft.stack.set_strength("a0", w0)
     if is_map(method):                     # maps go round what lies below: alone they interpolate, in a stack the order counts
         peft.stack.set_strength("a1", 0.0)
-        close(peft(x), base + w0 * alone[0], torch.float64)
+        close(heard(), base + w0 * alone[0], torch.float64)
     else:
         peft.stack.set_strength("a1", w1)
-        close(peft(x), base + w0 * alone[0] + w1 * alone[1], torch.float64)
+        close(heard(), base + w0 * alone[0] + w1 * alone[1], torch.float64)
 
 
 @rows
@@ -148,19 +161,21 @@ def test_sliders_mean_what_they_say(method, layer, w0, w1):
 def test_strength_zero_is_exactly_the_base_and_one_exactly_the_adapter(method, layer, dtype):
     peft, x, before = rig(method, layer, dtype)
     peft.set_adapter("a0")
-    one = peft(x)
-    peft.stack.set_strength("a0", 0.0)
-    assert torch.equal(peft(x), before(x))
-    peft.stack.set_strength("a0", 1.0)
-    assert torch.equal(peft(x), one)
-    assert not torch.equal(one, before(x))
+    before.requires_grad_(layer != "attention")                # torch multiplies there in another order where a weight learns
+    with torch.set_grad_enabled(layer != "attention"):
+        one = peft(x)
+        peft.stack.set_strength("a0", 0.0)
+        assert torch.equal(peft(x), before(x))
+        peft.stack.set_strength("a0", 1.0)
+        assert torch.equal(peft(x), one)
+        assert not torch.equal(one, before(x))
 
 
 @rows
 @dtypes
 def test_the_base_is_never_changed(method, layer, dtype):
     peft, x, before = rig(method, layer, dtype)
-    weight = peft.adapted["first"].base_layer.weight
+    weights = [layer.pristine_weight for layer in peft.adapted.values()]
     peft.set_adapter(["a0", "a1"])
     optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=0.1)
     peft(x).float().pow(2).sum().backward()
@@ -169,8 +184,9 @@ def test_the_base_is_never_changed(method, layer, dtype):
         peft.merge_adapter(["a0"])
         peft.merge_adapter(["a1", "a0"])
         peft.unmerge_adapter()
-    assert peft.adapted["first"].base_layer.weight is weight
-    with peft.disable_adapter():
+    assert all(layer.pristine_weight is weight for layer, weight in zip(peft.adapted.values(), weights, strict=True))
+    before.requires_grad_(layer != "attention")
+    with peft.disable_adapter(), torch.set_grad_enabled(layer != "attention"):
         assert torch.equal(peft(x), before(x))
     plain = peft.unload()
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), before.state_dict().values(), strict=True))
@@ -197,7 +213,7 @@ def test_active_trainable_merged_and_enabled_are_independent(method, layer, tmp_
     peft, x, _ = rig(method, layer, torch.float32)
 
     def trains():
-        return {name for name in peft.peft_config if any(t.requires_grad for t in peft.adapted["first"].all_tensors(name).values())}
+        return {name for name in peft.peft_config for part in peft.adapted.values() if any(t.requires_grad for t in part.all_tensors(name).values())}
 
     assert trains() == {"a0"}
     peft.merge_adapter()
@@ -211,7 +227,7 @@ def test_active_trainable_merged_and_enabled_are_independent(method, layer, tmp_
     assert trains() == set()               # … is not chosen for training
     peft.set_requires_grad("loaded", True)
     assert trains() == {"loaded"}
-    assert not any(p.requires_grad for n, p in peft.named_parameters() if "base_layer" in n)
+    assert not any(layer.pristine_weight.requires_grad for layer in peft.adapted.values())
 
 
 @rows
@@ -221,11 +237,11 @@ def test_a_saved_adapter_comes_back_bit_for_bit(method, layer, dtype, tmp_path):
     peft.set_adapter("a1")
     expected = peft(x)
     peft.save_pretrained(tmp_path)
-    tensors = {k: t.clone() for k, t in peft.adapted["first"].all_tensors("a1").items()}
+    tensors = {(path, k): t.clone() for path, layer in peft.adapted.items() for k, t in layer.all_tensors("a1").items()}
     again = PeftModel.from_pretrained(before, tmp_path / "a1")
     if METHODS[method].exact_file:
-        assert all(torch.equal(t, tensors[k]) for k, t in again.adapted["first"].all_tensors("default").items())
-    close(again(x), expected, dtype if METHODS[method].exact_file else torch.float32)
+        assert all(torch.equal(t, tensors[path, k]) for path, layer in again.adapted.items() for k, t in layer.all_tensors("default").items())
+    close(again(x), expected, dtype if METHODS[method].exact_file or layer == "attention" else torch.float32)
     assert again.load_report.complete
     said = {"inference_mode": 0, "auto_mapping": 0}            # of the file: of which class its base was
     assert again.peft_config["default"].to_dict() | said == peft.peft_config["a1"].to_dict() | said
@@ -325,6 +341,10 @@ def test_each_sample_of_a_batch_may_hear_its_own_adapter(method, layer):
     peft, x, before = rig(method, layer, torch.float64)
     peft.eval()
     names = (["a1", "__base__", "a0", "a1", "a0"] * 2)[:x.shape[0]]
+    if layer == "attention":
+        with pytest.raises(ValueError, match="its weight is one for the whole batch"):
+            peft(x, adapter_names=names)
+        return
     together = peft(x, adapter_names=names)
     for i, name in enumerate(names):
         if name == "__base__":
