@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import Qt, Signal
+from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QGridLayout, QVBoxLayout, QWidget
 
 from engine.events import Reviewed
@@ -61,8 +61,7 @@ def _row(row: Reviewed) -> QWidget:
     if row.before or row.after:
         both = Row(spacing=theme.M)
         for said_by, answer, looks in ((words.REVIEW_BEFORE(), row.before, "sunken"), (words.REVIEW_AFTER(), row.after, "bubble-assistant")):
-            both.addWidget(card(text(said_by, "muted small"), text(answer.strip() or "…", selectable=True), looks=looks, margin=theme.M), 1,
-                           Qt.AlignmentFlag.AlignTop)
+            both.addWidget(card(text(said_by, "muted small"), text(answer.strip() or "…", selectable=True), None, looks=looks, margin=theme.M), 1)
         parts.append(both)
     frame = card(*parts, looks="card", margin=theme.M)
     a11y.name(frame, f"{row.question}: {said}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QComboBox, QFrame, QScrollArea, QWidget
+from PySide6.QtWidgets import QComboBox, QFrame, QGridLayout, QScrollArea, QWidget
 
 from engine.specs import DataReport
 from studio.core.text import teach as words
 from studio.views import a11y, theme
-from studio.views.parts import Column, Row
+from studio.views.parts import Column, Row, button, text
 
 WIDTH = 128                                # pixels of a column at least
 
@@ -75,3 +75,44 @@ class ColumnRoles(QScrollArea):
         if other:
             roles[other] = roles[column]
         self.given.emit({**roles, column: role})
+
+
+ASKED = ("ignore", "question", "answer", "context", "system", "text")      # of a file that does not say what its columns are
+
+
+class AskRoles(QFrame):
+    """A file whose columns were not understood: each with what stands in it, and what it is, to be said here. Signals: `given(dict)`."""
+
+    given = Signal(dict)
+
+    def __init__(self, columns: list[str], samples: list[list[str]], said: dict[str, str]):
+        super().__init__()
+        theme.look(self, "card")
+        self.boxes: dict[str, QComboBox] = {}
+        grid = QGridLayout()
+        grid.setHorizontalSpacing(theme.L)
+        grid.setColumnStretch(1, 1)
+        for row, column in enumerate(columns[:len(samples[0])]):
+            cells = " · ".join(dict.fromkeys(filter(None, (sample[row].strip() for sample in samples))))
+            box = self.boxes[column] = QComboBox()
+            for role in ASKED:
+                box.addItem(words.DATA_ROLES[role](), role)
+            box.setCurrentIndex(max(0, box.findData(said.get(column))))
+            box.currentIndexChanged.connect(self._enable)
+            a11y.name(box, words.DATA_ROLE(column=column), cells)
+            a11y.quiet_wheel(box)
+            shown = theme.look(a11y.ElidedLabel(cells, mode=Qt.TextElideMode.ElideRight), "muted")
+            for place, widget in enumerate((a11y.ElidedLabel(column), shown, box)):
+                grid.addWidget(widget, row, place)
+        self.use = button(words.DATA_ASK_USE(), lambda: self.given.emit(self.roles()), "primary", help=words.DATA_ASK_HELP())
+        Column(text(words.DATA_ASK(), "strong"), text(words.DATA_ASK_HELP(), "muted small"), grid, Row(self.use, None), spacing=theme.M,
+               margin=theme.L, parent=self)
+        self._enable()
+
+    def roles(self) -> dict[str, str]:
+        """Column → role, as it is said now."""
+        return {column: box.currentData() for column, box in self.boxes.items()}
+
+    def _enable(self) -> None:
+        found = set(self.roles().values())
+        self.use.setEnabled("text" in found or {"question", "answer"} <= found)

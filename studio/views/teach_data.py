@@ -21,7 +21,7 @@ from studio.models.examples_model import HEAD, ExamplesModel
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.examples_list import ExamplesList
-from studio.views.teach_columns import ColumnRoles
+from studio.views.teach_columns import AskRoles, ColumnRoles
 from studio.views.teach_problems import Problems
 from studio.views.parts import CardButton, Column, Row, Scrolled, button, card, clear, error_card, page, picture, text
 
@@ -39,6 +39,7 @@ class DataPage(QWidget):
         super().__init__()
         self._draft, self._talk, self._settings = draft, talk_bridge, settings
         self._looking, self._rendering, self._row = 0, 0, 0
+        self._said: dict[str, str] = {}        # what a person said last of columns that were not understood
         self._report: DataReport | None = None         # what is shown: of a long file the head, until all is counted
         self.setAcceptDrops(True)
         self._pages = QStackedWidget()
@@ -325,9 +326,18 @@ class DataPage(QWidget):
             return
         clear(self._trouble)
         self._trouble.addWidget(error_card(error))
+        columns, samples = error.facts.get("columns"), error.facts.get("samples")
+        if columns and samples:            # the file need not be changed: a person can say what it does not
+            self.ask = AskRoles(columns, samples, self._said)
+            self.ask.given.connect(self._say_roles)
+            self._trouble.addWidget(self.ask)
         self._pages.setCurrentIndex(BEGIN)
         self._draft.found(None, error)
         a11y.announce(self, spoken(error.what))
+
+    def _say_roles(self, roles: dict[str, str]) -> None:
+        self._said = roles
+        self._draft.put(roles=roles)
 
     def _restyle(self, *_: object) -> None:
         self.list.viewport().update()

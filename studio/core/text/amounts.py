@@ -9,6 +9,7 @@ from studio.core.text import Counted, Phrase, number
 SECONDS = Counted("{n} second", "{n} seconds")
 MINUTES = Phrase("{n} min")
 HOURS = Phrase("{h} h {m} min")
+WHOLE_HOURS = Phrase("{h} h")
 DAYS = Counted("{n} day", "{n} days")
 UNDER_A_SECOND = Phrase("under a second")
 EXACT_SECONDS = Phrase("{n} s")
@@ -34,7 +35,7 @@ def duration(seconds: float) -> str:
         return MINUTES(n=round(seconds / 60))
     if seconds < 48 * 3600:
         hours, rest = divmod(round(seconds / 60), 60)
-        return HOURS(h=hours, m=rest)
+        return HOURS(h=hours, m=rest) if rest else WHOLE_HOURS(h=hours)
     return DAYS(round(seconds / 86400))
 
 

@@ -111,7 +111,7 @@ def test_missing_samples_are_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("seconds, said", [(0.2, "under a second"), (1, "1 second"), (44, "45 seconds"), (130, "2 min"),
-                                           (3 * 3600 + 300, "3 h 5 min"),
+                                           (3 * 3600 + 300, "3 h 5 min"), (25 * 3600, "25 h"),
                                            (4 * 86400, "4 days")])
 def test_durations_as_people_say_them(seconds, said):
     assert amounts.duration(seconds) == said

@@ -9,6 +9,7 @@ from engine.errors import BadData
 from studio.core import text
 from studio.core.text import teach as words
 from studio.models.examples_model import HELD, KEPT, MESSAGES
+from studio.views.a11y import unnamed
 from tests.studio.kit import words_of
 
 
@@ -69,6 +70,30 @@ def test_a_meaning_that_does_not_work_is_told_and_taken_back(teach, stocked, tmp
     for _ in range(3):
         stocked.settle()
     assert told[0].what == "Nothing is an answer." and teach.draft.draft.roles == {} and teach.data.columns.boxes["answer"].currentData() == "answer"
+
+
+def test_of_columns_that_are_not_understood_a_person_says_what_they_are(teach, stocked, tmp_path, qtbot):
+    """By keys; what makes no examples cannot be chosen, and what was said stays there if the file is no better for it."""
+    usual = stocked.talk.answers["describe-data"]
+    problem = BadData("The columns are not understood.", columns=["Spalte A", "Spalte B"], samples=[["Wann offen?", "Um sieben."], ["Wo?", ""]])
+    stocked.talk.answers["describe-data"] = lambda r: usual(r) if r.roles.get("Spalte A") == "question" else problem
+    take(teach, stocked, tmp_path / "a.csv")
+    ask = teach.data.ask
+    assert "Wann offen? · Wo?" in ask.boxes["Spalte A"].accessibleDescription() and not ask.use.isEnabled() and not unnamed(teach)
+    for column, role in (("Spalte A", "answer"), ("Spalte B", "question")):
+        ask.boxes[column].setCurrentIndex(ask.boxes[column].findData(role))
+    ask.use.click()
+    for _ in range(4):
+        stocked.settle()
+    again = teach.data.ask
+    assert again is not ask and again.roles() == {"Spalte A": "answer", "Spalte B": "question"} and teach.draft.draft.roles == {}
+    for column, role in (("Spalte A", "question"), ("Spalte B", "answer")):
+        again.boxes[column].setCurrentIndex(again.boxes[column].findData(role))
+    again.use.setFocus()
+    qtbot.keyClick(again.use, Qt.Key.Key_Space)
+    for _ in range(3):
+        stocked.settle()
+    assert teach.draft.report is not None and teach.draft.draft.roles == {"Spalte A": "question", "Spalte B": "answer"}
 
 
 def million(stocked, **more):

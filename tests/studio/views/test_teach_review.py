@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PySide6.QtWidgets import QLabel
 
 from engine import events, specs
 from engine.errors import BadAdapter
@@ -44,6 +45,15 @@ def test_the_comparison_follows_by_itself_and_is_told_in_sentences(taught, stock
         assert words in shown
     assert not taught.review.compare.isVisible()
     assert [row.row for row in taught.review.rows.rows] == list(range(8))
+
+
+def test_the_answers_before_and_after_are_shown_whole(taught, finish, qtbot):
+    finish()
+    taught.show_step("review")
+    taught.review.row_fold.open()
+    whole = lambda: [label for label in taught.review.rows.findChildren(QLabel) if label.isVisible()      # noqa: E731
+                     and label.height() < label.heightForWidth(label.width())] == []
+    qtbot.waitUntil(lambda: "About 1 dollars, I think." in words_of(taught.review.rows) and whole())
 
 
 def test_the_vote_is_blind_kept_and_opens_the_rows(taught, stocked, finish, qtbot):
