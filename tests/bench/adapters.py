@@ -203,18 +203,19 @@ def handling(args) -> None:
             ratio(f"greatest difference of the logits from peft's, {active} active", difference, None, goal=1e-3, unit="")
             over_base(f"prefill 512, {active} active", base, ours, theirs, prompt, rounds=4, goal=1.1 if active == 1 else 1.45)
             over_base(f"one token, {active} active", base, ours, theirs, token, rounds=60, goal=1.08 if active == 1 else 1.35)
-        over_base("one token each of a mixed batch of 8", base, ours, theirs, batch, rounds=25, goal=1.15, adapter_names=names[:8])
+        over_base("one token each of a mixed batch of 8", base, ours, theirs, batch, rounds=60, goal=1.15, adapter_names=names[:8])
 
 
 def over_base(label: str, base, ours, theirs, ids, rounds: int, goal: float, **more) -> None:
-    """How much longer than the base alone; medians of the rounds' own ratios, after one call that is not counted."""
-    models = {"base": (base, {}), "ours": (ours, more), "peft": (theirs, more)}
-    runs: dict[str, list[float]] = {who: [] for who in models}
+    """How much longer than the base alone; medians of the rounds' own ratios, after one call that is not counted. Each begins a round in turn."""
+    models = [("base", base, {}), ("ours", ours, more), ("peft", theirs, more)]
+    runs: dict[str, list[float]] = {who: [] for who, *_ in models}
     for number in range(rounds + 1):
-        for who, (model, extra) in models.items():
+        for who, model, extra in models:
             start = time.process_time()
             model(input_ids=ids, use_cache=False, **extra)
             runs[who] += [time.process_time() - start] if number else []
+        models.append(models.pop(0))
     medians = (statistics.median(t / b for t, b in zip(runs[who], runs["base"])) for who in ("ours", "peft"))
     ratio(f"{label}, over the base", *medians, goal=goal)
 
@@ -231,7 +232,7 @@ def kinds(args) -> None:
         with tempfile.TemporaryDirectory() as folder:
             saved_adapter(args.model, folder, **settings)
             ours, theirs = (package.PeftModel.from_pretrained(loaded(args.model), folder) for package in (engine, peft))
-            over_base(f"one token, {label}", base, ours, theirs, token, rounds=8, goal=1.5)
+            over_base(f"one token, {label}", base, ours, theirs, token, rounds=12, goal=1.5)
         del ours, theirs
 
 
