@@ -88,6 +88,11 @@ class TensorSpec(NamedTuple):
 Tensors = dict[str, Tensor]
 
 
+def taken(found: Tensors, specs: Mapping[str, TensorSpec]) -> Tensors:
+    """What a file holds of these, popped out of ``found``: by their names in memory, and there by those in the file."""
+    return {name: found.pop(spec.file or name) for name, spec in specs.items() if (spec.file or name) in found}
+
+
 @dataclass(frozen=True)
 class Factors:
     """``ΔW = scale · B · A`` with A ``(rank, columns)`` and B ``(out, rank)``; ``bias`` ``(out,)`` is scaled as well."""
@@ -178,8 +183,7 @@ class Method(ABC):
 
     def decode(self, found: Tensors, cfg: Any, site: Site) -> Tensors:
         """Take (pop) this site's tensors out of what a file holds for it, by their names in memory; what stays behind is reported."""
-        names = {name: spec.file or name for name, spec in self.tensors(cfg, site).items()}
-        return {name: found.pop(in_file) for name, in_file in names.items() if in_file in found}
+        return taken(found, self.tensors(cfg, site))
 
     def encode(self, p: Tensors, cfg: Any, site: Site) -> Tensors:
         """This site's tensors by their names in the file: the inverse of `decode`."""

@@ -8,7 +8,7 @@ and ``base_model.<tensor name>`` for what all layers share. Read as well: no pre
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Collection, Container
 
 from torch import Tensor
 
@@ -21,16 +21,20 @@ def file_key(path: str, tensor: str) -> str:
     return f"{PREFIX}{path}.{tensor}" if path else f"{SHARED_PREFIX}{tensor}"
 
 
+def _unwrapped(key: str) -> str:
+    return _NOISE.sub("", key) if "_orig_mod." in key or "_fsdp_" in key else key
+
+
 def strip(key: str) -> str:
     """A key of any file as a name in the user's model: without prefixes of PEFT and of what was wrapped round its modules."""
-    bare = _NOISE.sub("", key)
+    bare = _unwrapped(key)
     return bare.removeprefix(PREFIX) if bare.startswith(PREFIX) else bare.removeprefix(SHARED_PREFIX)
 
 
-def split(key: str, paths: Container[str], shared: Container[str] = ()) -> tuple[str, str] | None:
+def split(key: str, paths: Container[str], shared: Collection[str] = ()) -> tuple[str, str] | None:
     """(module path, tensor name) of a key, where the path is one of ``paths`` (the deepest that fits) or "" for a ``shared`` tensor; else None."""
-    bare = _NOISE.sub("", key) if "_orig_mod." in key or "_fsdp_" in key else key
-    if (name := bare.removeprefix(SHARED_PREFIX)) in shared:
+    bare = _unwrapped(key)
+    if shared and (name := bare.removeprefix(SHARED_PREFIX)) in shared:
         return "", name
     for prefix in (PREFIX, SHARED_PREFIX) if bare.startswith(SHARED_PREFIX) else ("",):     # beside a prompt, modules have the short one
         name = bare.removeprefix(prefix)
@@ -42,7 +46,7 @@ def split(key: str, paths: Container[str], shared: Container[str] = ()) -> tuple
     return None
 
 
-def sort_by_site(tensors: dict[str, Tensor], paths: Container[str], shared: Container[str] = ()
+def sort_by_site(tensors: dict[str, Tensor], paths: Container[str], shared: Collection[str] = ()
                  ) -> tuple[dict[str, dict[str, Tensor]], dict[tuple[str, str], str], list[str]]:
     """Group a file's tensors by module path.
 

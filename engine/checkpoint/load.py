@@ -14,7 +14,7 @@ from engine.errors import BadAdapter, WrongBase
 from engine.checkpoint.keys import file_key, sort_by_site
 from engine.checkpoint.pickle_reader import read_pickled_tensors
 from engine.checkpoint.report import LoadReport
-from engine.law import Method, Site, Tensors, TensorSpec
+from engine.law import Method, Site, Tensors, TensorSpec, taken
 from engine.methods.registry import config_class
 from engine.store.headers import Header, TensorEntry, read_header
 from engine.store.hub import OLD_WEIGHTS, WEIGHTS, locate
@@ -150,10 +150,12 @@ def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mappi
     for path in at:
         place, in_file = places[at[path]], sites.get(path, {})
         before = list(in_file)
-        take(path, place.method.decode(in_file, place.config, place.site), place.specs)
+        plain = type(place.method).decode is Method.decode    # it would ask for the same table once more
+        take(path, taken(in_file, place.specs) if plain else place.method.decode(in_file, place.config, place.site), place.specs)
         loaded += [origin[path, name] for name in before if name not in in_file]
     loaded += [origin["", name] for name in sites.pop("", {})]
-    loaded = [key for key in loaded if key not in {origin.get(place) for place in unfit}]
+    unused = {origin.get(place) for place in unfit}
+    loaded = [key for key in loaded if key not in unused]
     if wrong and not ignore_mismatched_sizes:
         raise WrongBase("The adapter does not fit this model.", f"{len(wrong)} of its tensors have other sizes (size mismatch).",
                         "It was made for another model (or another size of it): choose that one.", details="\n".join(wrong))
@@ -162,6 +164,6 @@ def match(tensors: dict[str, Tensor], places: Mapping[str, Place], shared: Mappi
                         "Choose the model that it was made for.", details="\n".join(list(tensors)[:50]))
     check_finite({key: tensors[key] for key in loaded})
     unexpected = foreign + [origin[path, name] for path, rest in sites.items() for name in rest]
-    renamed = {key: file_key(path, name) for (path, name), key in origin.items() if key != file_key(path, name)}
+    renamed = {key: proper for (path, name), key in origin.items() if key != (proper := file_key(path, name))}
     given = {at.get(path, path): tensors for path, tensors in given.items()}
     return given, LoadReport(loaded, missing, unexpected, renamed, list(unknown_settings), wrong)

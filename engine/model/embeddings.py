@@ -51,7 +51,8 @@ def embeddings_to_save(tuner: "Tuner | LoneTuner", name: str, wanted: bool | str
 def _embeddings(model: nn.Module) -> dict[str, nn.Module]:
     """The layers by which words enter and leave a model of the transformers library, by path; of other models none."""
     ends = [ask() for ask in (getattr(model, "get_input_embeddings", None), getattr(model, "get_output_embeddings", None)) if ask is not None]
-    return {path: module for path, module in modules(model) if any(module is end for end in ends)}
+    known = {id(end) for end in ends}
+    return {path: module for path, module in modules(model) if id(module) in known}
 
 
 def _resized(model: nn.Module, config: PeftConfig) -> bool:
@@ -70,11 +71,15 @@ def with_embeddings(model: nn.Module, placed: Sequence[Placement], file: Mapping
 
     These are what is the same in the base, as it mostly is: then only the file is larger than it had to be.
     """
+    own = tuple({p.method.prefix for p in placed})
+    strange = [key for key in file if key.endswith(".weight") and not key.removesuffix(".weight").rpartition(".")[2].startswith(own)]
+    if not strange:
+        return list(placed), []
     at = {p.target.path: p for p in placed}
     ends = _embeddings(model)
     changed: list[str] = []
     needless: list[str] = []
-    for key in file:
+    for key in strange:
         path, name = split(key, {f"{p}.base_layer" for p in ends} | ends.keys()) or ("", "")
         path = path.removesuffix(".base_layer")
         if name != "weight" or path not in ends or (weight := weight_of(ends[path])) is None or weight.is_meta or _learned(at.get(path)):

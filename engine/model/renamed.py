@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,10 +32,10 @@ def as_named_now(model: nn.Module, method: Method, config: PeftConfig, file: dic
     """
     if not isinstance(config, TargetedConfig) or not hasattr(model, "base_model_prefix"):
         return config, file
-    table = _Table(model)
-    if hasattr(config, "target_parameters") and config.target_modules and (fused := experts(model)):
+    table, held = _Table(model), modules(model)
+    if hasattr(config, "target_parameters") and config.target_modules and (fused := experts(held)):
         config = _with_experts(model, config, fused, table)
-    return (config, file) if file is None else _of_file(model, method, config, file, table)
+    return (config, file) if file is None else _of_file(model, method, config, file, table, {PREFIX + path for path, _ in held})
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ def _names(targets: list[str] | str, name: str, holders: Iterable[str]) -> bool:
 
 # --- files ---
 
-def _of_file(model: nn.Module, method: Method, config: TargetedConfig, file: dict[str, Tensor], table: _Table
-             ) -> tuple[TargetedConfig, dict[str, Tensor]]:
-    known, begin = {PREFIX + path for path, _ in modules(model)}, f".{method.prefix}"
+def _of_file(model: nn.Module, method: Method, config: TargetedConfig, file: dict[str, Tensor], table: _Table,
+             known: Set[str]) -> tuple[TargetedConfig, dict[str, Tensor]]:
+    begin = f".{method.prefix}"
     places = {key: strip(key).partition(begin) for key in file if begin in key and key.partition(begin)[0] not in known}
     strange = {path for path, _, _ in places.values() if PREFIX + path.replace(".base_layer", "") not in known}
     now = {path: table.now(f"{path}.weight") for path in strange}
@@ -147,7 +147,7 @@ def _joined(model: nn.Module, parameter: str, name: str, keys: Mapping[tuple[int
     A's rows are stacked part after part within an expert, B is block-diagonal; see `engine.methods.lora` for the experts' order.
     """
     holder, _, leaf = parameter.rpartition(".")
-    old, own = table.fused.get(leaf, []), experts(model).get(holder, [])
+    old, own = table.fused.get(leaf, []), experts(modules(model)).get(holder, [])
     count = 1 + max(expert for expert, _ in keys)
     if len(keys) != count * len(old) or leaf not in own or name not in ("lora_A.weight", "lora_B.weight"):
         return {key: file[key] for key in keys.values()}

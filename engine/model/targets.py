@@ -118,7 +118,7 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
         warnings.warn(f"target_parameters={named} were set but no parameter was matched.", RuntimeWarning, stacklevel=2)
     for target in found:
         result.add(target, method, config)
-    if not isinstance(wanted, (str, _AllLinear)):
+    if not isinstance(wanted, (str, _AllLinear)) and not hits.issuperset(wanted):
         leaves = sorted({p.rpartition(".")[2] for p in result.reasons})
         result.unmatched = {e: difflib.get_close_matches(e.rpartition(".")[2], leaves, 3) for e in wanted if e not in hits}
     result.resolved = wanted
@@ -127,19 +127,19 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
     if not result.targets and not config.target_modules and getattr(config, "target_parameters", None):
         raise NoMatchingPeftModuleError("No `target_modules` passed but also no `target_parameters` found.",
                                         "The adapter would sit on nothing at all.", "Check the names of the parameters.")
+    if result.targets:
+        return result
     taken = [path for path, reason in result.reasons.items() if reason in ("excluded", "learned whole")
              and (isinstance(wanted, _AllLinear) or _finder(wanted)(path) is not None)]
-    if not result.targets and taken:
+    if taken:
         raise NoMatchingPeftModuleError(
             "No modules were targeted for adaptation. This might be caused by a combination of targets with `exclude_modules` or "
             f"`modules_to_save`, which take {', '.join(taken[:3])}{' …' if len(taken) > 3 else ''} away from them.",
             "The adapter would sit on no layer at all.", "Name other layers in `target_modules`.")
-    if not result.targets:
-        near = sorted({name for names in result.unmatched.values() for name in names})
-        raise NoMatchingPeftModuleError(
-            f"Target modules {config.target_modules} not found in the base model.", "The adapter would sit on no layer at all.",
-            f"Did you mean {', '.join(near)}?" if near else "Check that the adapter was made for this model.")
-    return result
+    near = sorted({name for names in result.unmatched.values() for name in names})
+    raise NoMatchingPeftModuleError(
+        f"Target modules {config.target_modules} not found in the base model.", "The adapter would sit on no layer at all.",
+        f"Did you mean {', '.join(near)}?" if near else "Check that the adapter was made for this model.")
 
 
 def named_modules(model: nn.Module, config: TargetedConfig) -> list[str]:
@@ -197,14 +197,14 @@ def _round(module: nn.Module) -> tuple[dict[str, AdaptedParameter], nn.Module]:
     return wrappers, module
 
 
-def experts(model: nn.Module) -> dict[str, list[str]]:
-    """Path of a module that holds the weights of many experts → names of those parameters, in order."""
+def experts(held: Iterable[tuple[str, nn.Module]]) -> dict[str, list[str]]:
+    """Of a model's `modules`: path of one that holds the weights of many experts → names of those parameters, in order."""
     found = {}
-    for path, module in modules(model):
-        holder = module if module._parameters or not isinstance(module, AdaptedParameter) else unwrapped(_round(module)[1])
-        names = [name for name, p in holder._parameters.items() if p is not None and p.dim() == 3]
-        if names and host_of(holder) is None:
-            found[path] = names
+    for path, module in held:
+        holder = unwrapped(module) if isinstance(module, AdaptedParameter) else module
+        if holder._parameters and (names := [name for name, p in holder._parameters.items() if p is not None and p.dim() == 3]):
+            if host_of(holder) is None:
+                found[path] = names
     return found
 
 

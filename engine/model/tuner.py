@@ -149,15 +149,16 @@ class Tuner(TrainingHooks, Shelves):
             inject(self, name, placed, trainable=trainable, given=given, autocast=autocast, device=device)
             failing.pop_all()
         self.peft_config[name], self.plans[name] = config, planned
-        self._ask()
+        self._ask(method)
         self.trained |= {name} if trainable else set()
         if self._thawed is None:
             self._freeze_base()
         return report
 
-    def _ask(self) -> None:
-        laws = [law(config) for config in self.peft_config.values()]
-        self.asked, self._adds_to_loss = frozenset(argument for each in laws for argument in each.hears), any(each.adds_to_loss for each in laws)
+    def _ask(self, *laws: Method) -> None:
+        """Take in what these laws want of the model's calls."""
+        self.asked = self.asked.union(*(each.hears for each in laws))
+        self._adds_to_loss |= any(each.adds_to_loss for each in laws)
 
     def plan(self, method: Method, config: PeftConfig) -> Plan:
         """Where an adapter will sit; see `engine.model.targets.plan`."""
@@ -197,7 +198,8 @@ class Tuner(TrainingHooks, Shelves):
                 layer.remove(name)
         self.clear(name)
         del self.peft_config[name], self.plans[name]
-        self._ask()
+        self.asked, self._adds_to_loss = frozenset(), False
+        self._ask(*map(law, self.peft_config.values()))
         self.schedules.pop(name, None)
         self.trained.discard(name)
         self.stack.arrange({n: s for n, s in self.stack.entries if n != name})

@@ -84,7 +84,8 @@ def read_header(path: Path | str, error: type = BadAdapter) -> Header:
     for name, entry in table.items():
         try:
             dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            sound = all(type(n) is int and n >= 0 for n in (*shape, start, end)) and dtype in ITEM_BITS
+            numbers = *shape, start, end
+            sound = dtype in ITEM_BITS and {*map(type, numbers)} == {int} and min(numbers) >= 0
         except (TypeError, KeyError, ValueError) as problem:
             raise bad(f"The entry “{name[:80]}” cannot be read.") from problem
         if not sound or (end - start) * 8 != math.prod(shape) * ITEM_BITS[dtype]:
