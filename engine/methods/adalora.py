@@ -90,7 +90,7 @@ class AdaLoraConfig(TargetedConfig):
         if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
             raise ValueError(f"`beta1` and `beta2` must lie between 0 and 1, but the values passed are {self.beta1} and {self.beta2}")
         if self.deltaT <= 0:
-            raise ValueError(f"`deltaT` should be a positive integer value but the value passed is {self.deltaT}")
+            raise ValueError(f"`deltaT` should be a positive integer value but the value passed is {self.deltaT}.")
         if self.tinit >= self.total_step - self.tfinal:
             raise ValueError("The supplied schedule values don't allow for a budgeting phase. Decrease `tfinal`/`tinit` or increase `total_step`.")
 

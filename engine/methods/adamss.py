@@ -64,7 +64,7 @@ class AdamssConfig(TargetedConfig):
             raise ValueError(f"init_weights must be 'orthogonal' or None, got {self.init_weights}")
         for name in ("r", "num_subspaces", "subspace_rank"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` should be a positive integer value but the value passed is {getattr(self, name)}")
+                raise ValueError(f"`{name}` should be a positive integer value but the value passed is {getattr(self, name)}.")
         if self.use_asa:
             for name in ("mask_interval", "asa_target_subspaces", "asa_schedule_exponent"):
                 if getattr(self, name) <= 0:

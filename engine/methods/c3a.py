@@ -36,7 +36,7 @@ class C3AConfig(TargetedConfig):
         self.block_size_pattern = dict(self.block_size_pattern or {})
         for block in (self.block_size, *self.block_size_pattern.values()):
             if not isinstance(block, int) or block <= 0:
-                raise ValueError(f"`block_size` should be a positive integer value but the value passed is {block}")
+                raise ValueError(f"`block_size` should be a positive integer value but the value passed is {block}.")
         if self.init_weights not in (True, False, "gaussian", "kaiming_uniform", "xavier_uniform"):
             raise ValueError(f"Unknown init_weights: {self.init_weights}; known are True, False, 'gaussian', 'kaiming_uniform', 'xavier_uniform'.")
 

@@ -45,7 +45,7 @@ class DeftConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.r, int) or self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
+            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
         if self.decomposition_method not in ("qr", "relu"):
             raise ValueError(f"Unknown decomposition_method '{self.decomposition_method}', must be one of ['qr', 'relu'].")
 

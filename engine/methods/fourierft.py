@@ -41,7 +41,7 @@ class FourierFTConfig(TargetedConfig):
             raise ValueError("`random_loc_seed` must be a number: without it the places could not be found again.")
         for number in (self.n_frequency, *self.n_frequency_pattern.values()):
             if number <= 0:
-                raise ValueError(f"`n_frequency` should be a positive integer value but the value passed is {number}")
+                raise ValueError(f"`n_frequency` should be a positive integer value but the value passed is {number}.")
 
 
 class FourierFT(Method):

@@ -41,7 +41,7 @@ class GloraConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.r, int) or self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
+            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
         for name, known in _FORMS.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"Invalid {name} value: {getattr(self, name)!r}. Valid values are: {', '.join(sorted(known))}.")

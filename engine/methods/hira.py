@@ -36,7 +36,7 @@ class HiraConfig(TargetedConfig):
         self.rank_pattern = dict(self.rank_pattern or {})
         for rank in (self.r, *self.rank_pattern.values()):
             if not isinstance(rank, int) or rank <= 0:
-                raise ValueError(f"`r` should be a positive integer value but the value passed is {rank}")
+                raise ValueError(f"`r` should be a positive integer value but the value passed is {rank}.")
         if self.init_weights not in (True, False, None) and str(self.init_weights).lower() != "gaussian":
             raise ValueError(f"Unknown initialization init_weights={self.init_weights!r}; known are True, False and 'gaussian'.")
 

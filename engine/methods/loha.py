@@ -43,7 +43,7 @@ class LoHaConfig(TargetedConfig):
         self.rank_pattern, self.alpha_pattern = dict(self.rank_pattern or {}), dict(self.alpha_pattern or {})
         for rank in (self.r, *self.rank_pattern.values()):
             if not isinstance(rank, int) or rank <= 0:
-                raise ValueError(f"`r` should be a positive integer value but the value passed is {rank}")
+                raise ValueError(f"`r` should be a positive integer value but the value passed is {rank}.")
 
 
 class LoHa(Method):

@@ -49,7 +49,7 @@ class LoKrConfig(TargetedConfig):
         self.rank_pattern, self.alpha_pattern = dict(self.rank_pattern or {}), dict(self.alpha_pattern or {})
         for rank in (self.r, *self.rank_pattern.values()):
             if not isinstance(rank, int) or rank <= 0:
-                raise ValueError(f"`r` should be a positive integer value but the value passed is {rank}")
+                raise ValueError(f"`r` should be a positive integer value but the value passed is {rank}.")
         if self.init_weights not in (True, False, "lycoris"):
             raise ValueError(f"Unknown initialization init_weights={self.init_weights!r}; known are True, False and 'lycoris'.")
 

@@ -77,7 +77,7 @@ class LoraConfig(TargetedConfig):
         for name, kind in _SETTINGS.items():
             setattr(self, name, settings(getattr(self, name), kind))
         if not isinstance(self.r, int) or self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
+            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
         if isinstance(self.target_parameters, str):
             raise TypeError("`target_parameters` must be a list of strings or None.")
         if self.target_parameters is not None:

@@ -35,9 +35,9 @@ class MissConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.r, int) or self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
+            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
         if not isinstance(self.mini_r, int) or self.mini_r <= 0:
-            raise ValueError(f"`mini_r` should be a positive integer value but the value passed is {self.mini_r}")
+            raise ValueError(f"`mini_r` should be a positive integer value but the value passed is {self.mini_r}.")
         if self.init_weights not in (True, False, "bat", "mini"):
             raise ValueError(f"Unknown initialization init_weights={self.init_weights!r}; known are True, False, 'bat' and 'mini'.")
 

@@ -50,7 +50,7 @@ class OSFConfig(TargetedConfig):
         super().__post_init__()
         for value in (self.effective_rank, *(self.rank_pattern or {}).values()):
             if value is not None and value <= 0:
-                raise ValueError(f"`effective_rank` should be a positive integer value but the value passed is {value}")
+                raise ValueError(f"`effective_rank` should be a positive integer value but the value passed is {value}.")
         if self.target_svd_config:         # nor has it in PEFT, whose files may name it
             warnings.warn("`target_svd_config` has no effect; use `rank_pattern` to keep other numbers of directions in some layers.", stacklevel=3)
 

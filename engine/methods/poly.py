@@ -38,7 +38,7 @@ class PolyConfig(TargetedConfig):
             raise ValueError(f"Unsupported poly_type: {self.poly_type}. Currently, only `poly` is supported.")
         for name in ("r", "n_tasks", "n_skills", "n_splits"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` should be a positive integer value but the value passed is {getattr(self, name)}")
+                raise ValueError(f"`{name}` should be a positive integer value but the value passed is {getattr(self, name)}.")
 
 
 class Poly(Routed):

@@ -47,7 +47,7 @@ class RandLoraConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
+            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
 
 
 class RandLora(Method):

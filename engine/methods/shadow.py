@@ -50,7 +50,7 @@ class ShadowConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}")
+            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
         own = ("shadow_num_hidden_layers", "shadow_hidden_size", "shadow_num_attention_heads", "shadow_intermediate_size")
         if self.shadow_model != "mirror" and (chosen := [name for name in own if getattr(self, name) is not None]):
             raise ValueError(f"Explicit `shadow_model` checkpoints define their architecture; leave out {', '.join(chosen)}.")

@@ -44,7 +44,7 @@ class TinyLoraConfig(TargetedConfig):
         super().__post_init__()
         for name in ("r", "u"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` should be a positive integer value but the value passed is {getattr(self, name)}")
+                raise ValueError(f"`{name}` should be a positive integer value but the value passed is {getattr(self, name)}.")
         if not 0.0 <= self.weight_tying <= 1.0:
             raise ValueError(f"`weight_tying` should be a float between 0.0 and 1.0 but the value passed is {self.weight_tying}")
         if self.init_weights not in (True, False, "uniform"):

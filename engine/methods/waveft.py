@@ -45,7 +45,7 @@ class WaveFTConfig(TargetedConfig):
         self.n_frequency_pattern = dict(self.n_frequency_pattern or {})
         for number in (self.n_frequency, *self.n_frequency_pattern.values()):
             if number <= 0:
-                raise ValueError(f"`n_frequency` should be a positive integer value but the value passed is {number}")
+                raise ValueError(f"`n_frequency` should be a positive integer value but the value passed is {number}.")
         if self.use_idwt and self.wavelet_family not in FAMILIES:             # PEFT's numbers for coif4 and coif5 are not those of wavelets
             raise ValueError(f"Unknown wavelet name '{self.wavelet_family}'. Offered are db1 to db10, sym2 to sym10 and coif1 to coif3.")
 

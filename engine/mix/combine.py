@@ -42,7 +42,7 @@ class Recipe:
         if self.kind not in KINDS:
             raise ValueError(f"Invalid combination_type: {self.kind}. Choose one of {', '.join(KINDS)}.")
         if self.kind.removesuffix("_svd") not in ("cat", "svd", "linear") and (self.density is None or not 0 <= self.density <= 1):
-            raise ValueError(f"{self.kind} needs a density between 0 and 1, not {self.density}.")
+            raise ValueError(f"The combination {self.kind} needs a density between 0 and 1, not {self.density}.")
         if self.signs not in ("total", "frequency"):
             raise ValueError(f"majority_sign_method must be “total” or “frequency”, not {self.signs}.")
 

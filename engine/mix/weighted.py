@@ -28,7 +28,7 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
     if not adapters or len(adapters) != len(weights):
         raise ValueError(f"There must be as many weights as adapters: {len(adapters)} adapters, {len(weights)} weights.")
     if unknown := [a for a in adapters if not any(a in layer.tenants for layer in layers.values())]:
-        raise ValueError(f"Adapter {unknown[0]} does not exist")
+        raise ValueError(f"Adapter {unknown[0]} does not exist.")
     if all(layer.tenants[a].config.peft_type == "IA3" for layer in layers.values() for a in adapters if a in layer.tenants):
         return _scalings(model, layers, dict(zip(adapters, weights)))
     parts = {path: _factors(layer, path, adapters) for path, layer in layers.items() if any(a in layer.tenants for a in adapters)}

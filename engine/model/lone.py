@@ -134,7 +134,7 @@ class LoneTuner(ABC):
     def delete_adapter(self, name: str) -> None:
         """Forget an adapter. If it was the only active one, the model is the plain base until `set_adapter`."""
         if name not in self.peft_config:
-            raise ValueError(f"Adapter {name} does not exist")
+            raise ValueError(f"Adapter {name} does not exist.")
         self.forget(name)
         for layer in self.layers.values():
             layer.remove(name)

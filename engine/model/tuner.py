@@ -107,7 +107,7 @@ class Tuner(TrainingHooks, Shelves):
         """These names, as a list. Raises `ValueError` if one is not there."""
         names = [names] if isinstance(names, str) else list(names)
         if unknown := [n for n in names if n not in self.peft_config]:
-            raise ValueError(f"Adapter(s) {sorted(unknown)} not found, available adapters: {sorted(self.peft_config)}")
+            raise ValueError(f"Adapter(s) {sorted(unknown)} not found, available adapters: {sorted(self.peft_config)}.")
         return names
 
     # --- coming and going ---
@@ -190,7 +190,7 @@ class Tuner(TrainingHooks, Shelves):
     def delete_adapter(self, name: str) -> None:
         """Forget an adapter. The rest of the stack stays as it is; without any adapter the model is the base."""
         if name not in self.peft_config:
-            raise ValueError(f"Adapter {name} does not exist")
+            raise ValueError(f"Adapter {name} does not exist.")
         if name in self.stack.merged:
             raise ValueError(f"Cannot delete adapter(s) {[name]} while they are merged. Please unmerge them first.")
         for layer in self.layers.values():
@@ -279,7 +279,7 @@ class Tuner(TrainingHooks, Shelves):
         if self.stack.merged:
             raise ValueError("Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first.")
         if unknown := sorted(set(names) - self.peft_config.keys() - {BASE}):
-            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}.")
         if self._batch is None or self._batch.names != list(names):
             self._batch = Samples(names)
         self.stack.samples = self._batch
