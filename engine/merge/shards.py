@@ -19,6 +19,7 @@ from engine.store.headers import ITEM_BITS, TensorEntry
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}      # what can be cast or merged
 SAFE = {dtype: name for name, dtype in TORCH.items()}
+NAMES = SAFE | {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 
 
 def plan_entries(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> dict[str, TensorEntry]:

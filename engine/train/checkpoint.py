@@ -13,6 +13,7 @@ import hashlib
 import json
 import random
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,9 +23,12 @@ import torch
 from torch import Tensor
 
 from engine.errors import BadData, DamagedCheckpoint
+from engine.merge.shards import NAMES, ShardWriter, plan_entries
 from engine.store.atomic import replacing_folder
+from engine.store.headers import TensorEntry
 
 FORMAT, KEPT = 2, 2
+WEIGHTS = ("adapter.safetensors", "optimizer.safetensors", "best.safetensors")
 
 
 @dataclass
@@ -77,9 +81,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     with replacing_folder(target) as new:
         state = {"format": FORMAT, "step": checkpoint.step, "progress": checkpoint.progress, "identity": checkpoint.identity,
                  "generators": checkpoint.generators}
-        sums = {name: _write(new / f"{name}.safetensors", safetensors.torch.save(tensors))
-                for name, tensors in (("adapter", checkpoint.adapter), ("optimizer", checkpoint.optimizer), ("best", checkpoint.best))}
-        sums = {f"{name}.safetensors": digest for name, digest in sums.items()}
+        sums = {name: _write(new / name, tensors) for name, tensors in zip(WEIGHTS, (checkpoint.adapter, checkpoint.optimizer, checkpoint.best))}
         sums["state.json"] = _write(new / "state.json", json.dumps(state).encode())
         _write(new / "manifest.json", json.dumps({"format": FORMAT, "step": checkpoint.step, "sha256": sums}, indent=1).encode())
     for old in found(folder)[KEPT:]:
@@ -87,9 +89,29 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return target
 
 
-def _write(path: Path, content: bytes) -> str:
-    path.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
+def _write(path: Path, content: bytes | Mapping[str, Tensor]) -> str:
+    """Write bytes, or tensors one after another as safetensors. Returns the file's SHA-256, which is summed up on the way."""
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+        return hashlib.sha256(content).hexdigest()
+    names = sorted(content, key=lambda name: (-content[name].itemsize, name))  # the widest first: so all of them are aligned
+    with _Summed(path, plan_entries((name, NAMES[content[name].dtype], content[name].shape) for name in names), {}) as file:
+        for name in names:
+            file.begin(name)
+            file.block(content[name])
+    return file.sum.hexdigest()
+
+
+class _Summed(ShardWriter):
+    """Knows the SHA-256 of what it has written."""
+
+    def __init__(self, path: Path, entries: dict[str, TensorEntry], metadata: dict[str, str]):
+        self.sum = hashlib.sha256()
+        super().__init__(path, entries, metadata)
+
+    def _write(self, data: memoryview | bytes) -> None:
+        self.sum.update(data)
+        super()._write(data)
 
 
 def found(folder: Path) -> list[Path]:
@@ -116,16 +138,18 @@ def read(path: Path) -> Checkpoint:
 
     try:
         sums = json.loads((path / "manifest.json").read_bytes())["sha256"]
-        content = {}
-        for name in ("adapter.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"):
-            content[name] = (path / name).read_bytes()
-            if hashlib.sha256(content[name]).hexdigest() != sums[name]:
+
+        def content(name: str) -> bytes:
+            found = (path / name).read_bytes()
+            if hashlib.sha256(found).hexdigest() != sums[name]:
                 raise damaged(f"The content of {name} is not what was written.")
-        state = json.loads(content["state.json"])
+            return found
+
+        state = json.loads(content("state.json"))
         if state["format"] != FORMAT:
             raise damaged("It was written by another version.")
-        return Checkpoint(state["step"], *(safetensors.torch.load(content[f"{name}.safetensors"]) for name in ("adapter", "optimizer", "best")),
-                          state["progress"], state["identity"], state["generators"])
+        return Checkpoint(state["step"], *(safetensors.torch.load(content(name)) for name in WEIGHTS), state["progress"], state["identity"],
+                          state["generators"])
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as problem:
         raise damaged("A part of it is missing or cut off.", f"{type(problem).__name__}: {problem}") from problem
 

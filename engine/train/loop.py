@@ -259,7 +259,7 @@ class Training:
         self.evaluations.append([self.step, error])
         best = self._best() == [self.step, error]
         if best:
-            self.best = self._weights()
+            self.best = {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
         self._evaluation_seconds = time.monotonic() - start
         yield Evaluated(self.step, error, len(self.material.test), best)
         if not self.over:                  # the last word is the kept state's
@@ -323,11 +323,9 @@ class Training:
         self.seconds, self._clock = self.seconds + now - self._clock, now
         optimizer = {name: tensor.detach().cpu() for name, tensor in self.optimizer.state().items()}
         optimizer |= {SCHEDULE + name: tensor.detach().cpu() for name, tensor in self.model.tuner.schedule_state().items()}
-        return checkpoints.Checkpoint(self.step, self._weights(), optimizer, self.best, {
+        adapter = {name: p.detach().cpu() for name, p in self.parameters.items()}         # written before anything changes them
+        return checkpoints.Checkpoint(self.step, adapter, optimizer, self.best, {
             "errors": self.errors, "evaluations": self.evaluations, "seconds": self.seconds}, self.material.identity, generators)
-
-    def _weights(self) -> dict:
-        return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
 
     _saved_step = -1
 

@@ -5,6 +5,7 @@ import random
 
 import numpy
 import pytest
+import safetensors.torch
 import torch
 
 from engine.errors import BadData, DamagedCheckpoint
@@ -27,6 +28,23 @@ def test_everything_comes_back_bit_by_bit(tmp_path):
     for name in ("adapter", "optimizer", "best"):
         one, other = getattr(written, name), getattr(back, name)
         assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) and one[k].dtype == other[k].dtype for k in one)
+
+
+def test_files_are_what_safetensors_itself_writes(tmp_path):
+    """Of every number format that an optimizer keeps, in any shape and layout; empty ones too."""
+    torch.manual_seed(0)
+    kinds = {"float": torch.randn(3, 5), "half": torch.randn(7).bfloat16(), "codes": torch.arange(9, dtype=torch.uint8).view(3, 3),
+             "count": torch.tensor(4), "double": torch.randn(2, dtype=torch.float64), "step": torch.tensor(2.0), "none": torch.empty(0, 4),
+             "turned": torch.randn(4, 6).T, "yes": torch.tensor([True, False])}
+    path = save(tmp_path, Checkpoint(1, {}, kinds, {"a": torch.randn(2)}, {}, IDENTITY))
+    back = read(path).optimizer
+    assert back.keys() == kinds.keys() and all(torch.equal(back[k], t) and back[k].dtype is t.dtype for k, t in kinds.items())
+    for name, tensors in (("adapter", {}), ("optimizer", {k: t.contiguous() for k, t in kinds.items()})):
+        assert len((path / f"{name}.safetensors").read_bytes()) == len(safetensors.torch.save(tensors))
+    assert safetensors.torch.load_file(path / "optimizer.safetensors").keys() == kinds.keys()
+    alike = {k: t for k, t in kinds.items() if k in ("float", "step", "none")}
+    again = save(tmp_path, Checkpoint(2, alike, {}, {}, {}, IDENTITY))
+    assert (again / "adapter.safetensors").read_bytes() == safetensors.torch.save(alike)
 
 
 def test_random_generators_go_on_where_they_were(tmp_path):
@@ -84,7 +102,7 @@ def test_a_full_disk_leaves_the_one_before(tmp_path, monkeypatch, writes):
 
     def full(path, content):
         if next(count) == writes:
-            path.write_bytes(content[: len(content) // 2])
+            path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, content)
 

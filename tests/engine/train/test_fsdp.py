@@ -239,8 +239,10 @@ json.dump(found, open(f"{sys.argv[1]}/{team.rank}.json", "w"))
 def test_processes_need_not_go_the_same_way(tmp_path):
     """Each has half. They compute different numbers of times, one by itself, one until its memory runs out; nobody waits for ever."""
     (tmp_path / "member.py").write_text(MEMBER)
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "member.py"),
-                    str(tmp_path)], check=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=ROOT, timeout=300)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "member.py"), str(tmp_path)]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=ROOT, timeout=300,
+                           capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["times"] == [1, 3] and found["none"] == [0, 0] and found["lead"] == 2 and found["after"] == [1, 1]
