@@ -30,7 +30,7 @@ from engine.hosts.shelves import Shelves
 from engine.specs import TrainSpec
 from engine.store.library import read_model
 from engine.train.precision import Precision
-from engine.train.team import PATIENCE, Team
+from engine.train.team import Team
 
 ROOM = 0.8                                 # share of a card's memory that a whole base may take; what is computed needs the rest
 _together = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor        # its name up to torch 2.12
@@ -64,9 +64,9 @@ class Split:
     """
 
     def __init__(self, model: nn.Module, frozen: Collection[nn.Parameter], team: Team, device: str):
-        self._team, self._words = team, None
-        if team.size > 1:                  # a few bytes a round, which a graphics card need not be waited for
-            self._words = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._team = team
+        if team.size > 1:
+            team.talk()
             team.serve = self.serve
         wanted, ends = {id(p) for p in frozen if not p.requires_grad and p.numel()}, (model.get_input_embeddings(), model.get_output_embeddings())
         tops = [*_blocks(model), *(end for end in ends if end is not None)]
@@ -130,11 +130,11 @@ class Split:
     @torch.no_grad()
     def _round(self, number: int) -> bool:
         """Say what is needed here and give the others what they need. Whether anybody needed something."""
-        if self._words is None:
+        if self._team.size == 1:
             self._pieces[number].whole.copy_(self._pieces[number].share)
             return True
         said = torch.empty(self._team.size, dtype=torch.int64)
-        _together(said, torch.tensor([number]), group=self._words)
+        _together(said, torch.tensor([number]), group=self._team.words)
         needs = said.tolist()
         for wanted in sorted({*needs} - {NOTHING}):
             piece = self._pieces[wanted]

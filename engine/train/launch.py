@@ -156,7 +156,10 @@ def main(argv: list[str]) -> int:
         spec = replace(run.spec(), processes=team.size)
         job = partial(train, team=team)
         *_, last = record(job, spec, run) if team.leads else job(spec, run)
-        return int(isinstance(last, events.Failed))
+        if isinstance(last, events.Failed):
+            return 1
+        team.part()
+        return 0
     line, inbox = Line.private(), queue.SimpleQueue()
     for name in ("SIGINT", "SIGHUP"):      # they mean the launcher, whose end is noticed by its pipe
         if hasattr(signal, name):
@@ -171,6 +174,7 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         line.fail(message["id"], explain(error))
         return 1
+    team.part()
     line.write({"id": message["id"], "done": {}})
     return 0
 

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.errors import StudioError, explain
@@ -28,6 +29,7 @@ class Team:
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
         self.serve: Callable[[], None] = lambda: None          # what is done for those who still compute, until nobody does
+        self.words = None                  # a group of all for a few bytes, which no graphics card is waited for; see `talk`
 
     @classmethod
     def assemble(cls) -> "Team":
@@ -45,6 +47,16 @@ class Team:
             raise StudioError(f"{called} processes were to work together, but only {state.num_processes} came together.",
                               do="Set “Processes” to 1.")
         return cls(state.process_index, state.num_processes)
+
+    def talk(self) -> None:
+        """Set up ``words``."""
+        self.words = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def part(self) -> None:
+        """The end of the work together. Threads of a group that lives on may abort a process that ends."""
+        self.words = None
+        if self.size > 1:
+            dist.destroy_process_group()
 
     @property
     def leads(self) -> bool:

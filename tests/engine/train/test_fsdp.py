@@ -233,6 +233,7 @@ if team.rank:
     model.base_model.model.model.layers[1]._forward_pre_hooks.popitem()
 found["after"] = team.together(as_many_as(1))
 json.dump(found, open(f"{sys.argv[1]}/{team.rank}.json", "w"))
+team.part()
 """
 
 
