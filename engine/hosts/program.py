@@ -197,20 +197,21 @@ def _composed(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
     """Run the layer once with everything baked in; composed anew only when a strength or a tensor has changed."""
     host, base = layer.host, layer.base_layer
     watched = [t for name in heard for t in layer.all_tensors(name).values()]
-    known: list = [None, None, None]       # (stamp, canonical weight, bias)
+    known: list = [None, None, None]       # [[tick, versions of the tensors …], canonical weight, bias]
     dtype, plain, columns, out = layer.pristine_weight.dtype, type(base) is nn.Linear, layer.site.columns, layer.site.out
-    exact, device = dtype in (torch.float32, torch.float64), layer.like.device.type
+    exact, device = plain and dtype in (torch.float32, torch.float64), layer.like.device.type
+    mv, addmv, autocast = torch.mv, torch.addmv, torch.is_autocast_enabled
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        stamp = (stack.tick, *(t._version for t in watched))
+        stamp = [stack.tick, *[t._version for t in watched]]
         if known[0] != stamp:
             weight, bias = layer.on_present(heard, stack)
             weight = host.canonical(host.native(weight, layer.pristine_weight).to(dtype).contiguous())
             known[:] = [stamp, weight, bias.to(dtype) if plain and bias is not None else bias]
-        if plain and exact and x.numel() == columns == x.shape[-1] and x.dtype is dtype and not torch.is_autocast_enabled(device):
-            row, bias = x.reshape(columns), known[2]           # a single one, as in a chat
-            y = torch.mv(known[1], row) if bias is None else torch.addmv(bias, known[1], row)
-            return y.view(*x.shape[:-1], out)
+        if exact and x.numel() == columns == x.shape[-1] and x.dtype is dtype and not autocast(device):
+            row, (_, weight, bias) = x.reshape(columns), known                 # a single one, as in a chat
+            y = mv(weight, row) if bias is None else addmv(bias, weight, row)
+            return y.view(1, 1, out) if x.dim() == 3 else y.view(*x.shape[:-1], out)
         if plain:                          # the bias in the same operation
             return F.linear(x, known[1], known[2])
         y = host.run(base, x, known[1])
