@@ -121,33 +121,33 @@ class _LowRank(torch.autograd.Function):
         origin = Origin.of(x) if needs_a and x.requires_grad else None
         kept = (() if not needs_a else (x,)) if origin is None else origin.inputs
         ctx.recipe = None if origin is None else origin.recipe
-        ctx.scale, ctx.thin, ctx.columns = scale, thin, x.shape[-1]
-        y = F.linear(x, weight, bias)
-        h = _thinned(x.reshape(-1, x.shape[-1]), thin) @ A.to(x.dtype).T
+        ctx.scale, ctx.thin, ctx.columns, ctx.dtypes = scale, thin, x.shape[-1], (A.dtype, B.dtype)
+        y, A, B = F.linear(x, weight, bias), A.to(x.dtype), (B * scale).to(x.dtype)
+        h = _thinned(x.reshape(-1, x.shape[-1]), thin) @ A.T
         ctx.save_for_backward(weight, A, B, h if needs_b else None, *kept)
-        return y.reshape(-1, y.shape[-1]).addmm_(h, B.to(x.dtype).T, alpha=scale).view(y.shape)
+        return y.reshape(-1, y.shape[-1]).addmm_(h, B.T).view(y.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, A, B, h, *kept = ctx.saved_tensors
+        weight, A, B, h, *kept = ctx.saved_tensors            # B with the scale
         needs_x, needs_a, needs_b = ctx.needs_input_grad[0], *ctx.needs_input_grad[3:5]
         shape = (*grad.shape[:-1], ctx.columns)
         grad = grad.reshape(-1, grad.shape[-1])
         to_x = to_a = to_b = None
         to_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
         if needs_x or needs_a:
-            into_ranks = grad @ (B.to(grad.dtype) * ctx.scale)
+            into_ranks = grad @ B
         if needs_a:
             x = kept[0] if ctx.recipe is None else ctx.recipe.make(*kept)
-            to_a = (into_ranks.T @ _thinned(x.reshape(-1, ctx.columns), ctx.thin)).to(A.dtype)
+            to_a = (into_ranks.T @ _thinned(x.reshape(-1, ctx.columns), ctx.thin)).to(ctx.dtypes[0])
         if needs_b:                        # this way round the product is a third quicker
-            to_b = ((h.T * ctx.scale) @ grad).T.to(B.dtype)
+            to_b = ((h.T * ctx.scale) @ grad).T.to(ctx.dtypes[1])
         if needs_x:
             to_x = grad @ weight
             if ctx.thin[0]:
-                to_x += _thinned(into_ranks @ A.to(grad.dtype), ctx.thin)
+                to_x += _thinned(into_ranks @ A, ctx.thin)
             else:
-                to_x.addmm_(into_ranks, A.to(grad.dtype))
+                to_x.addmm_(into_ranks, A)
             to_x = to_x.view(shape)
         return to_x, None, to_bias, to_a, to_b, None, None
 

@@ -7,6 +7,7 @@ on another. float16 is never computed with on a CPU (it is some 15 times slower)
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 SIZE, REPEATS = (512, 768, 768), 6
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST = -1, -3, 32 << 20      # mallopt(3); bytes from which glibc maps a piece by itself, at most
 EXACT, CLOSE, WORTH = 1e-5, 2e-2, 1.3      # relative error allowed in "medium" float32, in bfloat16; gain for which bfloat16 is taken
 
 
@@ -88,14 +90,35 @@ def matmul_precision(value: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exact_computing(precision: Precision, device: str = "cpu") -> Iterator[None]:
-    """Everything under which a run repeats bit by bit: deterministic kernels and the run's matmul precision; put back afterwards."""
+    """Everything under which a run repeats bit by bit: deterministic kernels and the run's matmul precision; put back afterwards.
+
+    Memory that one step frees is there for the next, too (`kept_memory`).
+    """
     before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False   # costs time and changes no result
     try:
-        with matmul_precision(precision.matmul):
+        with matmul_precision(precision.matmul), kept_memory():
             yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn)
         torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """What is freed goes back to the system only at the end, where glibc allocates: to be given every page anew costs a twentieth of a step."""
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, trim = libc.mallopt, libc.malloc_trim
+    except (OSError, TypeError, AttributeError):               # another system's allocator
+        yield
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGEST)
+    mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+    try:
+        yield
+    finally:
+        mallopt(M_TRIM_THRESHOLD, 2 * LARGEST)                 # to where glibc's own adjustment comes
+        trim(0)

@@ -150,7 +150,16 @@ def note(options: argparse.Namespace, found: dict, judged: list[str]) -> None:
 # --- one contender ---
 
 def contend(options: argparse.Namespace) -> dict:
-    """One contender's run: {tokens, cpu, speed, growth_mb, losses, held_out}. Reading, loading and one row to warm up are not counted."""
+    """One contender's run, on fast matrix products where they are exact; the studio's under all that it trains under."""
+    from engine.train.precision import choose, exact_computing, matmul_precision
+
+    precision = choose(options.dtype)
+    with exact_computing(precision) if options.contender == "studio" else matmul_precision(precision.matmul):
+        return taught(options)
+
+
+def taught(options: argparse.Namespace) -> dict:
+    """{tokens, cpu, speed, growth_mb, losses, held_out}. Reading, loading and one row to warm up are not counted."""
     import torch
 
     rows = examples(options)
@@ -211,15 +220,12 @@ def peak_mb() -> float:
 
 
 def base(options: argparse.Namespace):
-    """The frozen model, on fast matrix products where they are exact."""
-    import torch
-
-    from engine.bases.load import load_model
-    from engine.train.precision import choose, matmul_precision
-
-    matmul_precision(choose(options.dtype).matmul).__enter__()
+    """The frozen model."""
     if not options.shape:
+        from engine.bases.load import load_model
+
         return load_model(options.base, dtype=options.dtype)
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     before = torch.get_default_dtype()

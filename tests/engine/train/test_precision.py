@@ -1,10 +1,13 @@
 """The number format follows what was measured, and everything is put back afterwards."""
 
+import platform
+
+import psutil
 import pytest
 import torch
 
 from engine.train import precision as precise
-from engine.train.precision import Precision, choose, exact_computing, measure
+from engine.train.precision import Precision, choose, exact_computing, kept_memory, measure
 
 
 @pytest.mark.parametrize("seconds, errors, dtype, matmul", [
@@ -35,3 +38,21 @@ def test_exact_computing_is_put_back_after_an_error():
         assert torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "medium"
         raise RuntimeError("on purpose")
     assert not torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_what_a_step_frees_is_there_for_the_next_and_is_given_back_at_the_end():
+    import resource                        # not on Windows
+
+    def faults():
+        """How many pages the system has to give for 24 MB, which are then free again."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(6, 1_000_000).add_(1)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with kept_memory():
+        first = [torch.ones(1_000_000) for _ in range(24)]    # more than any trimming would leave
+        del first
+        assert faults() < 1000
+        held = psutil.Process().memory_info().rss
+    assert psutil.Process().memory_info().rss < held - 48_000_000
