@@ -1,7 +1,8 @@
 """Training side by side with `peft`, in one run: useful tokens per CPU second, growth of peak memory, the same losses.
 
     python -m tests.bench.train_speed BASE [--only ragged dense twice] [--dtype float32] [--rounds 2] [--save]
-    python -m tests.bench.train_speed BASE --shape tinyllama --only ragged dense --rows 2 --steps 2 --longest 256
+    python -m tests.bench.train_speed BASE --shape tinyllama --only ragged dense --rows 2 --steps 2 --longest 256 --dtype bfloat16
+    python -m tests.bench.train_speed --table               # writes what was noted into README.md
 
 All take steps over the same rows from the same starting adapter (LoRA, r=16, all-linear), each in a process of its own, in turn:
   studio         this engine as it trains
@@ -30,6 +31,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "train_speed.json"
 ROOT = Path(__file__).parents[2]
+START, END = "<!-- teaching -->", "<!-- /teaching -->"
 SCENES = {"ragged": ("studio", "peft-padded", "peft-grouped", "peft-single", "peft-packed"), "dense": ("studio", "peft-grouped", "peft-single"),
           "twice": ("studio", "peft-grouped")}
 DENSE, DENSE_ROWS, TESTED = 256, 4, 4      # tokens of a dense row, rows of its steps, held-out rows
@@ -42,7 +44,7 @@ SHAPES = {"tinyllama": {"vocab_size": 32000, "hidden_size": 2048, "intermediate_
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", help="folder of the model; with --shape only its tokenizer is used")
+    parser.add_argument("base", nargs="?", help="folder of the model; with --shape only its tokenizer is used")
     parser.add_argument("--shape", choices=SHAPES, help="a model of this shape with random weights")
     parser.add_argument("--only", nargs="*", default=list(SCENES), choices=SCENES)
     parser.add_argument("--contenders", nargs="*", help="some of them")
@@ -52,10 +54,16 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=512, help="tokens of a ragged row at most")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--save", action="store_true", help="note the results")
+    parser.add_argument("--table", action="store_true", help="write the noted results into README.md; measures nothing")
     parser.add_argument("--scene", choices=SCENES, help=argparse.SUPPRESS)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--start", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.table:
+        write_table()
+        return
+    if not options.base:
+        parser.error("which model?")
     if options.contender:
         print(json.dumps(contend(options)))
         return
@@ -145,6 +153,35 @@ def note(options: argparse.Namespace, found: dict, judged: list[str]) -> None:
         "runs": {scene: {name: [{k: round(v, 4) if isinstance(v, float) else v for k, v in run.items()} for run in runs]
                          for name, runs in contenders.items()} for scene, contenders in found.items()}}
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+
+
+# --- the table in README.md ---
+
+def table() -> str:
+    """What was noted, in Markdown: one line for each model, number format and scene."""
+    noted = json.loads(RESULTS.read_text(encoding="utf-8"))
+    contenders = list(dict.fromkeys(name for names in SCENES.values() for name in names))
+    lines = [["", *contenders], ["---"] * (1 + len(contenders))]
+    words = ["Useful tokens per CPU second, and growth of the peak memory."]
+    for title, one in noted.items():
+        for scene, runs in one["runs"].items():
+            found = {name: best(rounds) for name, rounds in runs.items()}
+            fastest = max(run["speed"] for run in found.values())
+            cells = [f"{'**' * (run['speed'] == fastest)}{run['speed']:.0f}{'**' * (run['speed'] == fastest)}, {run['growth_mb']:,.0f} MB"
+                     if (run := found.get(name)) else "" for name in contenders]
+            lines.append([f"{title}, {scene}, {found['studio']['tokens']:,} tokens", *cells])
+        words.append(f"{title} ({one['machine']}, {one['date']}, commit {one['commit']}, torch {one['torch']}): {'; '.join(one['goals'])}.")
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + "\n\n".join(words)
+
+
+def write_table() -> None:
+    """Put the table between its marks in README.md."""
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    if not end:
+        sys.exit(f"README.md has no place for the table: put {START} and {END} where it is to stand.")
+    readme.write_text(f"{before}{START}\n{table()}\n{END}{after}", encoding="utf-8")
 
 
 # --- one contender ---
