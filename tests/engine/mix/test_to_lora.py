@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import warnings
 
 import pytest
@@ -23,9 +24,9 @@ ROWS = [(method, "linear") for method in METHODS] + [(method, layer) for method 
 rows = pytest.mark.parametrize(("method", "layer"), [row for row in ROWS if carries(*row)], ids=lambda value: value)
 
 
-def dense_change(peft, name: str) -> torch.Tensor:
+def dense_change(peft, name: str, path: str = "first") -> torch.Tensor:
     """ΔW of one adapter, as wide as all groups of a convolution."""
-    layer = peft.adapted["first"]
+    layer = peft.adapted[path]
     W = layer.host.canonical(layer.compose_both(names=[name], stack=peft.stack.solo(name))[0])
     return W - layer.host.alike(layer.canonical(), W)[0]
 
@@ -60,12 +61,13 @@ def test_the_stated_error_is_the_one_that_is_made(method, layer):
     peft, x, _ = rig(method, layer, torch.float64, adapters=1)
     made = to_lora(peft, "a0", rank=2)
     beside(peft, made)
-    wanted, got = dense_change(peft, "a0"), dense_change(peft, "as-lora")
-    wanted = peft.adapted["first"].host.alike(wanted, got)[0]
-    at, = made.layers
-    assert at.lost == pytest.approx(float((wanted - got).norm()), abs=1e-9)
-    assert at.whole == pytest.approx(float(wanted.norm()), abs=1e-9)
-    assert made.error == at.error <= 1 + 1e-12
+    for path, at in zip(peft.adapted, made.layers, strict=True):
+        wanted, got = dense_change(peft, "a0", path), dense_change(peft, "as-lora", path)
+        wanted = peft.adapted[path].host.alike(wanted, got)[0]
+        assert at.lost == pytest.approx(float((wanted - got).norm()), abs=1e-9)
+        assert at.whole == pytest.approx(float(wanted.norm()), abs=1e-9)
+        assert at.error <= 1 + 1e-12
+    assert made.error == pytest.approx(math.hypot(*(at.lost for at in made.layers)) / math.hypot(*(at.whole for at in made.layers)))
 
 
 @pytest.mark.parametrize("method", ["loha", "dora", "oft", "fourierft"])
