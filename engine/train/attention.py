@@ -6,8 +6,8 @@ as if it stood alone. Gradients are exactly those of the separate rows, because 
 does not depend on what follows. On a CPU attention goes tile by tile: some neighbouring queries on the keys that one of them may see, long rows
 cut, short ones together. That is two to three times as fast as PyTorch's flash kernel there. Elsewhere it is PyTorch's, row by row.
 
-Not every architecture can be laid out like this (recurrence, sliding windows, attention with extras). It is never assumed: `fits`
-tries it on the very model, and what does not fit is batched in the ordinary way.
+Not every architecture can be laid out like this (recurrence, attention with extras). It is never assumed: `fits` tries it on the very model,
+and what does not fit is batched in the ordinary way. So are rows that are longer than a window of attention (`reach`).
 """
 
 from __future__ import annotations
@@ -202,23 +202,28 @@ def _ungrouped(x: Tensor, group: int) -> Tensor:
 AttentionInterface.register(NAME, _attend)
 
 
+def reach(config) -> int | None:
+    """Tokens that a row may have and still be seen whole by its last one in every layer; None: as many as it likes."""
+    return min((n for name in ("sliding_window", "attention_chunk_size") if (n := getattr(config, name, None))), default=None)
+
+
 @torch.no_grad()
 def fits(backbone: nn.Module | None, config, alone: Callable[[Tensor], Tensor], device: torch.device) -> bool:
     """Whether this very model can be laid out side by side: rows must equal themselves alone, and not hear one another at all.
 
     ``alone`` gives the hidden states ``[rows, length, hidden]`` of rows that are run in the ordinary way.
     """
-    if backbone is None or getattr(config, "_attn_implementation", None) not in ("sdpa", "eager", NAME) or getattr(config, "sliding_window", None):
+    if backbone is None or getattr(config, "_attn_implementation", None) not in ("sdpa", "eager", NAME):
         return False
     draw = torch.Generator().manual_seed(0)
-    layout = Layout(prefix=3, lengths=(6, 4, 6, 6))
+    layout = Layout(prefix=2, lengths=(4, 3, 4, 4))
     prefix, *rows = (torch.randint(config.vocab_size, (n,), generator=draw) for n in (layout.prefix, *layout.lengths))
 
     def run(rows: list[Tensor]) -> tuple[Tensor, ...]:
         with side_by_side(config, layout):
             ids = torch.cat([prefix, *rows])[None].to(device)
             hidden = backbone(input_ids=ids, position_ids=layout.positions.to(device), use_cache=False).last_hidden_state
-        return hidden[0, 3:].float().split(layout.lengths)
+        return hidden[0, layout.prefix:].float().split(layout.lengths)
 
     try:
         together = run(rows)
@@ -227,6 +232,6 @@ def fits(backbone: nn.Module | None, config, alone: Callable[[Tensor], Tensor], 
         return False                       # whatever an unknown architecture objects to: it is batched in the ordinary way
     if [torch.equal(one, changed) for one, changed in zip(together, other)] != [True, False, True, True]:
         return False
-    found, separate = torch.cat(together), torch.cat([alone(torch.cat([prefix, row])[None].to(device))[0, 3:].float() for row in rows])
+    found, separate = torch.cat(together), torch.cat([alone(torch.cat([prefix, row])[None].to(device))[0, layout.prefix:].float() for row in rows])
     tolerance = 1e-4 if next(backbone.parameters()).dtype == torch.float32 else 3e-2
     return bool((found - separate).norm() <= tolerance * separate.norm())

@@ -112,7 +112,7 @@ def _probe(model, objective: Objective, optimizer: Optimizer, material, schedule
     """Time real micro-batches: (cost, peak memory in MB, padded tokens of the largest probe). Teaches nothing that is kept."""
     longest_first = sorted(material.learn, key=lambda row: -len(row.ids))
     of_first = [material.learn[i] for i in schedule[0]]
-    shared = common_prefix(of_first) if objective.side_by_side else None
+    shared = common_prefix(of_first) if objective.shares(of_first) else None
     budget = portion([len(row.ids) for row in material.learn])
     parts = micro_batches([len(row.ids) for row in of_first], budget, shared)
     batches = [objective.collate(rows) for rows in (longest_first[:1], [of_first[i] for i in parts[-1]], longest_first[-1:])]

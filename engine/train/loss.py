@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.data.render import Rendered
-from engine.train.attention import fits, side_by_side
+from engine.train.attention import fits, reach, side_by_side
 from engine.train.batching import Batch, collate, common_prefix, micro_batches
 from engine.train.lean import Lean
 
@@ -50,6 +50,7 @@ class Objective:
         with _undisturbed(model), _shaken(model):
             self._tail = self._found_tail()
             self.side_by_side = self.lean and _takes_positions(model) and fits(self.backbone, self.config, self._alone, self.device)
+        self._reach = reach(self.config)
         self._sparing = Lean(inner)
         self.checkpointing = False
         if checkpointing:
@@ -65,14 +66,18 @@ class Objective:
         """Whether the logits are computed a few at a time."""
         return self._tail is not None
 
+    def shares(self, rows: list[Rendered]) -> bool:
+        """Whether these rows stand side by side: the model allows it, and none is longer than a window of its attention."""
+        return self.side_by_side and (self._reach is None or max(len(row.ids) for row in rows) <= self._reach)
+
     def batches(self, rows: list[Rendered], budget: int) -> Iterator[Batch]:
         """The rows in micro-batches of at most ``budget`` computed tokens."""
-        for part in micro_batches([len(row.ids) for row in rows], budget, common_prefix(rows) if self.side_by_side else None):
+        for part in micro_batches([len(row.ids) for row in rows], budget, common_prefix(rows) if self.shares(rows) else None):
             yield self.collate([rows[i] for i in part])
 
     def collate(self, rows: list[Rendered]) -> Batch:
         """Rows → the kind of micro-batch that this model takes."""
-        return collate(rows, share=self.side_by_side)
+        return collate(rows, share=self.shares(rows))
 
     def backward(self, batch: Batch, learned: int) -> float:
         """Add the gradient of (summed error / ``learned``) to the parameters. Returns the summed error in nats."""
