@@ -234,7 +234,8 @@ class Training:
     def _run_away(self, step: int, factor: float, rows: list, lines: list[int]) -> Iterator[Event]:
         """The error is no number: go back to the last good checkpoint, say so. Raises `Diverged`."""
         self.optimizer.forget()
-        good, at = self.team.lead(lambda: runaway.go_back(self.run_folder.checkpoints, self.errors)), 0
+        slowed = [turn.step for turn in self.course.turns if turn.what == "slow"]
+        good, at = self.team.lead(lambda: runaway.go_back(self.run_folder.checkpoints, self.errors, slowed)), 0
         if good is not None:
             at = self._saved_step = checkpoints.step_of(good)
             yield Saved(at, str(good))     # the last one that there is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.data.render import Rendered
@@ -12,6 +13,7 @@ from engine.errors import Diverged
 from engine.train import checkpoint as checkpoints
 from engine.train.loss import Objective
 
+TRIES = 2                                  # slower ones from one state; where the last breaks, too, it is the state that is on its way
 LOUD = 2.0                                 # times the usual error of the steps before: a step beyond it was on its way to no number
 
 
@@ -20,10 +22,14 @@ def sound(errors: list[float], step: int) -> bool:
     return step < len(errors) and math.isfinite(errors[step]) and errors[step] <= LOUD * statistics.median_low(errors[:step + 1])
 
 
-def go_back(folder: Path, errors: list[float]) -> Path | None:
-    """Throw away the checkpoints that had it in them already. Returns the newest good one, None if there is none."""
+def go_back(folder: Path, errors: list[float], slowed: Sequence[int]) -> Path | None:
+    """Throw away the checkpoints that had it in them already. Returns the newest good one, None if there is none.
+
+    ``slowed``: the steps from which it was tried again at half the speed, once for each time.
+    """
     for path in checkpoints.found(folder):
-        if sound(errors, checkpoints.step_of(path)):
+        step = checkpoints.step_of(path)
+        if sound(errors, step) and slowed.count(step) < TRIES:
             return path
         shutil.rmtree(path)
     return None

@@ -261,8 +261,13 @@ def test_injection_looks_at_each_module_once_however_many_adapters_there_are(mon
     looks = []
     from engine.model import targets
 
-    match = targets._match
-    monkeypatch.setattr(targets, "_match", lambda *a: looks.append(a[0]) or match(*a))
+    chooser = targets._chooser
+
+    def watched(*args):
+        choose = chooser(*args)
+        return lambda path, module: looks.append(path) or choose(path, module)
+
+    monkeypatch.setattr(targets, "_chooser", watched)
     config = lambda: LoraConfig(r=1, target_modules="all-linear")  # noqa: E731
     peft = get_peft_model(model, config(), "a0")
     counts = []

@@ -14,7 +14,7 @@ from engine.store.runs import RunFolder
 from engine.train import checkpoint as checkpoints
 from engine.train import loop, train
 from engine.train.rebuild import rebuild
-from engine.train.runaway import sound
+from engine.train.runaway import go_back, sound
 from tests.support.tiny import save_base
 
 
@@ -36,6 +36,16 @@ def test_a_state_is_good_if_its_next_step_went_as_usual():
     errors = [3.0, 2.9, 3.1, 2.5, 9.0, 4000.0]
     assert [sound(errors, k) for k in range(7)] == [True, True, True, True, False, False, False]
     assert not sound([float("inf")], 0) and not sound([], 0)
+
+
+def test_a_state_that_broke_at_half_and_at_a_quarter_of_the_speed_was_not_good(tmp_path):
+    """With other rows it is no number itself, however slowly it goes on: then the one before it."""
+    for step in (3, 6):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    errors = [3.0] * 8
+    assert checkpoints.step_of(go_back(tmp_path, errors, [6, 3])) == 6
+    assert checkpoints.step_of(go_back(tmp_path, errors, [6, 3, 6])) == 3 and len(checkpoints.found(tmp_path)) == 1
+    assert go_back(tmp_path, errors, [3, 3]) is None
 
 
 def test_a_speed_that_breaks_it_is_halved_until_it_holds_and_rebuilding_does_the_same(make_spec, tmp_path):
