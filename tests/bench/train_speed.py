@@ -170,7 +170,8 @@ def table() -> str:
             cells = [f"{'**' * (run['speed'] == fastest)}{run['speed']:.0f}{'**' * (run['speed'] == fastest)}, {run['growth_mb']:,.0f} MB"
                      if (run := found.get(name)) else "" for name in contenders]
             lines.append([f"{title}, {scene}, {found['studio']['tokens']:,} tokens", *cells])
-        words.append(f"{title} ({one['machine']}, {one['date']}, commit {one['commit']}, torch {one['torch']}): {'; '.join(one['goals'])}.")
+        words.append("\n".join([f"{title}, {one['machine']}, {one['date']}, commit {one['commit']}, torch {one['torch']}:\n",
+                                *(f"- {goal}" for goal in one["goals"])]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + "\n\n".join(words)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from engine import LoraConfig, get_peft_model
 from engine.data.render import IGNORED, Rendered
@@ -40,6 +41,14 @@ def plain(model, row):
     out = model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([row.labels]), use_cache=False)
     out.loss.backward()
     return float(out.loss.detach()), gradients(model)
+
+
+@pytest.mark.parametrize("alpha", [8, 32])
+def test_what_sixteen_bits_round_off_keeps_no_rows_apart(starter_folder, alpha):
+    """Thirty layers of rounding are more than two ways to compute differ by: the trial goes by the way that rounds alike."""
+    base = AutoModelForCausalLM.from_pretrained(starter_folder, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    assert Objective(get_peft_model(base, LoraConfig(r=8, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"))).side_by_side
 
 
 @pytest.mark.parametrize("alike", [0, 8])
