@@ -16,7 +16,6 @@ import datetime
 import gc
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -26,11 +25,11 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
+from tests.bench import readme
 from tests.bench.methods import machine
 
 ROOT = Path(__file__).parents[2]
-RESULTS, README = Path(__file__).parent / "results" / "adapters.json", ROOT / "README.md"
-START, END = "<!-- adapters -->", "<!-- /adapters -->"
+RESULTS = Path(__file__).parent / "results" / "adapters.json"
 BEFORE = {"torch + transformers": "import torch, transformers",
           "the model's own code as well": "import torch, transformers, transformers.models.llama.modeling_llama"}
 STATEMENT = "from {} import PeftModel, LoraConfig, get_peft_model"
@@ -103,7 +102,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the table into README.md; measures nothing")
     args = parser.parse_args()
     if args.table:
-        return write()
+        return readme.put("adapters", table())
     if args.model is None or args.save and args.only != list(PARTS):
         parser.error("Name the model's folder, and note only a run of all parts.")
     import torch
@@ -129,17 +128,9 @@ def main() -> None:
 def table() -> str:
     """What was noted, in Markdown."""
     noted = json.loads(RESULTS.read_text(encoding="utf-8"))
-    lines = [["measure", "ours", "peft", "peft / ours", "goal"], ["---"] * 5, *(cells(line) for line in noted["lines"])]
+    lines = ["measure", "ours", "peft", "peft / ours", "goal"], *(cells(line) for line in noted["lines"])
     where = "One run at commit {commit}: {model}, {machine}, {date}, torch {torch}, peft {peft}.".format(**noted)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{where}"
-
-
-def write() -> None:
-    """Put the table between its marks in README.md."""
-    text = README.read_text(encoding="utf-8")
-    if START not in text:
-        raise SystemExit(f"README.md has no place for the table: put {START} and {END} where it is to stand.")
-    README.write_text(re.sub(f"{START}\n.*?{END}", lambda _: f"{START}\n{table()}\n{END}", text, flags=re.DOTALL), encoding="utf-8")
+    return f"{readme.rows(*lines)}\n\n{where}"
 
 
 # --- parts --------------------------------------------------------------------------------------

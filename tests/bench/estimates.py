@@ -1,6 +1,7 @@
 """What a plan is said to cost against what it then costs: seconds and memory over a grid of models, ranks, lengths and batch sizes.
 
     python -m tests.bench.estimates BASE [--tokens 8000] [--only long] [--save]
+    python -m tests.bench.estimates --table           # writes what was noted into README.md
 
 Each plan is priced in one fresh process and carried out in another, as in the studio, where the two are jobs of their own. Beside the base
 given there is a model of another shape with its tokenizer and random numbers. Run it on a calm machine: a price is in seconds of the clock.
@@ -21,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.bench import readme
 from tests.bench.lint_corpus import ASKS, GOODS
 
 RESULTS = Path(__file__).parent / "results" / "estimates.json"
@@ -31,13 +33,18 @@ RANKS, ROWS = (8, 64), (4, 16)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path)
+    parser.add_argument("base", type=Path, nargs="?")
     parser.add_argument("--tokens", type=int, default=8000, help="learn about so many in each run (default 8000)")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--save", action="store_true", help=f"note it in {RESULTS.name}")
+    parser.add_argument("--table", action="store_true", help="write the noted results into README.md; measures nothing")
     parser.add_argument("--child", choices=("price", "run"), help=argparse.SUPPRESS)
     parser.add_argument("--spec", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.table:
+        return readme.put("prices", table())
+    if not options.base:
+        parser.error("which model?")
     if options.child:
         print(json.dumps({"price": price, "run": carry_out}[options.child](json.loads(options.spec.read_text(encoding="utf-8")))))
         return
@@ -62,6 +69,18 @@ def main() -> None:
 
 def off(row: dict, unit: str) -> float:
     return row[f"said_{unit}"] / row[f"took_{unit}"] - 1
+
+
+def table() -> str:
+    """What was noted, in Markdown."""
+    noted = json.loads(RESULTS.read_text(encoding="utf-8"))
+    plans = noted["plans"]
+    lines = [[name, *(f"{row[f'{said}_{unit}']:,.0f}" for unit in ("s", "mb") for said in ("said", "took")),
+              f"{off(row, 's'):+.0%}", f"{off(row, 'mb'):+.0%}"] for name, row in plans.items()]
+    within = ", ".join(f"{sum(abs(off(row, unit)) <= noted['within'] for row in plans.values())} of {len(plans)} in {what}"
+                       for unit, what in (("s", "time"), ("mb", "memory")))
+    head = ["plan", "seconds said", "taken", "MB said", "taken", "time off by", "memory off by"]
+    return f"{readme.rows(head, *lines)}\n\nWithin {noted['within']:.0%}: {within} ({noted['machine']}, {noted['date']})."
 
 
 def cases(base: Path, folder: Path, tokens: int):

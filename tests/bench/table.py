@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import re
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
@@ -20,11 +19,10 @@ from engine.hosts.parameter import cannot_be_read
 from engine.methods import registry
 from engine.law import MapMethod, Method, Site, Whole
 from engine.methods.trainable_tokens import TrainableTokens
+from tests.bench import readme
 from tests.bench.methods import CASES, RESULTS, WORK
 from tests.support.methods import METHODS
 
-ROOT = Path(__file__).parents[2]
-README, START, END = ROOT / "README.md", "<!-- methods -->", "<!-- /methods -->"
 HEAD = ["method", "kind", "sits on", "merges", "mixes", "lines", "PEFT's time / ours"]
 LAYERS = {"linear": nn.Linear(12, 12), "conv": nn.Conv2d(4, 8, 3), "grouped": nn.Conv2d(4, 8, 3, groups=2), "embedding": nn.Embedding(12, 8)}
 STARTS = {"lora_start": "PiSSA, OLoRA, CorDA, LoRA-GA", "lora_orthogonal": "LoRA, orthogonal start"}      # variants that bear LoRA's name
@@ -138,12 +136,12 @@ def table() -> str:
         warnings.simplefilter("ignore")
         measured = times()
         lines = [[*cells, measured.get(module, "")] for *cells, module in sorted(rows(), key=lambda r: (order.index(r[1]), r[0].lower()))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [HEAD, ["---"] * len(HEAD), *lines])
+    return readme.rows(HEAD, *lines)
 
 
 def written() -> str:
     """What stands between the marks in README.md."""
-    return re.search(f"{START}\n(.*?)\n{END}", README.read_text(encoding="utf-8"), re.DOTALL)[1]
+    return readme.read("methods")
 
 
 def note() -> str:
@@ -156,6 +154,4 @@ def note() -> str:
 
 def write() -> None:
     """Put the table into README.md."""
-    text = README.read_text(encoding="utf-8")
-    new = f"{START}\n{table()}\n\n{note() if RESULTS.exists() else ''}\n{END}"
-    README.write_text(re.sub(f"{START}\n.*?{END}", lambda _: new, text, flags=re.DOTALL), encoding="utf-8")
+    readme.put("methods", f"{table()}\n\n{note()}" if RESULTS.exists() else table())

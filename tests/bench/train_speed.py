@@ -29,9 +29,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.bench import readme
+
 RESULTS = Path(__file__).parent / "results" / "train_speed.json"
 ROOT = Path(__file__).parents[2]
-START, END = "<!-- teaching -->", "<!-- /teaching -->"
 SCENES = {"ragged": ("studio", "peft-padded", "peft-grouped", "peft-single", "peft-packed"), "dense": ("studio", "peft-grouped", "peft-single"),
           "twice": ("studio", "peft-grouped")}
 DENSE, DENSE_ROWS, TESTED = 256, 4, 4      # tokens of a dense row, rows of its steps, held-out rows
@@ -60,8 +61,7 @@ def main() -> None:
     parser.add_argument("--start", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.table:
-        write_table()
-        return
+        return readme.put("teaching", table())
     if not options.base:
         parser.error("which model?")
     if options.contender:
@@ -161,7 +161,7 @@ def table() -> str:
     """What was noted, in Markdown: one line for each model, number format and scene."""
     noted = json.loads(RESULTS.read_text(encoding="utf-8"))
     contenders = list(dict.fromkeys(name for names in SCENES.values() for name in names))
-    lines = [["", *contenders], ["---"] * (1 + len(contenders))]
+    lines = [["", *contenders]]
     words = ["Useful tokens per CPU second, and growth of the peak memory."]
     for title, one in noted.items():
         for scene, runs in one["runs"].items():
@@ -172,17 +172,7 @@ def table() -> str:
             lines.append([f"{title}, {scene}, {found['studio']['tokens']:,} tokens", *cells])
         words.append("\n".join([f"{title}, {one['machine']}, {one['date']}, commit {one['commit']}, torch {one['torch']}:\n",
                                 *(f"- {goal}" for goal in one["goals"])]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + "\n\n".join(words)
-
-
-def write_table() -> None:
-    """Put the table between its marks in README.md."""
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(START)
-    _, end, after = rest.partition(END)
-    if not end:
-        sys.exit(f"README.md has no place for the table: put {START} and {END} where it is to stand.")
-    readme.write_text(f"{before}{START}\n{table()}\n{END}{after}", encoding="utf-8")
+    return "\n\n".join([readme.rows(*lines), *words])
 
 
 # --- one contender ---
