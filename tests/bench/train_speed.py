@@ -13,6 +13,7 @@ All take steps over the same rows from the same starting adapter (LoRA, r=16, al
 The settings of `peft` that come out fastest are its best ones. It has the fast matrix products that the studio's measurement finds, too.
 Scenes: ``ragged`` rows with a long tail of lengths, two fifths of each a question; ``dense`` rows of 256 tokens, all learned; ``twice`` is
 dense with gradient checkpointing. "Useful tokens" are those of the rows, without padding. Peak memory is read from /proc: this runs on Linux.
+The arithmetic limit is what a training would reach that did nothing but its linear layers' products, at the rate of the fastest one.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ def judge(found: dict[str, dict[str, list[dict]]], dtype: str) -> list[str]:
                 f"{smaller:.2f} × the memory" + (f" (goal {memory}: {'yes' if smaller <= memory else 'NO'})" if memory else ""),
                 f"held-out error {held:.2%} apart (goal 1 %: {'yes' if held <= 0.01 else 'NO'})"]
         lines.append(f"{scene} against {name}{' (its best)' if rival == 'best' else ''}: {', '.join(said)}")
-    return lines
+    shares = ", ".join(f"{scene} {ours['speed'] / ours['limit']:.0%}" for scene, runs in found.items() for ours in [best(runs["studio"])])
+    return [*lines, f"the studio's share of the arithmetic limit (the aim is 60 %): {shares}"]
 
 
 def note(options: argparse.Namespace, found: dict, judged: list[str]) -> None:
@@ -187,7 +189,7 @@ def contend(options: argparse.Namespace) -> dict:
 
 
 def taught(options: argparse.Namespace) -> dict:
-    """{tokens, cpu, speed, growth_mb, losses, held_out}. Reading, loading and one row to warm up are not counted."""
+    """{tokens, cpu, speed, limit, growth_mb, losses, held_out}. Reading, loading and one row to warm up are not counted."""
     import torch
 
     rows = examples(options)
@@ -204,6 +206,7 @@ def taught(options: argparse.Namespace) -> dict:
     before = reset_peak_mb()
     backward(steps[0][:1])                 # warm up: buffers, kernels
     optimizer.zero_grad()
+    limit = arithmetic_limit(model, options)
     clock, losses = time.process_time(), []
     for step in steps:
         losses.append(backward(step))
@@ -214,7 +217,28 @@ def taught(options: argparse.Namespace) -> dict:
     model.eval()
     with torch.no_grad():
         held_out = sum(error(row) for row in test) / sum(row.learned for row in test)
-    return {"tokens": tokens, "cpu": cpu, "speed": tokens / cpu, "growth_mb": growth, "losses": losses, "held_out": held_out}
+    return {"tokens": tokens, "cpu": cpu, "speed": tokens / cpu, "limit": limit, "growth_mb": growth, "losses": losses, "held_out": held_out}
+
+
+def arithmetic_limit(model, options: argparse.Namespace) -> float:
+    """Tokens per CPU second, were there nothing but products, all as fast as the fastest of a thousand rows with one of 2048 × 2048.
+
+    A frozen weight takes part in two of them, forward and back, an adapter's in three; with checkpointing, once more in the first.
+    """
+    import torch
+
+    x, W = torch.randn(1024, 2048, dtype=getattr(torch, options.dtype)), torch.randn(2048, 2048, dtype=getattr(torch, options.dtype))
+    seconds = []
+    with torch.no_grad():
+        for _ in range(10):
+            clock = time.process_time()
+            torch.nn.functional.linear(x, W)
+            seconds.append(time.process_time() - clock)
+    layers = {id(m): m for m in model.modules() if isinstance(m, torch.nn.Linear)}.values()
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
+    operations = 2 * (2 * frozen + 3 * learned + (frozen + learned) * (options.scene == "twice"))
+    return 2 * x.numel() * len(W) / min(seconds) / operations
 
 
 def examples(options: argparse.Namespace) -> list:
