@@ -1,7 +1,7 @@
 """Training side by side with `peft`, in one run: useful tokens per CPU second, growth of peak memory, the same losses.
 
     python -m tests.bench.train_speed BASE [--only ragged dense twice] [--dtype float32] [--rounds 2] [--save]
-    python -m tests.bench.train_speed BASE --shape tinyllama --only ragged dense --rows 2 --steps 2 --longest 256 --dtype bfloat16
+    python -m tests.bench.train_speed BASE --shape tinyllama --only ragged bare dense --steps 2 --longest 384 --dtype bfloat16
     python -m tests.bench.train_speed --table               # writes what was noted into README.md
 
 All take steps over the same rows from the same starting adapter (LoRA, r=16, all-linear), each in a process of its own, in turn:
@@ -11,8 +11,10 @@ All take steps over the same rows from the same starting adapter (LoRA, r=16, al
   peft-single    micro-batch 1 and accumulation: no padding at all, normalised by learned tokens
   peft-packed    padding-free: the rows of a step behind one another in one sequence, kept apart by their positions
 The settings of `peft` that come out fastest are its best ones. It has the fast matrix products that the studio's measurement finds, too.
-Scenes: ``ragged`` rows with a long tail of lengths, two fifths of each a question; ``dense`` rows of 256 tokens, all learned; ``twice`` is
-dense with gradient checkpointing. "Useful tokens" are those of the rows, without padding. Peak memory is read from /proc: this runs on Linux.
+Scenes: ``ragged`` rows with a long tail of lengths, each with the model's standing instruction before it as its chat template renders it, and two
+fifths of the rest a question; ``bare`` the same without that instruction, which the studio computes only once for rows that stand side by side;
+``dense`` rows of 256 tokens, all learned; ``twice`` is dense with gradient checkpointing. "Useful tokens" are those of the rows, without
+padding. Peak memory is read from /proc: this runs on Linux.
 The arithmetic limit is what a training would reach that did nothing but its linear layers' products, at the rate of the fastest one.
 """
 
@@ -34,11 +36,13 @@ from tests.bench import readme
 
 RESULTS = Path(__file__).parent / "results" / "train_speed.json"
 ROOT = Path(__file__).parents[2]
-SCENES = {"ragged": ("studio", "peft-padded", "peft-grouped", "peft-single", "peft-packed"), "dense": ("studio", "peft-grouped", "peft-single"),
-          "twice": ("studio", "peft-grouped")}
+SCENES = {"ragged": ("studio", "peft-padded", "peft-grouped", "peft-single", "peft-packed"), "bare": ("studio", "peft-single"),
+          "dense": ("studio", "peft-grouped", "peft-single"), "twice": ("studio", "peft-grouped")}
+RAGGED = ("ragged", "bare")
 DENSE, DENSE_ROWS, TESTED = 256, 4, 4      # tokens of a dense row, rows of its steps, held-out rows
 GOALS = [                                  # scene, rival ("best": the fastest of peft's), number format, at least so fast, at most so much memory
     ("ragged", "peft-padded", None, 3.5, 0.25), ("ragged", "best", "float32", 1.15, 1.0), ("ragged", "best", "bfloat16", 1.3, 1.0),
+    ("bare", "best", "float32", 1.15, 1.0), ("bare", "best", "bfloat16", 1.3, 1.0),
     ("dense", "peft-grouped", "float32", None, 0.5), ("dense", "peft-grouped", "bfloat16", 1.2, 0.5), ("twice", "peft-grouped", None, None, 0.35)]
 SHAPES = {"tinyllama": {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
                         "num_key_value_heads": 4, "max_position_embeddings": 2048}}
@@ -193,7 +197,7 @@ def taught(options: argparse.Namespace) -> dict:
     import torch
 
     rows = examples(options)
-    size = DENSE_ROWS if options.scene != "ragged" else options.rows
+    size = options.rows if options.scene in RAGGED else DENSE_ROWS
     learn, test = rows[:options.steps * size], rows[options.steps * size:]
     if options.contender != "peft-padded":                     # the order of the studio: similar lengths together
         learn = sorted(learn, key=lambda row: len(row.ids))
@@ -247,15 +251,19 @@ def examples(options: argparse.Namespace) -> list:
     from engine.data.render import IGNORED, Rendered
     from engine.store.resources import resource
 
-    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(resource("samples").glob("s*.[cj]s*")))
-    tokens = [i % SHAPES[options.shape]["vocab_size"] if options.shape else i for i in load_tokenizer(options.base)(text)["input_ids"]]
-    dice, ragged = random.Random(0), options.scene == "ragged"
+    def numbers(words: str) -> list[int]:
+        return [i % SHAPES[options.shape]["vocab_size"] if options.shape else i for i in tokenizer(words, add_special_tokens=False)["input_ids"]]
+
+    tokenizer, dice, ragged = load_tokenizer(options.base), random.Random(0), options.scene in RAGGED
+    tokens = numbers("\n".join(path.read_text(encoding="utf-8") for path in sorted(resource("samples").glob("s*.[cj]s*"))))
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "→"}], tokenize=False)
+    opening = numbers(chat.partition("→")[0]) if options.scene == "ragged" else []
     made, at = [], 0
     for _ in range(options.steps * (options.rows if ragged else DENSE_ROWS) + TESTED):
         length = min(options.longest, max(16, round(150 * math.exp(dice.gauss(0, 0.8))))) if ragged else DENSE
-        ids = [tokens[(at + k) % len(tokens)] for k in range(length)]
-        asked = round(0.4 * length) if ragged else 0
-        made.append(Rendered(ids, [IGNORED] * asked + ids[asked:], []))
+        ids = [tokens[(at + k) % len(tokens)] for k in range(max(16, length - len(opening)))]
+        asked = len(opening) + (round(0.4 * len(ids)) if ragged else 0)
+        made.append(Rendered(opening + ids, [IGNORED] * asked + ids[asked - len(opening):], []))
         at += length
     return made
 
