@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UnsupportedLayer
+from engine.hosts.basis import Basis
 from engine.hosts.host import Host
 from engine.hosts.fused import Group, mixed
 from engine.hosts.program import Program, build, together
@@ -22,11 +23,12 @@ from engine.law import MapMethod, Method, Site, Tensors, TensorSpec
 from engine.hosts.beside import BIAS
 
 
-Decided = tuple[int, bool, bool, Program | None]              # (version of the stack, gradients, training) → program
-Now = tuple[int, bool, bool, Samples | None, Program | None]  # … and whom a batch of several adapters hears
-NEVER: Now = (-1, False, False, None, None)
-Mixed = tuple[int, bool, tuple[str, ...], Group | None]       # (version of the stack, gradients, adapters of the batch) → all of them
-UNMIXED: Mixed = (-1, False, (), None)
+Decided = tuple[int, bool, bool, Program | None, Basis]       # (version of the stack, gradients, training) → program, made of these tensors
+Now = tuple[int, bool, bool, Samples | None, Program | None, Basis]       # … and whom a batch of several adapters hears
+Mixed = tuple[int, bool, tuple[str, ...], Group | None, Basis]            # (version of the stack, gradients, adapters of the batch) → all of them
+NOTHING = Basis([], False)
+NEVER: Now = (-1, False, False, None, None, NOTHING)
+UNMIXED: Mixed = (-1, False, (), None, NOTHING)
 
 
 class Tenant(NamedTuple):
@@ -122,19 +124,31 @@ class Adapted(Shelves):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         stack = self._stack
-        version, learning, training, samples, program = self._now
-        if version != stack.version or samples is not stack.samples or learning != torch.is_grad_enabled() or training != self.training:
+        version, learning, training, samples, program, basis = self._now
+        in_a_chat = not learning and x.dim() == 3 and x.shape[1] == 1 and self.site.kind == "linear"      # word by word, where looking costs time
+        if (version != stack.version or samples is not stack.samples or learning != torch.is_grad_enabled() or training != self.training
+                or not in_a_chat and basis.moved()):
             samples = stack.samples
             program = self._program(None, stack) if samples is None else self._mixed_program(samples) or self._per_sample
-            self._now = stack.version, torch.is_grad_enabled(), self.training, samples, program
+            basis = self._basis(stack.heard() if samples is None else samples.heard)
+            self._now = stack.version, torch.is_grad_enabled(), self.training, samples, program, basis
         return program(x, args, kwargs)
 
     def _program(self, key: str | None, stack: LiveStack) -> Program:
         stamp = (stack.version, torch.is_grad_enabled(), self.training)
         known = self._programs.get(key)
-        if known is None or known[:3] != stamp:
-            known = self._programs[key] = (*stamp, build(self, stack, learning=stamp[1]))
+        if known is None or known[:3] != stamp or known[4].moved():
+            known = self._programs[key] = (*stamp, build(self, stack, learning=stamp[1]), self._basis(stack.heard()))
         return known[3]
+
+    def _basis(self, names: Iterable[str]) -> Basis:
+        """What programs of these adapters are made of: their tensors and, unless it is packed, the layer's own weight and bias."""
+        places = [(self.bare._parameters, key) for key in ("weight", "bias") if not self.packed and key in self.bare._parameters]
+        for name in names:
+            if name in self.tenants:
+                shared = self.tenants[name].shared
+                places += [*self.places(name).values(), *((shared, key) for key in shared)]
+        return Basis(places, torch.is_grad_enabled())
 
     def _forget_programs(self) -> None:
         self._programs.clear()
@@ -154,8 +168,9 @@ class Adapted(Shelves):
     def _mixed_program(self, samples: Samples) -> Program | None:
         """One for all samples, if their adapters have one."""
         stamp = self._stack.version, torch.is_grad_enabled(), samples.heard
-        if self._mixed[:3] != stamp:
-            self._mixed = *stamp, together(self, self._stack, [name for name in samples.heard if name in self.tenants], learning=stamp[1])
+        if self._mixed[:3] != stamp or self._mixed[4].moved():
+            group = together(self, self._stack, [name for name in samples.heard if name in self.tenants], learning=stamp[1])
+            self._mixed = *stamp, group, self._basis(samples.heard)
         group = self._mixed[3]
         return None if group is None else mixed(group, samples)
 

@@ -20,7 +20,7 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class ConvHost(Host):
-    """Convolutions over one, two or three axes; seen as a matrix of output channels by everything one of them looks at."""
+    """Convolutions over one, two or three axes, of batches; seen as a matrix of output channels by everything one of them looks at."""
 
     layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -46,8 +46,7 @@ class ConvHost(Host):
         return self.run(layer, x, A.repeat(groups, 1))        # within groups, each of them has rank channels of its own
 
     def expand(self, layer: nn.Module, h: Tensor, B: Tensor) -> Tensor:
-        channels = h.dim() - 1 - len(layer.kernel_size)
-        return _CONV[len(layer.kernel_size)](h, B.reshape(*B.shape, *(1,) * len(layer.kernel_size)), groups=h.shape[channels] // B.shape[1])
+        return _CONV[len(layer.kernel_size)](h, B.reshape(*B.shape, *(1,) * len(layer.kernel_size)), groups=h.shape[1] // B.shape[1])
 
     def run(self, layer: nn.Module, x: Tensor, matrix: Tensor) -> Tensor:
         weight = matrix.reshape(matrix.shape[0], -1, *layer.weight.shape[2:])
@@ -57,12 +56,11 @@ class ConvHost(Host):
         return layer._conv_forward(x, weight, None)           # knows padding modes; honours stride, dilation and groups
 
     def per_output(self, y: Tensor, gains: Tensor) -> Tensor:
-        many = y.shape[y.dim() - 1 - self._spatial(y)] // len(gains)
+        many = y.shape[1] // len(gains)
         return y * gains.repeat(many).reshape(-1, *(1,) * self._spatial(y))
 
     def on_outputs(self, y: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-        channels = y.dim() - 1 - self._spatial(y)
-        return change(y.movedim(channels, -1)).movedim(-1, channels)
+        return change(y.movedim(1, -1)).movedim(-1, 1)
 
     def bias(self, y: Tensor, bias: Tensor) -> Tensor:
         return y + bias.reshape(-1, *(1,) * self._spatial(y))

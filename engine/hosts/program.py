@@ -109,6 +109,13 @@ class Voice:
 
 def build(layer: "Adapted", stack: LiveStack, learning: bool) -> Program:
     """The program for the present state of ``stack``; ``learning``: gradients are recorded."""
+    program, axes = _built(layer, stack, learning), len(layer.site.kernel)
+    if layer.site.kind != "conv":
+        return program
+    return lambda x, args, kwargs: program(x, args, kwargs) if x.dim() > axes + 1 else program(x[None], args, kwargs)[0]    # a lone sample
+
+
+def _built(layer: "Adapted", stack: LiveStack, learning: bool) -> Program:
     heard = [name for name in stack.heard() if name in layer.tenants]
     voices = [Voice(layer, name, learning) for name in heard]
     if not heard:

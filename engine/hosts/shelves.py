@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from engine.law import Tensors
 
+Places = dict[str, tuple[dict[str, Any], str]]                # name of a tensor → (what of a module holds it, its name there)
+
 
 class _Steady(nn.Module):
     """Its buffers stay the same objects when they move or change their number format, as parameters do: others hold them too."""
@@ -114,10 +116,11 @@ class Slot(_Steady):
         else:                              # what `register_parameter` and `register_buffer` do, without their checks of the name
             (self._parameters if isinstance(tensor, nn.Parameter) else self._buffers)[first] = tensor
 
-    def read(self, prefix: str, found: Tensors) -> None:
-        """Add all tensors to ``found``, by their dotted names."""
-        for leaf, tensor in (*self._parameters.items(), *self._buffers.items()):
-            found[f"{prefix}.{leaf}"] = tensor
+    def read(self, prefix: str, found: Places) -> None:
+        """Add the places of all tensors to ``found``, by the tensors' dotted names."""
+        for held in (self._parameters, self._buffers):
+            for leaf in held:
+                found[f"{prefix}.{leaf}"] = held, leaf
         for leaf, slot in self._modules.items():
             slot.read(f"{prefix}.{leaf}", found)
 
@@ -145,13 +148,17 @@ class Shelves(nn.Module):
 
     def tensors(self, name: str) -> Tensors:
         """An adapter's tensors by their names in the method's table; the live ones, not copies."""
-        found: Tensors = {}
+        return {key: held[leaf] for key, (held, leaf) in self.places(name).items()}
+
+    def places(self, name: str) -> Places:
+        """Where an adapter's tensors are held, by the same names."""
+        found: Places = {}
         for kind, shelf in self._modules.items():
             if kind not in self._own and name in shelf:
-                if isinstance(shelf[name], Slot):
-                    shelf[name].read(kind, found)
+                if name in shelf._modules:
+                    shelf._modules[name].read(kind, found)
                 else:
-                    found[kind] = shelf[name]
+                    found[kind] = shelf._parameters if name in shelf._parameters else shelf._buffers, name
         return found
 
     def clear(self, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -149,3 +150,17 @@ def test_what_cannot_be_is_said():
     peft, _ = one(nn.Conv1d(4, 4, 3, groups=2), LoraConfig(r=2))
     with pytest.raises(ValueError, match="cannot be combined"):
         peft.add_weighted_adapter(["a0"], [1.0], "mixed")
+
+
+ALONE = {"lora": LoraConfig(r=6, lora_bias=True), "dora": LoraConfig(r=6, use_dora=True), "loha": LoHaConfig(r=2, init_weights=False),
+         "ia3": IA3Config(feedforward_modules=[]), "oft": OFTConfig(oft_block_size=2, init_weights=False)}
+
+
+@pytest.mark.parametrize("learning", [True, False])
+@pytest.mark.parametrize("kind", ALONE)
+@pytest.mark.parametrize("module, shape", [(nn.Conv1d(6, 6, 3), (6, 9)), (nn.Conv2d(6, 6, (3, 1)), (6, 9, 7)), (nn.Conv3d(6, 6, 1), (6, 3, 4, 2))])
+def test_a_sample_without_a_batch_is_one_of_a_batch_of_one(module, shape, kind, learning):
+    peft, _ = one(copy.deepcopy(module), ALONE[kind])
+    x = torch.randn(shape, dtype=torch.float64)
+    with torch.set_grad_enabled(learning):
+        torch.testing.assert_close(peft(x), peft(x[None])[0])

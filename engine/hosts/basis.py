@@ -1,0 +1,37 @@
+"""What something was computed from: whether it is still the same.
+
+Programs change parameters in every way that PyTorch has: in place, through ``.data``, by putting others in their places (an assignment,
+``torch.func.functional_call``), by letting frozen ones learn. Only what is written into ``.data`` in place leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Basis:
+    """Tensors in their places as they are now. ``learning``: values of those that learn may change, for they are read anew."""
+
+    def __init__(self, places: Iterable[tuple[dict[str, Any], str]], learning: bool):
+        self._seen = [(held, name, t, t.requires_grad, *((None, None) if learning and t.requires_grad else _values(t)))
+                      for held, name in places if (t := held[name]) is not None]
+
+    def moved(self) -> bool:
+        """Whether one of them is another one now, or has other values. A compiler asks in its own way."""
+        if torch.compiler.is_compiling():
+            return False
+        for held, name, tensor, learns, version, address in self._seen:
+            if held.get(name) is not tensor or tensor.requires_grad is not learns or (
+                    version is not None and tensor._version != version or address is not None and tensor.data_ptr() != address):
+                return True
+        return False
+
+
+def _values(tensor: Tensor) -> tuple[int | None, int | None]:
+    """What tells other values: how often it was written in place, and where it lies. None for tensors that do not say."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return None if tensor.is_inference() else tensor._version, tensor.data_ptr() if plain else None
