@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 from engine.data.render import chat_text, prepare_tokenizer
 from engine.errors import BadData, BadModel, Diverged, StudioError
 from engine.generate.text import Detokenizer
+from engine.model.prompt_learning import cache_name
 
 CHUNK = 512                                # prompt tokens a forward: bounds memory and how long a stop goes unheard
 
@@ -54,7 +55,8 @@ class Speech:
         self._draw = torch.Generator().manual_seed(seed)
         self._cache: Any = None
         knows = inspect.signature(base_of(model).forward).parameters
-        self._in_parts = "past_key_values" in knows            # models without keys and values (state spaces) read a prompt whole
+        self._past = cache_name(base_of(model))
+        self._in_parts = bool(self._past) and "position_ids" in knows      # state spaces, which have none, read a prompt whole
         self._options = {"use_cache": True, **({"logits_to_keep": 1} if "logits_to_keep" in knows else {})}    # a prompt's logits are huge
 
     def __iter__(self) -> Iterator[str]:
@@ -92,8 +94,8 @@ class Speech:
             chunk = tokens[done:done + CHUNK] if self._in_parts else tokens
             ids = torch.tensor([chunk], device=_device(self.model))
             with torch.no_grad():          # not inference_mode: what adapters cache here must stay usable for training
-                out = self.model(input_ids=ids, past_key_values=self._cache, **self._options)
-            self._cache = getattr(out, "past_key_values", None)
+                out = self.model(input_ids=ids, **({self._past: self._cache} if self._past else {}), **self._options)
+            self._cache = getattr(out, self._past) if self._past else None
             done += len(chunk)
         return out.logits[0, -1].float().cpu()
 

@@ -345,11 +345,15 @@ def copy_of(cache: Any) -> Any | None:
 
 def cache_argument(model: nn.Module, backbone: str | None) -> str:
     """What a model's forward calls its cache. Raises `ValueError` if it has none that a prompt could be put into."""
-    for module in (model, model.get_submodule(backbone)) if backbone else (model,):
-        for name in ("cache", "past_key_values"):              # the new name, then the one before transformers 5.24
-            if name in inspect.signature(module.forward).parameters:
-                return name
+    if name := cache_name(model) or backbone and cache_name(model.get_submodule(backbone)):
+        return name
     raise ValueError("Model does not support past key values which are required for prefix tuning.")
+
+
+def cache_name(module: nn.Module) -> str:
+    """What a forward calls the cache that it takes and gives; empty if it knows none."""
+    knows = inspect.signature(module.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in knows), "")      # the second before transformers 5.24
 
 
 def before(inputs: Inputs, prompt: Tensor, words: nn.Module, names: Sequence[str] = ("inputs_embeds", "input_ids", "attention_mask")) -> Inputs:

@@ -24,6 +24,7 @@ from engine.law import Tensors, TensorSpec
 from engine.methods.shadow import METHOD, ShadowConfig
 from engine.model.graph import GraphTuner
 from engine.model.lone import match
+from engine.model.prompt_learning import cache_name
 from engine.model.shadow_alone import DetachedShadowModel, class_error, last_words
 from engine.model.targets import NoMatchingPeftModuleError, named_modules
 
@@ -178,10 +179,10 @@ class Shadows(GraphTuner):
     def _begin(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Before a pass: the shadow's backbone reads the input, and its state is where the blocks begin."""
         self._first = self._state.now = None
-        past = kwargs.get("past_key_values")
+        past = kwargs.get(cache_name(decoder))
         self._pair = past if isinstance(past, PairedCache) else None
         if self._pair is not None:
-            kwargs = {**kwargs, "past_key_values": past.base}
+            kwargs = {**kwargs, cache_name(decoder): past.base}
         if not (heard := self.stack.heard()):
             return args, kwargs
         name, = heard
@@ -192,16 +193,19 @@ class Shadows(GraphTuner):
             ids, embeds = None, self.model.get_input_embeddings()(ids)
         inputs = {"inputs_embeds": embeds} if embeds is not None else {"input_ids": ids}
         more = {key: kwargs[key] for key in ("attention_mask", "position_ids") if kwargs.get(key) is not None}
-        seen = self.shadow_backbone[name](**inputs, **more, use_cache=cached, return_dict=True,
-                                          past_key_values=None if self._pair is None else self._pair.shadow)
-        self._shadow_past = seen.past_key_values if cached else None
+        backbone = self.shadow_backbone[name]
+        if self._pair is not None:
+            more[cache_name(backbone)] = self._pair.shadow
+        seen = backbone(**inputs, **more, use_cache=cached, return_dict=True)
+        self._shadow_past = getattr(seen, cache_name(backbone), None) if cached else None
         self._first = self.shadow_projection[name](seen.last_hidden_state)
         self._state.name, self._state.config, self._state.now = name, self.peft_config[name], self._first
         return args, kwargs
 
     def _end(self, decoder: nn.Module, args: tuple, output: Any) -> Any:
-        if self._first is not None and self._shadow_past is not None and getattr(output, "past_key_values", None) is not None:
-            output.past_key_values = PairedCache(output.past_key_values, self._shadow_past)
+        past = getattr(output, cache_name(decoder), None)
+        if self._first is not None and self._shadow_past is not None and past is not None:
+            setattr(output, cache_name(decoder), PairedCache(past, self._shadow_past))
         return output
 
     def _forget(self, decoder: nn.Module, args: tuple, output: Any) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutput
 
+from engine.model.prompt_learning import cache_name
+
 
 class DetachedShadowModel(PreTrainedModel, GenerationMixin):
     """``head(projection(backbone(x)))`` (PEFT class of the same name): it answers, or classifies, like any small model.
@@ -59,7 +61,8 @@ class DetachedShadowModel(PreTrainedModel, GenerationMixin):
         if self.is_classification:
             return SequenceClassifierOutput(loss=None if labels is None else class_error(logits, labels), logits=logits)
         loss = None if labels is None else F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=seen.past_key_values)
+        name = cache_name(self.backbone)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **({name: getattr(seen, name, None)} if name else {}))
 
 
 def last_words(hidden: Tensor, mask: Tensor | None) -> Tensor:

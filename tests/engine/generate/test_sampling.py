@@ -29,10 +29,16 @@ def speak(**options):
     return "".join(speech), speech
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_greedy_with_cache_equals_greedy_without(monkeypatch):
     monkeypatch.setattr(sampling, "end_tokens", lambda *_: set())
-    monkeypatch.setattr(sampling, "CHUNK", 5)                  # the prompt is read in parts, too
+    monkeypatch.setattr(sampling, "CHUNK", 5)
+    read = []
+    hook = MODEL.model.register_forward_pre_hook(lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
     _, speech = speak(max_new_tokens=20)
+    hook.remove()
+    whole, rest = divmod(len(speech.prompt), 5)
+    assert read == [5] * whole + [rest] * bool(rest) + [1] * 19
     assert speech.ids == slow_greedy(MODEL, speech.prompt, 20)
     assert speech.reason == "length"
 

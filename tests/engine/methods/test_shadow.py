@@ -82,6 +82,17 @@ def test_one_is_heard_at_a_time_and_the_base_comes_back():
     assert all(torch.equal(a, state[k]) for k, a in plain.state_dict().items()) and all(p.requires_grad for p in plain.parameters())
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("alone", [False, True])
+def test_speech_from_its_cache_is_that_without(alone):
+    model = shadowed()
+    model = model.unload_shadow().eval() if alone else model
+    said = ids(1, 6)
+    for _ in range(6):
+        said = torch.cat([said, model(input_ids=said, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(model.generate(input_ids=ids(1, 6), max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0), said)
+
+
 def test_alone_it_is_a_small_model_that_can_be_saved(tmp_path):
     model = shadowed()
     alone = model.unload_shadow(copy=True).eval()
