@@ -24,7 +24,7 @@ from engine.merge.stream import check_room, merge_into
 from engine.mix.stack import StackOnBase
 from engine.specs.jobs import ExportSpec
 from engine.store.atomic import replacing_folder
-from engine.store.library import ModelInfo, read_model
+from engine.store.library import ModelInfo, folder_bytes, read_model
 from engine.store.runs import RunFolder
 
 LISTENING = "Listening to the live stack"
@@ -129,6 +129,5 @@ def _done_before(out: Path, run: RunFolder) -> bool:
 
 def _finished(out: Path, began: float) -> Finished:
     receipt = json.loads((out / RECEIPT).read_text(encoding="utf-8"))
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    return Finished({"path": str(out), "receipt": str(out / RECEIPT), "verified": receipt["verified"], "bytes": size,
+    return Finished({"path": str(out), "receipt": str(out / RECEIPT), "verified": receipt["verified"], "bytes": folder_bytes(out),
                      "seconds": round(time.monotonic() - began, 3)})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +13,16 @@ from engine.errors import BadAdapter, BadModel
 from engine.store.headers import Header, read_header
 
 CONFIG_LIMIT = 10_000_000                  # bytes; a larger JSON is no configuration
+
+
+def folder_bytes(folder: Path) -> int:
+    """What a folder takes on the disk, all files counted; what is just being deleted counts as gone."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
 
 
 def read_json(path: Path, error: type) -> dict:
@@ -30,7 +42,7 @@ def read_json(path: Path, error: type) -> dict:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A base model folder. ``fingerprint`` identifies the weights (hash over the files' headers and sizes)."""
+    """A base model folder. ``bytes`` is all that lies in it; ``fingerprint`` identifies the weights (hash over the files' headers and sizes)."""
 
     path: Path
     name: str
@@ -46,7 +58,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """An adapter folder in PEFT's format. ``fingerprint`` is the SHA-256 of its weights file."""
+    """An adapter folder in PEFT's format. ``bytes`` is all that lies in it; ``fingerprint`` is the SHA-256 of its weights file."""
 
     path: Path
     name: str
@@ -96,7 +108,7 @@ def read_model(path: Path | str) -> ModelInfo:
     template = (path / "chat_template.jinja").exists() or "chat_template" in _quiet_json(path / "tokenizer_config.json")
     digest = hashlib.sha256("".join(h.digest for h in headers).encode() + _sample(headers)).hexdigest()
     return ModelInfo(path, path.name, str(config.get("model_type", "")), sum(h.numel for h in headers),
-                     sum(h.path.stat().st_size for h in headers), max(dtypes, key=dtypes.get, default=""), digest, template, config, headers)
+                     folder_bytes(path), max(dtypes, key=dtypes.get, default=""), digest, template, config, headers)
 
 
 def _sample(headers: tuple[Header, ...]) -> bytes:
@@ -134,7 +146,7 @@ def read_adapter(path: Path | str) -> AdapterInfo:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     return AdapterInfo(path, path.name, str(config.get("peft_type", "")), str(config.get("base_model_name_or_path") or ""),
                        str(recipe.get("base_fingerprint", "")), rank if isinstance(rank, int) else None, header.numel,
-                       weights.stat().st_size, fingerprint, config, recipe, header)
+                       folder_bytes(path), fingerprint, config, recipe, header)
 
 
 def scan(folder: Path | str, reader) -> tuple[list, list]:

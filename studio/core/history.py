@@ -11,7 +11,7 @@ from engine.errors import StudioError
 from engine.events import Failed, Finished, Stopped
 from engine.specs import TrainSpec
 from engine.store.home import Home
-from engine.store.library import AdapterInfo
+from engine.store.library import AdapterInfo, folder_bytes
 from engine.store.runs import RunFolder
 
 
@@ -80,7 +80,7 @@ def read_run(folder: Path) -> Run | None:
 
 
 def _checkpoint(path: Path, run: Path) -> Checkpoint:
-    return Checkpoint(path, int(path.name.removeprefix("step-")), sum(entry.stat().st_size for entry in os.scandir(path)), path.stat().st_mtime, run)
+    return Checkpoint(path, int(path.name.removeprefix("step-")), folder_bytes(path), path.stat().st_mtime, run)
 
 
 def read_runs(home: Home) -> tuple[Run, ...]:

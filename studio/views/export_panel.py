@@ -182,7 +182,8 @@ class ExportPanel(Panel):
         if model is None:
             return 0
         each = BYTES.get(self.format.currentData())
-        return model.bytes if each is None else model.parameters * each
+        weights = sum(tensor.end - tensor.start for file in model.headers for tensor in file.tensors.values())
+        return model.bytes + (0 if each is None else model.parameters * each - weights)
 
     def _name_typed(self, _: str) -> None:
         self._named_by_hand = True

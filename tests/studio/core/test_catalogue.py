@@ -32,6 +32,16 @@ def rewrite(folder, **config):
     (folder / "adapter_config.json").write_text(json.dumps(data))
 
 
+def test_the_size_is_that_of_all_files(home):
+    base = make_model(home)
+    adapter = make_adapter(home, base)
+    (base / "deeper").mkdir()
+    (base / "deeper" / "words.txt").write_bytes(bytes(1000))
+    found = opened(home)
+    for thing, folder in ((found.models[0], base), (found.adapters[0], adapter)):
+        assert thing.bytes == sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def test_it_finds_models_adapters_and_what_cannot_be_used(home):
     make_adapter(home, make_model(home), "b")
     make_adapter(home, home.models / "Tiny-Instruct", "A")
