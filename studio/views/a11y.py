@@ -5,7 +5,7 @@ from __future__ import annotations
 from PySide6.QtCore import QEvent, QObject, Qt
 from PySide6.QtGui import QAccessible, QAccessibleEvent
 from PySide6.QtWidgets import (QAbstractButton, QAbstractItemView, QAbstractSlider, QAbstractSpinBox, QComboBox, QLabel, QLineEdit,
-                               QPlainTextEdit, QScrollBar, QTextEdit, QWidget)
+                               QPlainTextEdit, QScrollBar, QStyle, QStyleOptionComboBox, QStylePainter, QTextEdit, QToolTip, QWidget)
 
 INTERACTIVE = (QAbstractButton, QAbstractItemView, QAbstractSlider, QAbstractSpinBox, QComboBox, QLineEdit, QPlainTextEdit, QTextEdit)
 
@@ -73,6 +73,30 @@ def _is_part(widget: QWidget) -> bool:
     parent = widget.parentWidget()
     return (isinstance(parent, (QAbstractSpinBox, QComboBox)) or widget.objectName().startswith("qt_")
             or type(widget).__name__ == "QHeaderView" or isinstance(parent, QComboBox))
+
+
+class Choice(QComboBox):
+    """A combo box that shows "…" where its words do not fit, and then all of them as its tooltip."""
+
+    def __init__(self, least: int = 12, parent: QWidget | None = None):
+        super().__init__(parent)
+        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setMinimumContentsLength(least)
+        quiet_wheel(self)
+
+    def paintEvent(self, event) -> None:   # noqa: N802
+        painter, option = QStylePainter(self), QStyleOptionComboBox()
+        self.initStyleOption(option)
+        field = self.style().subControlRect(QStyle.ComplexControl.CC_ComboBox, option, QStyle.SubControl.SC_ComboBoxEditField, self)
+        option.currentText = self.fontMetrics().elidedText(option.currentText, Qt.TextElideMode.ElideRight, field.width() - 2)
+        painter.drawComplexControl(QStyle.ComplexControl.CC_ComboBox, option)
+        painter.drawControl(QStyle.ControlElement.CE_ComboBoxLabel, option)
+
+    def event(self, event: QEvent) -> bool:
+        if event.type() == QEvent.Type.ToolTip and not self.toolTip():
+            QToolTip.showText(event.globalPos(), self.currentText(), self)
+            return True
+        return super().event(event)
 
 
 class ElidedLabel(QLabel):

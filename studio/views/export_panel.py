@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PySide6.QtCore import Signal, QTimer, QUrl
 from PySide6.QtGui import QDesktopServices
-from PySide6.QtWidgets import QComboBox, QFileDialog, QLineEdit, QPlainTextEdit, QProgressBar, QStackedWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFileDialog, QLineEdit, QPlainTextEdit, QProgressBar, QStackedWidget, QVBoxLayout, QWidget
 
 from engine import events
 from engine.errors import StudioError
@@ -61,11 +61,10 @@ class ExportPanel(Panel):
         self._name_fault = text("", "bad small")
         self._where = a11y.ElidedLabel(str(self._folder))
         self.choose = button(words.EXPORT_CHOOSE(), self._choose_folder, help=words.EXPORT_CHOOSE_TITLE())
-        self.format = QComboBox()
+        self.format = a11y.Choice(24)
         for key in FORMATS:
             self.format.addItem("", key)
         a11y.name(self.format, words.EXPORT_FORMAT())
-        a11y.quiet_wheel(self.format)
         self.format.currentIndexChanged.connect(lambda _: self._later.start())
         self._size = text("", "muted")
         self.questions = QPlainTextEdit(words.EXPORT_QUESTION())

@@ -1,9 +1,9 @@
-"""A row that goes on in the next line where it does not fit: buttons in a narrow window, or in a language of long words."""
+"""Rows for narrow windows, large letters and languages of long words: `Flow` goes on in the next line, `Turning` becomes a column."""
 
 from __future__ import annotations
 
 from PySide6.QtCore import QPoint, QRect, QSize, Qt
-from PySide6.QtWidgets import QLayout, QLayoutItem, QWidget
+from PySide6.QtWidgets import QBoxLayout, QLayout, QLayoutItem, QWidget
 
 from studio.views import theme
 
@@ -78,3 +78,27 @@ class Flow(QLayout):
                 item.setGeometry(QRect(QPoint(left, y + (high - size.height()) // 2), size))
             y += high + self.spacing()
         return y - self.spacing() - rect.y()
+
+
+class Turning(QWidget):
+    """Widgets side by side, equally wide; one below the other where they have no room for that."""
+
+    def __init__(self, *widgets: QWidget, spacing: int = theme.L):
+        super().__init__()
+        self._box = QBoxLayout(QBoxLayout.Direction.LeftToRight, self)
+        self._box.setContentsMargins(0, 0, 0, 0)
+        self._box.setSpacing(spacing)
+        for widget in widgets:
+            self._box.addWidget(widget, 1)
+
+    def minimumSizeHint(self) -> QSize:                      # noqa: N802 (Qt's names)
+        return QSize(max(self._widths(), default=0), super().minimumSizeHint().height())
+
+    def resizeEvent(self, event) -> None:                    # noqa: N802
+        super().resizeEvent(event)
+        widths = self._widths()
+        room = (max(widths, default=0) + self._box.spacing()) * len(widths) - self._box.spacing() <= self.width()
+        self._box.setDirection(QBoxLayout.Direction.LeftToRight if room else QBoxLayout.Direction.TopToBottom)
+
+    def _widths(self) -> list[int]:
+        return [self._box.itemAt(place).minimumSize().width() for place in range(self._box.count()) if not self._box.itemAt(place).isEmpty()]

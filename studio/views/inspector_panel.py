@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from PySide6.QtCore import QLocale, QUrl, Qt, Signal
 from PySide6.QtGui import QDesktopServices, QGuiApplication
-from PySide6.QtWidgets import QFrame, QGridLayout, QHBoxLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QBoxLayout, QFrame, QGridLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from engine.errors import StudioError
 from engine.store.library import AdapterInfo, ModelInfo
@@ -141,7 +141,7 @@ class InspectorPanel(QScrollArea):
 
     def show_thing(self, thing: object) -> None:
         """Show a `ModelInfo`, `AdapterInfo`, `Module`, `Run`, `Checkpoint`, `DataSet`, `StudioError`, or None."""
-        self._thing = thing
+        self._thing, self._narrow = thing, self._is_narrow()
         icon, title, subtitle, sections = facts_of(thing, self._catalogue)
         content = QWidget()
         theme.look(content, "page")
@@ -158,12 +158,21 @@ class InspectorPanel(QScrollArea):
             layout.addSpacing(theme.XS)
             if heading:
                 layout.addWidget(_label(heading, "strong"))
-            layout.addLayout(_table(facts))
+            layout.addLayout(_table(facts, self._narrow))
         layout.addSpacing(theme.S)
         layout.addLayout(self._buttons(thing))
         layout.addStretch(1)
         self.setWidget(content)
-        self.setMinimumWidth(max(230, content.minimumSizeHint().width() + 12))
+        self.setMinimumWidth(max(180, self.fontMetrics().averageCharWidth() * 16))
+
+    def resizeEvent(self, event) -> None:  # noqa: N802 (Qt's name)
+        super().resizeEvent(event)
+        if self._narrow != self._is_narrow():
+            self.show_thing(self._thing)
+
+    def _is_narrow(self) -> bool:
+        """Too narrow for names and values side by side."""
+        return self.width() < self.fontMetrics().averageCharWidth() * 28
 
     def _buttons(self, thing: object) -> QVBoxLayout:
         column = QVBoxLayout()
@@ -186,7 +195,7 @@ class InspectorPanel(QScrollArea):
             show, copy = QPushButton(text.open_folder()), QPushButton(text.copy_path())
             show.clicked.connect(lambda: QDesktopServices.openUrl(QUrl.fromLocalFile(str(thing.path))))
             copy.clicked.connect(lambda: (QGuiApplication.clipboard().setText(str(thing.path)), self.said.emit(text.copied())))
-            row = QHBoxLayout()
+            row = QBoxLayout(QBoxLayout.Direction.TopToBottom if self._narrow else QBoxLayout.Direction.LeftToRight)
             row.setSpacing(theme.S)
             row.addWidget(show)
             row.addWidget(copy)
@@ -215,21 +224,21 @@ def _primary(words: str, do: Callable[[], object]) -> QPushButton:
 
 
 def _label(words: str, looks: str) -> QLabel:
-    label = QLabel(words, wordWrap=True, textFormat=Qt.TextFormat.PlainText)
+    """Sentences wrap; a single long name is cut, with the whole as tooltip."""
+    label = QLabel(words, wordWrap=True, textFormat=Qt.TextFormat.PlainText) if " " in words else a11y.ElidedLabel(words)
     label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
     return theme.look(label, looks)
 
 
-def _table(facts: list[Fact]) -> QGridLayout:
-    """Names at the left, values at the right; long ones wrap between words, or are cut with the whole as tooltip."""
+def _table(facts: list[Fact], narrow: bool) -> QGridLayout:
+    """Names at the left, or above where it is narrow, and values; long ones wrap between words, or are cut with the whole as tooltip."""
     grid = QGridLayout()
     grid.setHorizontalSpacing(theme.M)
     grid.setVerticalSpacing(theme.XS)
-    grid.setColumnStretch(1, 1)
+    grid.setColumnStretch(0 if narrow else 1, 1)
     for row, (name, value) in enumerate(facts):
-        called = theme.look(QLabel(name), "muted small")
-        shown = theme.look(QLabel(value, wordWrap=True) if " " in value else a11y.ElidedLabel(value), "small")
-        shown.setTextFormat(Qt.TextFormat.PlainText)
-        grid.addWidget(called, row, 0, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
-        grid.addWidget(shown, row, 1)
+        called = theme.look(QLabel(name, wordWrap=narrow), "muted small")
+        shown = _label(value, "small")
+        grid.addWidget(called, row * 2, 0, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
+        grid.addWidget(shown, row * 2 + narrow, 1 - narrow)
     return grid

@@ -225,7 +225,7 @@ class LibraryPanel(QWidget):
         return QSize(self.fontMetrics().averageCharWidth() * 36, 400)
 
     def _repaint(self, *_) -> None:
-        self.setMinimumWidth(self.fontMetrics().averageCharWidth() * 26)
+        self.setMinimumWidth(max(180, self.fontMetrics().averageCharWidth() * 16))
         self.tree.viewport().update()
 
 

@@ -5,7 +5,7 @@ Menus, shortcuts and the command palette are all made from the one registry of a
 
 from __future__ import annotations
 
-from PySide6.QtCore import QByteArray, Qt, QTimer, Signal
+from PySide6.QtCore import QByteArray, QEvent, QObject, QSize, Qt, QTimer, Signal
 from PySide6.QtGui import QAction, QKeySequence, QShortcut
 from PySide6.QtWidgets import (QDockWidget, QFrame, QHBoxLayout, QLabel, QMainWindow, QMenu, QScrollArea, QTabWidget, QToolButton,
                                QVBoxLayout, QWidget)
@@ -34,11 +34,13 @@ class MainWindow(QMainWindow):
         self.tabs = a11y.name(QTabWidget(), text.workspaces())
         self.tabs.setDocumentMode(True)
         self.tabs.tabBar().setDrawBase(False)
+        self.tabs.setUsesScrollButtons(False)
         a11y.name(self.tabs.tabBar(), text.workspaces())
         self.notices = notify.NoticeArea()
         self.panels: dict[str, QWidget] = {}
         self._holders: dict[str, QScrollArea] = {}
         self._icons: dict[str, str] = {}
+        self._titles: dict[str, str] = {}
         centre = QWidget()
         layout = QVBoxLayout(centre)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -59,7 +61,8 @@ class MainWindow(QMainWindow):
         self._rebuild = QTimer(self, singleShot=True, interval=0)
         self._rebuild.timeout.connect(self.build_menus)
         theme.changed.connect(self._retint)
-        self.tabs.currentChanged.connect(self._tab_changed)
+        self.tabs.currentChanged.connect(self._retint)
+        self.tabs.installEventFilter(self)
         self._retint()
 
     # --- workspaces ---
@@ -70,9 +73,10 @@ class MainWindow(QMainWindow):
         holder.setWidgetResizable(True)
         holder.setFrameShape(QFrame.Shape.NoFrame)
         holder.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self._holders[key], self._icons[key] = holder, icon
-        self.tabs.addTab(holder, theme.icon(icon, "muted"), title)
-        self.tabs.tabBar().setTabToolTip(self.tabs.count() - 1, f"Ctrl+{self.tabs.count()}")
+        self._holders[key], self._icons[key], self._titles[key] = holder, icon, title
+        place = self.tabs.addTab(holder, theme.icon(icon, "muted"), title)
+        self.tabs.tabBar().setTabToolTip(place, f"{title} · Ctrl+{place + 1}")
+        self.tabs.tabBar().setAccessibleTabName(place, title)
 
     def fill(self, key: str, panel: QWidget) -> None:
         """Put a panel into its place; its `said` and `failed` are heard."""
@@ -165,7 +169,7 @@ class MainWindow(QMainWindow):
         self.resize(min(1280, room.width() - 40), min(820, room.height() - 60))
         if self._settings.get("geometry"):
             self.restoreGeometry(QByteArray.fromBase64(self._settings.get("geometry").encode()))
-        self.resizeDocks([self.library, self.inspector], [280, 270], Qt.Orientation.Horizontal)
+        self.resizeDocks([self.library, self.inspector], [min(280, self.width() // 4)] * 2, Qt.Orientation.Horizontal)
         self.inspector.setVisible(room.width() >= 1200)        # a small screen is for the work first
         if self._settings.get("layout"):
             self.restoreState(QByteArray.fromBase64(self._settings.get("layout").encode()), LAYOUT_VERSION)
@@ -212,13 +216,27 @@ class MainWindow(QMainWindow):
         self.addDockWidget(area, dock)
         return dock
 
-    def _tab_changed(self, *_) -> None:
-        self._retint()
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:      # noqa: N802
+        if event.type() == QEvent.Type.Resize:
+            self._name_tabs()
+        return False
+
+    def _name_tabs(self) -> None:
+        """All tabs with their names; where these do not fit, only the current one, and the others speak by icon and tooltip."""
+        bar = self.tabs.tabBar()
+        for short in (False, True):
+            for place, (key, title) in enumerate(self._titles.items()):
+                bar.setTabText(place, "" if short and key != self.current() else title)
+            if bar.sizeHint().width() <= self.tabs.width():
+                return
 
     def _retint(self, *_) -> None:
-        self.tabs.setMinimumSize(min(760, self.fontMetrics().averageCharWidth() * 78), 380)
+        self.tabs.setMinimumSize(min(560, self.fontMetrics().averageCharWidth() * 60), 380)
+        side = max(16, self.fontMetrics().height() - 2)
+        self.tabs.setIconSize(QSize(side, side))
         for key, holder in self._holders.items():
             self.tabs.setTabIcon(self.tabs.indexOf(holder), theme.icon(self._icons[key], "accent" if key == self.current() else "muted"))
+        self._name_tabs()
 
 
 class _DockTitle(QWidget):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from PySide6.QtCore import QPoint, Qt, Signal
-from PySide6.QtWidgets import QCheckBox, QComboBox, QFrame, QHBoxLayout, QLabel, QMenu, QPushButton, QSizePolicy, QStackedLayout, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QCheckBox, QFrame, QLabel, QMenu, QStackedLayout, QVBoxLayout, QWidget
 
 from studio.core.catalogue import Catalogue
 from studio.core.stack_document import Change, StackDocument, same_path
@@ -14,6 +14,8 @@ from studio.core.text import frame as text
 from studio.models.stack_model import StackModel
 from studio.models.undo import UndoStack
 from studio.views import a11y, theme
+from studio.views.flow import Flow
+from studio.views.parts import Row, button, retint
 from studio.views.stack_rows import StackList
 
 
@@ -32,23 +34,15 @@ class MixPanel(QWidget):
         self._document, self._undo, self._catalogue = document, undo, catalogue
         self.model = StackModel(document, undo, catalogue, self)
         self.list = StackList(self.model)
-        self.base = a11y.name(QComboBox(), text.stack_model(), text.stack_model_help())
-        self.base.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.base.setMinimumContentsLength(18)
-        self.base.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.base.setMaximumWidth(420)
+        self.base = a11y.name(a11y.Choice(20), text.stack_model(), text.stack_model_help())
         self.base.activated.connect(self._choose_base)
-        self.add_button = QPushButton(text.add_adapter_menu())
-        self.add_button.clicked.connect(self._offer)
+        self.add_button = button(text.add_adapter_menu(), self._offer, icon="plus")
         self.wide = QCheckBox(text.advanced())
         self.wide.setToolTip(text.advanced_stack_help())
         self.wide.toggled.connect(self.list.set_wide)
         self.heard = theme.look(QLabel(wordWrap=True, textFormat=Qt.TextFormat.PlainText), "muted")
-        self.try_button = theme.look(QPushButton(text.go_try()), "primary")
-        self.try_button.clicked.connect(lambda: self.wish.emit("try"))
-        self.export_button = QPushButton(text.go_export())
-        self.export_button.clicked.connect(lambda: self.wish.emit("export"))
-        a11y.quiet_wheel(self.base)
+        self.try_button = button(text.go_try(), lambda: self.wish.emit("try"), "primary", icon="try")
+        self.export_button = button(text.go_export(), lambda: self.wish.emit("export"), icon="export")
         self._empty = _EmptyStack(self.add_button.click)
         self._lay_out()
         self.list.hovered.connect(self._empty.glow)
@@ -78,26 +72,19 @@ class MixPanel(QWidget):
     # --- making ---
 
     def _lay_out(self) -> None:
-        top = QHBoxLayout()
-        top.setSpacing(theme.M)
         heading = theme.look(QLabel(text.mix_heading()), "title")
         stands = theme.look(QLabel(text.stands_on()), "muted")
         stands.setBuddy(self.base)
-        top.addWidget(stands)
-        top.addWidget(self.base, 4)
-        top.addStretch(1)
-        top.addWidget(self.wide)
-        top.addWidget(self.add_button)
+        model = QWidget()
+        Row(stands, self.base, spacing=theme.M, parent=model)
+        top = Flow(model, self.wide, self.add_button, spacing=theme.M)
         rows = QWidget()
         self._pages = QStackedLayout(rows)
         self._pages.setStackingMode(QStackedLayout.StackingMode.StackAll)
         self._pages.addWidget(self.list)
         self._pages.addWidget(self._empty)
-        bottom = QHBoxLayout()
-        bottom.setSpacing(theme.M)
-        bottom.addWidget(self.heard, 1)
-        bottom.addWidget(self.export_button)
-        bottom.addWidget(self.try_button)
+        bottom = Row(self.heard, Flow(self.export_button, self.try_button, spacing=theme.M), spacing=theme.M)
+        bottom.setStretch(0, 1)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(theme.XL, theme.L, theme.XL, theme.L)
         layout.setSpacing(theme.M)
@@ -108,9 +95,8 @@ class MixPanel(QWidget):
         layout.addLayout(bottom)
 
     def _retint(self, *_) -> None:
-        self.add_button.setIcon(theme.icon("plus"))
-        self.try_button.setIcon(theme.icon("try", "on_accent"))
-        self.export_button.setIcon(theme.icon("export"))
+        retint(self)
+        self.heard.setMinimumWidth(16 * self.fontMetrics().averageCharWidth())
         self._empty.retint()
 
     # --- showing ---
@@ -126,7 +112,8 @@ class MixPanel(QWidget):
         self.base.clear()
         self.base.addItem(text.no_model_yet() if not self._catalogue.models else text.choose_model(), None)
         for model in self._catalogue.models:
-            self.base.addItem(f"{model.name}   {amounts.count(model.parameters)}", str(model.path))
+            self.base.addItem(model.name, str(model.path))
+            self.base.setItemData(self.base.count() - 1, amounts.count(model.parameters), Qt.ItemDataRole.ToolTipRole)
         chosen = self._document.base
         place = next((n for n in range(1, self.base.count()) if same_path(self.base.itemData(n), chosen)), 0)
         if chosen is not None and place == 0:

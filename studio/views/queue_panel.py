@@ -86,9 +86,9 @@ class QueuePanel(Panel):
         theme.look(self._log, "mono plain")
         a11y.name(self._log, words.QUEUE_LOG())
         self.copy = button(words.COPY_DETAILS(), self._copy, "link")
-        detail = card(Row(self._detail_title, self.open, self.copy), self._detail, self._bar, self._trouble,
-                      text(words.QUEUE_LOG(), "small muted"), self._log)
-        detail.layout().itemAt(0).layout().setStretch(0, 1)
+        head = Row(self._detail_title, Flow(self.open, self.copy))
+        head.setStretch(0, 1)
+        detail = card(head, self._detail, self._bar, self._trouble, text(words.QUEUE_LOG(), "small muted"), self._log)
         self._empty = card(text(words.QUEUE_EMPTY(), "muted"), looks="sunken", margin=theme.XL)
         full = QWidget()
         splitter = QSplitter(Qt.Orientation.Vertical)

@@ -15,6 +15,7 @@ from studio.core.text.spoken import spoken
 from studio.jobs.job import Job, State
 from studio.models.jobs_model import when
 from studio.views import a11y, theme
+from studio.views.flow import Turning
 from studio.views.parts import CardButton, Column, Panel, Row, button, card, clear, error_card, page, picture, text
 
 STARTER = "SmolLM2-135M-Instruct"          # name of its folder in the library
@@ -44,7 +45,6 @@ class StartPanel(Panel):
 
     def _build(self, machine_sentence: str) -> None:
         self.cards = {}
-        big = Row(spacing=theme.L)
         for key, icon, title, help in (("teach", "teach", words.START_TEACH(), words.START_TEACH_HELP()),
                                        ("mix", "mix", words.START_MIX(), words.START_MIX_HELP()),
                                        ("try", "try", words.START_TRY(), words.START_TRY_HELP())):
@@ -52,7 +52,6 @@ class StartPanel(Panel):
                               description=help, margin=theme.XL, least=168)
             made.clicked.connect(lambda _=False, k=key: self.go.emit(k))
             self.cards[key] = made
-            big.addWidget(made, 1)
         self._fetch_title, self._fetch_body = text(words.START_FETCH_TITLE(), "heading"), text(words.START_FETCH_BODY(), "muted")
         self.fetch = button(words.START_FETCH(), self.fetch_starter, "primary", icon="import")
         self.cancel_fetch = button(words.CANCEL(), self._cancel_fetch)
@@ -69,11 +68,8 @@ class StartPanel(Panel):
                        None)
         self._recent = QVBoxLayout()
         self._recent.setSpacing(0)
-        low = Row(self.sample, machine, spacing=theme.L)
-        low.setStretch(0, 1)
-        low.setStretch(1, 1)
-        Column(page(Column(text(words.START_WELCOME(), "title"), text(words.START_INTRO(), "muted"), spacing=theme.XS), big,
-                    self._fetch_card, low,
+        Column(page(Column(text(words.START_WELCOME(), "title"), text(words.START_INTRO(), "muted"), spacing=theme.XS), Turning(*self.cards.values()),
+                    self._fetch_card, Turning(self.sample, machine),
                     Column(text(words.START_RECENT(), "heading"), self._recent), None, spacing=theme.XL), parent=self)
 
     # --- what is shown ---

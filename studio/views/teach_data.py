@@ -21,6 +21,7 @@ from studio.models.examples_model import HEAD, ExamplesModel
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
 from studio.views.examples_list import ExamplesList
+from studio.views.flow import Turning
 from studio.views.teach_columns import AskRoles, ColumnRoles
 from studio.views.teach_problems import Problems
 from studio.views.parts import CardButton, Column, Row, Scrolled, button, card, clear, error_card, page, picture, text
@@ -59,10 +60,11 @@ class DataPage(QWidget):
         self.choose_button = button(words.DATA_CHOOSE(), self.choose, "primary")
         self.folder_button = button(words.DATA_FOLDER(), self.choose_folder, help=words.DATA_FOLDER_HELP())
         self.paste_button = button(words.DATA_PASTE(), self._open_paste)
-        kinds = text(words.DATA_KINDS(), "muted")
-        kinds.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        Column(Row(None, picture("data", "accent", 40), None), Row(None, text(words.DATA_DROP(), "heading", wrap=False), None), kinds, theme.S,
-               Row(None, self.choose_button, self.folder_button, self.paste_button, None, spacing=theme.M), margin=theme.XXL, parent=self.drop)
+        head, kinds = text(words.DATA_DROP(), "heading"), text(words.DATA_KINDS(), "muted")
+        for centred in (head, kinds):
+            centred.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        ways = Turning(self.choose_button, self.folder_button, self.paste_button, spacing=theme.M)
+        Column(Row(None, picture("data", "accent", 40), None), head, kinds, theme.S, Row(None, ways, None), margin=theme.XL, parent=self.drop)
         self._trouble = QVBoxLayout()
         self._trouble.setContentsMargins(0, 0, 0, 0)
         self._reading = card(looks="notice", margin=theme.M)
@@ -72,16 +74,14 @@ class DataPage(QWidget):
         self._soon = QTimer(self, interval=400, singleShot=True)       # what is there at once need not be told of
         self._soon.timeout.connect(self._reading.show)
         self.sample_buttons = []
-        row = Row(spacing=theme.M)
         for sample in samples:
             made = CardButton(spoken(sample.title), text(spoken(sample.title), "strong"), text(spoken(sample.about), "muted"),
                               text(words.EXAMPLES(sample.rows), "muted small"),
                               description=spoken(sample.about))
             made.clicked.connect(lambda _=False, s=sample: self._use_sample(s))
-            row.addWidget(made, 1)
             self.sample_buttons.append(made)
         return page(Column(text(words.DATA_HEAD(), "title"), text(words.DATA_INTRO(), "muted")), self._trouble, self._reading, self.drop,
-                    Column(text(words.DATA_SAMPLES(), "muted"), row), None)
+                    Column(text(words.DATA_SAMPLES(), "muted"), Turning(*self.sample_buttons, spacing=theme.M)), None)
 
     def _paste_page(self) -> QWidget:
         self.paste = QPlainTextEdit(self._settings.recall(PASTE_KEY, ""))
@@ -143,10 +143,7 @@ class DataPage(QWidget):
         head = Row(Column(self.sentence, self._counting, self._held, self._file, spacing=theme.XS), self.other_button, spacing=theme.L)
         head.setStretch(0, 1)
         head.setAlignment(self.other_button, Qt.AlignmentFlag.AlignTop)
-        columns = Row(left, right, spacing=theme.L)
-        columns.setStretch(0, 1)
-        columns.setStretch(1, 1)
-        Column(head, self._notes_card, self.problems, columns, spacing=theme.L, margin=theme.XL, parent=whole).setStretch(3, 1)
+        Column(head, self._notes_card, self.problems, Turning(left, right), spacing=theme.L, margin=theme.XL, parent=whole).setStretch(3, 1)
         theme.look(whole, "page")
         self.list.setMinimumHeight(180)
         self.exact.setMinimumHeight(100)

@@ -45,12 +45,14 @@ class TeachPanel(Panel):
         self.review = ReviewPage(self.draft, queue_bridge)
         self._pages = QStackedWidget()
         self.steps: dict[str, QPushButton] = {}
+        self._said: dict[str, str] = {}    # mark and number of each
         self._group = OneOf(self)
         bar = Row(spacing=0)
         for number, key in enumerate(STEPS):
             step = QPushButton()
             theme.look(step, "step")
             step.setCheckable(True)
+            step.setMinimumWidth(1)        # it says less where it has no room: `_name_steps`
             step.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
             step.clicked.connect(lambda _=False, k=key: self.show_step(k))
             self._group.addButton(step, number)
@@ -147,9 +149,10 @@ class TeachPanel(Panel):
         for number, key in enumerate(STEPS):
             done, name = key not in missing, words.STEPS[key]()
             mark = "✓" if done else "○"
-            self.steps[key].setText(f"{mark}  {number + 1}  {name}")
-            self.steps[key].setToolTip(missing.get(key, ""))
+            self._said[key] = f"{mark}  {number + 1}"
+            self.steps[key].setToolTip(f"{name}: {missing[key]}" if key in missing else name)
             a11y.name(self.steps[key], words.STEP_HELP(number=number + 1, name=name, state=missing.get(key, words.STEP_DONE())))
+        self._name_steps()
         here = STEPS[max(0, self._group.checkedId())]
         self._hint.setText(missing.get(here, ""))
         after = self._group.checkedId() + 1
@@ -159,6 +162,18 @@ class TeachPanel(Panel):
             a11y.name(self.next, self.next.text())
             theme.look(self.next, "primary" if here not in missing else "")
         self._foot.setVisible(after < 3)
+
+    def resizeEvent(self, event) -> None:  # noqa: N802 (Qt's name)
+        super().resizeEvent(event)
+        self._name_steps()
+
+    def _name_steps(self) -> None:
+        """All steps with their names; where these do not fit, only the one that is open."""
+        for short in (False, True):
+            for key, step in self.steps.items():
+                step.setText(self._said.get(key, "") + ("" if short and not step.isChecked() else f"  {words.STEPS[key]()}"))
+            if sum(step.sizeHint().width() for step in self.steps.values()) <= self.width():
+                return
 
     def _bring_model(self, spec: FetchSpec, title: str) -> None:
         try:

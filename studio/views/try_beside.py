@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from PySide6.QtCore import Signal
-from PySide6.QtWidgets import QCheckBox, QComboBox, QFileDialog, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QCheckBox, QFileDialog, QVBoxLayout, QWidget
 
 from studio.core.stack_document import same_path
 from studio.core.text import amounts
@@ -29,11 +29,7 @@ class Beside(QWidget):
         self.compare = self._check(words.TRY_COMPARE(), words.TRY_COMPARE_HELP())
         self.compare.setChecked(True)
         self.blind = self._check(words.TRY_BLIND(), words.TRY_BLIND_HELP())
-        self.models = QComboBox()
-        self.models.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.models.setMinimumContentsLength(12)
-        a11y.name(self.models, words.TRY_FILE(), words.TRY_FILE_HELP())
-        a11y.quiet_wheel(self.models)
+        self.models = a11y.name(a11y.Choice(), words.TRY_FILE(), words.TRY_FILE_HELP())
         self.models.activated.connect(self._choose)
         self._votes = text("", "muted small")
         self.anew = button(words.TRY_BLIND_ANEW(), lambda: document.set_trial(votes={}), "link")

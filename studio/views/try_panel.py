@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from PySide6.QtCore import QTimer, Qt, Signal
+from PySide6.QtCore import QSize, QTimer, Qt, Signal
 from PySide6.QtGui import QKeySequence, QShortcut
-from PySide6.QtWidgets import QApplication, QComboBox, QDoubleSpinBox, QFrame, QScrollArea, QSpinBox, QTabBar, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QApplication, QBoxLayout, QDoubleSpinBox, QFrame, QScrollArea, QSpinBox, QTabBar, QVBoxLayout, QWidget
 
 from engine import events
 from engine.errors import StudioError
@@ -17,10 +17,13 @@ from studio.core.stack_commands import SetBase
 from studio.core.stack_document import Change, same_path
 from studio.core.text import work as words
 from studio.views import a11y, theme
-from studio.views.parts import Column, Panel, Row, button, card, clear, error_card, text
+from studio.views.flow import Flow
+from studio.views.parts import Column, Fold, Panel, Row, Scrolled, button, card, clear, error_card, text
 from studio.views.strength_strip import StrengthStrip
 from studio.views.try_beside import Beside
 from studio.views.try_turn import Answer, Question, Turn
+
+WIDEST = (1 << 24) - 1                     # Qt's own bound, i.e. none
 
 
 class TryPanel(Panel):
@@ -38,6 +41,7 @@ class TryPanel(Panel):
         self._shuffle = random.shuffle
         self._opening = 0                  # ticket of the request that is under way
         self._stale, self._ready, self._pending = True, False, ""
+        self._narrow: bool | None = None   # model and stack stand above the chat
         self._open_later = QTimer(self, interval=250, singleShot=True)
         self._open_later.timeout.connect(self._open)
         self._strength_later = QTimer(self, interval=20, singleShot=True)
@@ -46,7 +50,7 @@ class TryPanel(Panel):
         document.changed.connect(self._changed)
         catalogue.subscribe(self._list_models)
         self._list_models()
-        self._widen()
+        self._arrange()
         self._enable()
 
     def _build(self) -> None:
@@ -78,22 +82,21 @@ class TryPanel(Panel):
         self.again = button(words.TRY_AGAIN(), self.ask_again, "quiet", help=words.TRY_AGAIN_HELP(), icon="refresh")
         self.clear = button(words.TRY_CLEAR(), self.new_chat, "quiet", icon="plus")
         self._trouble = QVBoxLayout()
-        self._state = theme.look(a11y.ElidedLabel(mode=Qt.TextElideMode.ElideRight), "muted small")
+        self._state = text("", "muted small")
         ask = Row(self.question, Column(self.send, self.stop, spacing=theme.XS))
         ask.setStretch(0, 1)
-        below = Row(self._state, self.again, self.clear)
+        below = Row(self._state, Flow(self.again, self.clear))
         below.setStretch(0, 1)
-        left = QWidget()
-        Column(self.scroll, self._trouble, ask, below, spacing=theme.S, parent=left).setStretch(0, 1)
-        columns = Row(left, self._side(), spacing=theme.L)
-        columns.setStretch(0, 1)
-        Column(columns, margin=theme.L, parent=self)
+        self._chat = QWidget()
+        Column(self.scroll, self._trouble, ask, below, spacing=theme.S, parent=self._chat).setStretch(0, 1)
+        self._card = self._side()
+        self.side = Fold(words.TRY_SIDE(), Scrolled(self._card), open=True)
+        self.side.toggled.connect(self._arrange)
+        self._columns = Row(self._chat, self.side, spacing=theme.L)
+        Column(self._columns, margin=theme.L, parent=self)
 
     def _side(self) -> QWidget:
-        self.models = QComboBox()
-        self.models.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.models.setMinimumContentsLength(12)
-        a11y.name(self.models, words.TRY_MODEL())
+        self.models = a11y.name(a11y.Choice(), words.TRY_MODEL())
         self.models.activated.connect(self._choose_model)
         self.length = QSpinBox()
         self.length.setRange(8, 4096)
@@ -109,16 +112,14 @@ class TryPanel(Panel):
         self.temperature.setToolTip(words.TRY_TEMPERATURE_HELP())
         for number in (self.length, self.temperature):
             number.setAlignment(Qt.AlignmentFlag.AlignRight)
-        a11y.quiet_wheel(self.models, self.length, self.temperature)
+        a11y.quiet_wheel(self.length, self.temperature)
         self.strip = StrengthStrip(self._document, self._undo)
         self.beside = Beside(self._document, self._catalogue)
         self.beside.said.connect(self.said)
-        side = card(text(words.TRY_MODEL(), "strong"), self.models, theme.S, text(words.TRY_STACK(), "strong"), self.strip,
+        return card(text(words.TRY_MODEL(), "strong"), self.models, theme.S, text(words.TRY_STACK(), "strong"), self.strip,
                     self.beside, None,
                     Row(text(words.TRY_LENGTH(), "muted small", wrap=False), None, self.length),
                     Row(text(words.TRY_TEMPERATURE(), "muted small", wrap=False), None, self.temperature))
-        self._side_card = side
-        return side
 
     # --- model and stack ---
 
@@ -323,16 +324,35 @@ class TryPanel(Panel):
         self.again.setEnabled(bool(self.turns) and not self.speaking)
         self.clear.setEnabled(bool(self.turns))
 
-    def _widen(self) -> None:
-        """The side grows with the text size, so that nothing in it is cut."""
-        self._side_card.setFixedWidth(max(252, 18 * self.fontMetrics().height()))
+    def resizeEvent(self, event) -> None:  # noqa: N802 (Qt's name)
+        super().resizeEvent(event)
+        self._arrange()
+
+    def minimumSizeHint(self) -> QSize:    # noqa: N802
+        return QSize(self._chat.minimumSizeHint().width() + 2 * theme.L, super().minimumSizeHint().height())
+
+    def _arrange(self, *_: object) -> None:
+        """Model and stack beside the chat, growing with the text size; where both have no room, folded away above it."""
+        high = self.fontMetrics().height()
+        side, chat = max(264, self._card.minimumSizeHint().width()), max(20 * high, self._chat.minimumSizeHint().width())
+        narrow = self.width() < chat + side + 3 * theme.L
+        if narrow != self._narrow:
+            self._narrow = narrow
+            self.side.head.setVisible(narrow)
+            self.side.open(not narrow)
+        self._state.setMinimumWidth(12 * self.fontMetrics().averageCharWidth())
+        self._columns.setDirection(QBoxLayout.Direction.BottomToTop if narrow else QBoxLayout.Direction.LeftToRight)
+        self._columns.setStretch(0, 1)
+        self._columns.setStretch(1, int(narrow and self.side.head.isChecked()))
+        self.side.setMinimumWidth(0 if narrow else side)
+        self.side.setMaximumWidth(WIDEST if narrow else side)
 
     def _to_the_end(self, _low: int, high: int) -> None:
         self.scroll.verticalScrollBar().setValue(high)
 
     def restyle(self, *_: object) -> None:
         super().restyle()
-        self._widen()
+        self._arrange()
         for turn in self.turns:
             turn.mark()
 

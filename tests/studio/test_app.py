@@ -10,7 +10,7 @@ import pytest
 from PySide6.QtCore import QEvent, Qt
 from PySide6.QtGui import QKeySequence
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QPushButton, QWidget
+from PySide6.QtWidgets import QApplication, QPushButton, QScrollArea, QWidget
 
 from engine import events
 from engine.errors import Busy
@@ -19,13 +19,17 @@ from engine.store.home import Home
 from engine.store.runs import EventLog, RunFolder
 from studio.app import Studio
 from studio.core.actions import Action
+from studio.core import text as language
 from studio.core.settings import TEXT_SIZES
+from studio.core.text import languages
+from studio.core.text import teach as words
 from studio.frame_actions import WORKSPACES
 from studio.jobs.job import State
 from studio.jobs.runner import InlineRunner
 from studio.jobs.store import JobStore
 from studio.views import a11y, theme
-from tests.studio.kit import FakeTalk, data_report, make_adapter, make_model, methods, plan_report, rendered
+from tests.studio.kit import (FakeTalk, data_report, lint_report, make_adapter, make_model, methods, plan_report, rendered,
+                              rows_page)
 
 
 def patient(spec, run):
@@ -53,7 +57,8 @@ def open_studio(qapp, qtbot, home, monkeypatch):
 
     def make(work=patient, shown: bool = True) -> Studio:
         talk = FakeTalk()
-        talk.answers = {"describe-data": data_report, "render-row": rendered, "estimate-plan": plan_report, "describe-methods": methods}
+        talk.answers = {"describe-data": data_report, "render-row": rendered, "estimate-plan": plan_report, "describe-methods": methods,
+                        "lint-data": lint_report, "show-rows": rows_page}
         studio = Studio(qapp, home, runner=InlineRunner(work), talk=talk)
         monkeypatch.setattr(studio.app, "quit", list)
         opened.append(studio)
@@ -70,6 +75,7 @@ def open_studio(qapp, qtbot, home, monkeypatch):
         shut(studio, qtbot)
         studio.window.deleteLater()
         studio.deleteLater()
+    language.use("en")
     QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     theme.apply(qapp, "light")
 
@@ -328,6 +334,32 @@ def test_text_size_and_theme_stay(open_studio, qtbot):
     studio.settings.set("text_size", TEXT_SIZES[-1])
     studio.window.run("view.text.larger")
     assert studio.activity.said.whole() == "The text is as large as it can be."
+
+
+@pytest.mark.parametrize("speech", languages())
+def test_a_small_window_with_the_largest_letters_scrolls_nowhere_sideways(open_studio, home, speech):
+    home.settings.write_text(json.dumps({"version": 1, "language": speech, "text_size": TEXT_SIZES[-1]}))
+    studio = open_studio()
+    window, steps = studio.window, studio.panel("teach").steps
+    studio.add_to_stack([studio.home.adapters / "alpha"])
+    studio.panel("teach").start_sample()
+    window.inspector.show()
+    window.resize(1100, 760)
+    window.resizeDocks([window.library, window.inspector], [200, 200], Qt.Orientation.Horizontal)
+    for key in WORKSPACES:
+        window.go(key)
+        for step in steps if key == "teach" else [""]:
+            if step:
+                studio.panel("teach").show_step(step)
+            QApplication.processEvents()
+            wide = [(type(area).__name__, area.widget().minimumSizeHint().width(), area.viewport().width())
+                    for area in window.findChildren(QScrollArea) if area.isVisible() and area.horizontalScrollBar().maximum()]
+            assert (key, step, window.width(), wide) == (key, step, 1100, [])
+    assert [bool(window.tabs.tabText(place)) for place in range(6)] == [False] * 5 + [True]
+    assert steps["review"].text().endswith(words.STEPS["review"]()) and not steps["data"].text().endswith(words.STEPS["data"]())
+    window.resize(2400, 760)
+    QApplication.processEvents()
+    assert all(window.tabs.tabText(place) for place in range(6))
 
 
 def test_an_adapter_folder_comes_in(open_studio, qtbot, tmp_path, home):

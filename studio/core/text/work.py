@@ -143,6 +143,7 @@ TRY_CORRECT_KEPT = Counted("Kept: {n} example so far. At {enough} it is worth te
 TRY_CORRECT_ENOUGH = Phrase("{n} answers were put right: enough to teach again.")
 TRY_CORRECT_TEACH = Phrase("Teach these")
 TRY_STACK = Phrase("Stack")
+TRY_SIDE = Phrase("Model, stack and comparison")
 TRY_STACK_EMPTY = Phrase("The stack is empty: you are talking to the untaught model.")
 TRY_STACK_HELP = Phrase("Heard at the next word, also while it is answering.")
 TRY_STRENGTH = Phrase("Strength of {name}")

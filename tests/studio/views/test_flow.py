@@ -3,7 +3,7 @@
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QApplication, QPushButton, QWidget
 
-from studio.views.flow import Flow
+from studio.views.flow import Flow, Turning
 
 
 def made(qtbot) -> tuple[QWidget, list[QPushButton]]:
@@ -37,3 +37,16 @@ def test_from_right_to_left_where_the_language_is(qtbot):
     QApplication.processEvents()
     assert [b.x() for b in buttons] == sorted((b.x() for b in buttons), reverse=True)
     assert holder.layout().takeAt(0).widget() is buttons[0] and holder.layout().count() == 3 and holder.layout().takeAt(9) is None
+
+
+def test_a_row_turns_into_a_column_where_it_has_no_room(qtbot):
+    buttons = [QPushButton(f"A button with number {n}") for n in range(3)]
+    holder, row = QWidget(), Turning(*buttons)
+    row.setParent(holder)
+    qtbot.addWidget(holder)
+    holder.show()
+    least = row.minimumSizeHint().width()
+    assert least < buttons[0].minimumSizeHint().width() + 4
+    for width, expected in ((3 * least + 40, [0, 0, 0]), (least, [0, 1, 2])):
+        row.resize(width, 200)
+        assert lines(buttons) == expected and max(b.width() for b in buttons) - min(b.width() for b in buttons) <= 1

@@ -24,6 +24,7 @@ def talk(stocked, qtbot):
     stocked.undo.push(AddAdapter(stocked.keeper, "Lighthouse keeper", strength=0.5))
     panel = TryPanel(stocked.document, stocked.talk_bridge, stocked.catalogue, stocked.undo, stocked.home)
     qtbot.addWidget(panel)
+    panel.resize(900, 700)
     panel.show()
     panel._open()
     stocked.settle()
@@ -108,7 +109,7 @@ def test_a_question_asked_too_early_waits_for_the_model(stocked, qtbot):
     qtbot.addWidget(panel)
     panel.show()
     ask(panel, stocked)
-    assert stocked.talk.of(specs.Say) == [] and "Loading" in panel._state.whole()
+    assert stocked.talk.of(specs.Say) == [] and "Loading" in panel._state.text()
     stocked.talk.release()
     for _ in range(3):
         stocked.settle()
@@ -206,6 +207,19 @@ def test_up_to_four_columns_answer_side_by_side_each_with_its_strengths(talk, st
     talk.beside.unkeep("a")
     ask(talk, stocked, "Again?")
     assert [r.columns for r in stocked.talk.of(specs.Say)[4:]] == [["stack"], ["b"], ["base"]] and talk.beside.keep.isVisibleTo(talk)
+
+
+def test_where_both_have_no_room_the_stack_folds_away_above_the_chat(talk):
+    assert talk.beside.isVisible() and not talk.side.head.isVisible() and talk.side.x() > talk.scroll.width()
+    talk.resize(talk.minimumSizeHint().width(), 700)
+    QApplication.processEvents()
+    assert not talk.beside.isVisible()
+    QTest.mouseClick(talk.side.head, Qt.MouseButton.LeftButton)
+    QApplication.processEvents()
+    assert talk.beside.isVisible() and talk.scroll.isVisible() and talk.side.geometry().bottom() < talk.scroll.parent().y()
+    talk.resize(900, 700)
+    QApplication.processEvents()
+    assert talk.beside.isVisible() and not talk.side.head.isVisible()
 
 
 def test_what_was_kept_is_there_again_in_the_next_session(talk, stocked, qtbot):
