@@ -91,6 +91,8 @@ class PeftConfig:
 class TargetedConfig(PeftConfig):
     """Config of a method that sits on chosen layers; the fields decide which (see `engine.model.targets`)."""
 
+    positive: ClassVar[tuple[str, ...]] = ()                  # settings that are whole numbers from 1; of a pattern, its values
+
     target_modules: list[str] | str | None = knob(
         None, label="Layers", term="target_modules", advanced=True,
         help="Which layers learn: names or endings, a regular expression, or “all-linear”.")
@@ -116,6 +118,11 @@ class TargetedConfig(PeftConfig):
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
         if isinstance(self.modules_to_save, str):
             self.modules_to_save = [self.modules_to_save]
+        for name in self.positive:
+            value = getattr(self, name)
+            for number in (value or {}).values() if name.endswith("_pattern") else [value]:
+                if not isinstance(number, int) or number < 1:
+                    raise ValueError(f"`{name}` should be a positive integer value but the value passed is {number}.")
 
 
 def by_pattern(path: str, patterns: dict[str, Any], default: Any) -> Any:

@@ -24,6 +24,7 @@ class AdaLoraConfig(TargetedConfig):
     """Settings of AdaLoRA, by PEFT's names and defaults. ``rank_pattern`` is written by the schedule: ``<path>.lora_E`` → which ranks are left."""
 
     peft_type: ClassVar[str] = "ADALORA"
+    positive = ("deltaT",)
     runtime_only: ClassVar[frozenset[str]] = frozenset({"runtime_config"})
 
     target_r: int = knob(8, label="Capacity at the end", term="target_r", low=1, high=1024,
@@ -89,8 +90,6 @@ class AdaLoraConfig(TargetedConfig):
             raise ValueError(f"`orth_reg_weight` should be greater than or equal to 0, but the value passed is {self.orth_reg_weight}")
         if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
             raise ValueError(f"`beta1` and `beta2` must lie between 0 and 1, but the values passed are {self.beta1} and {self.beta2}")
-        if self.deltaT <= 0:
-            raise ValueError(f"`deltaT` should be a positive integer value but the value passed is {self.deltaT}.")
         if self.tinit >= self.total_step - self.tfinal:
             raise ValueError("The supplied schedule values don't allow for a budgeting phase. Decrease `tfinal`/`tinit` or increase `total_step`.")
 

@@ -32,6 +32,7 @@ class AdamssConfig(TargetedConfig):
     """
 
     peft_type: ClassVar[str] = "ADAMSS"
+    positive = ("r", "num_subspaces", "subspace_rank")
 
     r: int = knob(100, label="Main directions", term="r", low=1, high=4096, help="How many main directions of a layer the adapters work in.")
     num_subspaces: int = knob(5, label="Clusters", term="num_subspaces", low=1, high=1024, help="How many tiny adapters a layer gets.")
@@ -62,9 +63,6 @@ class AdamssConfig(TargetedConfig):
         self.init_weights = self.init_weights or None
         if self.init_weights not in ("orthogonal", None):
             raise ValueError(f"init_weights must be 'orthogonal' or None, got {self.init_weights}")
-        for name in ("r", "num_subspaces", "subspace_rank"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` should be a positive integer value but the value passed is {getattr(self, name)}.")
         if self.use_asa:
             for name in ("mask_interval", "asa_target_subspaces", "asa_schedule_exponent"):
                 if getattr(self, name) <= 0:

@@ -22,6 +22,7 @@ class C3AConfig(TargetedConfig):
     """Settings of C3A, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "C3A"
+    positive = ("block_size", "block_size_pattern")
 
     block_size: int = knob(256, label="Block size", term="block_size", low=1, high=65536,
                            help="Must divide the width of every layer. Larger blocks: smaller files that hold less.")
@@ -34,9 +35,6 @@ class C3AConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.block_size_pattern = dict(self.block_size_pattern or {})
-        for block in (self.block_size, *self.block_size_pattern.values()):
-            if not isinstance(block, int) or block <= 0:
-                raise ValueError(f"`block_size` should be a positive integer value but the value passed is {block}.")
         if self.init_weights not in (True, False, "gaussian", "kaiming_uniform", "xavier_uniform"):
             raise ValueError(f"Unknown init_weights: {self.init_weights}; known are True, False, 'gaussian', 'kaiming_uniform', 'xavier_uniform'.")
 

@@ -26,6 +26,7 @@ class DeftConfig(TargetedConfig):
     """
 
     peft_type: ClassVar[str] = "DEFT"
+    positive = ("r",)
 
     r: int = knob(8, label="Capacity", term="r", low=1, high=1024, help="How many directions are taken out and learned anew.")
     decomposition_method: str = knob("relu", label="Projection", term="decomposition_method", choices=("relu", "qr"), advanced=True,
@@ -44,8 +45,6 @@ class DeftConfig(TargetedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.r, int) or self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
         if self.decomposition_method not in ("qr", "relu"):
             raise ValueError(f"Unknown decomposition_method '{self.decomposition_method}', must be one of ['qr', 'relu'].")
 

@@ -21,6 +21,7 @@ class FourierFTConfig(TargetedConfig):
     """Settings of FourierFT, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "FOURIERFT"
+    positive = ("n_frequency", "n_frequency_pattern")
 
     n_frequency: int = knob(1000, label="Capacity", term="n_frequency", low=1, high=1_000_000,
                             help="How many numbers each layer learns.")
@@ -39,9 +40,6 @@ class FourierFTConfig(TargetedConfig):
         self.n_frequency_pattern = dict(self.n_frequency_pattern or {})
         if self.random_loc_seed is None:
             raise ValueError("`random_loc_seed` must be a number: without it the places could not be found again.")
-        for number in (self.n_frequency, *self.n_frequency_pattern.values()):
-            if number <= 0:
-                raise ValueError(f"`n_frequency` should be a positive integer value but the value passed is {number}.")
 
 
 class FourierFT(Method):

@@ -27,6 +27,7 @@ class GloraConfig(TargetedConfig):
     """
 
     peft_type: ClassVar[str] = "GLORA"
+    positive = ("r",)
 
     r: int = knob(8, label="Capacity", term="r", low=1, high=1024, help="Rank of the parts that are “lora”. Larger files, slower.")
     config_A_B: str = knob("lora", label="Change of the weight", term="config_A_B", choices=_FORMS["config_A_B"], advanced=True,
@@ -40,8 +41,6 @@ class GloraConfig(TargetedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.r, int) or self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
         for name, known in _FORMS.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"Invalid {name} value: {getattr(self, name)!r}. Valid values are: {', '.join(sorted(known))}.")

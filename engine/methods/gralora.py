@@ -20,6 +20,7 @@ class GraloraConfig(TargetedConfig):
     """Settings of GraLoRA, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "GRALORA"
+    positive = ("r", "gralora_k")
 
     r: int = knob(32, label="Capacity", term="r", low=1, high=1024, help="How much the skill can hold; a multiple of the grid size.")
     hybrid_r: int = knob(0, label="Capacity beside the grid", term="hybrid_r", low=0, high=1024, advanced=True,
@@ -37,12 +38,8 @@ class GraloraConfig(TargetedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.r, int) or self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
         if not isinstance(self.hybrid_r, int) or self.hybrid_r < 0:
             raise ValueError(f"`hybrid_r` should be a non-negative integer value but the value passed is {self.hybrid_r}")
-        if not isinstance(self.gralora_k, int) or self.gralora_k <= 0:
-            raise ValueError(f"`gralora_k` should be a positive integer value but the value passed is {self.gralora_k}.")
         if self.r % self.gralora_k:
             raise ValueError(f"r should be divisible by gralora_k, but got {self.r} and {self.gralora_k}")
 

@@ -21,6 +21,7 @@ class HiraConfig(TargetedConfig):
     """Settings of HiRA, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "HIRA"
+    positive = ("r", "rank_pattern")
 
     r: int = knob(32, label="Capacity", term="r", low=1, high=1024, help="How much the skill can hold. Larger files, slower.")
     hira_dropout: float = knob(0.0, label="Forgetfulness", term="hira_dropout", low=0, high=0.9, advanced=True,
@@ -34,9 +35,6 @@ class HiraConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.rank_pattern = dict(self.rank_pattern or {})
-        for rank in (self.r, *self.rank_pattern.values()):
-            if not isinstance(rank, int) or rank <= 0:
-                raise ValueError(f"`r` should be a positive integer value but the value passed is {rank}.")
         if self.init_weights not in (True, False, None) and str(self.init_weights).lower() != "gaussian":
             raise ValueError(f"Unknown initialization init_weights={self.init_weights!r}; known are True, False and 'gaussian'.")
 

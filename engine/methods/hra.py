@@ -20,6 +20,7 @@ class HRAConfig(TargetedConfig):
     """Settings of HRA, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "HRA"
+    positive = ("r",)
 
     r: int = knob(8, label="Reflections", term="r", low=1, high=1024,
                   help="How much the skill can hold. An even number starts without effect, an odd one does not.")
@@ -27,11 +28,6 @@ class HRAConfig(TargetedConfig):
                           help="Makes the reflections independent of one another; then it always starts with an effect.")
     init_weights: bool = knob(True, label="Start in pairs", term="init_weights", advanced=True, help="Off: starts at random, with an effect.")
     bias: str = "none"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
 
 
 class Hra(MapMethod):

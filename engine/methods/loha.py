@@ -21,6 +21,7 @@ class LoHaConfig(TargetedConfig):
     """Settings of LoHa, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "LOHA"
+    positive = ("r", "rank_pattern")
 
     r: int = knob(8, label="Capacity", term="r", low=1, high=1024, help="How much the skill can hold; LoHa makes r times more of it than LoRA.")
     alpha: float = knob(8, label="Loudness", term="alpha", low=0, high=4096, advanced=True,
@@ -41,9 +42,6 @@ class LoHaConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.rank_pattern, self.alpha_pattern = dict(self.rank_pattern or {}), dict(self.alpha_pattern or {})
-        for rank in (self.r, *self.rank_pattern.values()):
-            if not isinstance(rank, int) or rank <= 0:
-                raise ValueError(f"`r` should be a positive integer value but the value passed is {rank}.")
 
 
 class LoHa(Method):

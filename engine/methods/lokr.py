@@ -21,6 +21,7 @@ class LoKrConfig(TargetedConfig):
     """Settings of LoKr, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "LOKR"
+    positive = ("r", "rank_pattern")
 
     r: int = knob(8, label="Capacity", term="r", low=1, high=100000, help="How much the skill can hold; very large numbers store W1 and W2 whole.")
     alpha: float = knob(8, label="Loudness", term="alpha", low=0, high=100000, advanced=True,
@@ -47,9 +48,6 @@ class LoKrConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.rank_pattern, self.alpha_pattern = dict(self.rank_pattern or {}), dict(self.alpha_pattern or {})
-        for rank in (self.r, *self.rank_pattern.values()):
-            if not isinstance(rank, int) or rank <= 0:
-                raise ValueError(f"`r` should be a positive integer value but the value passed is {rank}.")
         if self.init_weights not in (True, False, "lycoris"):
             raise ValueError(f"Unknown initialization init_weights={self.init_weights!r}; known are True, False and 'lycoris'.")
 

@@ -27,6 +27,7 @@ class LoraConfig(TargetedConfig):
     """Settings of LoRA, by PEFT's names and defaults. Fields whose effect is not built yet are refused, never ignored."""
 
     peft_type: ClassVar[str] = "LORA"
+    positive = ("r", "rank_pattern")
     runtime_only: ClassVar[frozenset[str]] = frozenset({"runtime_config", "calibration"})
 
     r: int = knob(8, label="Capacity", term="r", low=1, high=1024,
@@ -76,8 +77,6 @@ class LoraConfig(TargetedConfig):
         self.loftq_config = self.loftq_config or None
         for name, kind in _SETTINGS.items():
             setattr(self, name, settings(getattr(self, name), kind))
-        if not isinstance(self.r, int) or self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
         if isinstance(self.target_parameters, str):
             raise TypeError("`target_parameters` must be a list of strings or None.")
         if self.target_parameters is not None:

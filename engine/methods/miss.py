@@ -21,6 +21,7 @@ class MissConfig(TargetedConfig):
     """Settings of MiSS, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "MISS"
+    positive = ("r", "mini_r")
 
     r: int = knob(64, label="Capacity", term="r", low=1, high=4096, help="How much the skill can hold. Larger files.")
     miss_dropout: float = knob(0.0, label="Forgetfulness", term="miss_dropout", low=0, high=0.9, advanced=True,
@@ -34,10 +35,6 @@ class MissConfig(TargetedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.r, int) or self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
-        if not isinstance(self.mini_r, int) or self.mini_r <= 0:
-            raise ValueError(f"`mini_r` should be a positive integer value but the value passed is {self.mini_r}.")
         if self.init_weights not in (True, False, "bat", "mini"):
             raise ValueError(f"Unknown initialization init_weights={self.init_weights!r}; known are True, False, 'bat' and 'mini'.")
 

@@ -24,6 +24,7 @@ class PolyConfig(TargetedConfig):
     """Settings of Poly, by PEFT's names and defaults. Raises `ValueError` for impossible ones."""
 
     peft_type: ClassVar[str] = "POLY"
+    positive = ("r", "n_tasks", "n_skills", "n_splits")
 
     r: int = knob(8, label="Capacity", term="r", low=1, high=1024, help="How much each skill can hold.")
     init_weights: bool = knob(True, label="Start without effect", term="init_weights", advanced=True, help="Otherwise it starts at random.")
@@ -36,9 +37,6 @@ class PolyConfig(TargetedConfig):
         super().__post_init__()
         if self.poly_type != "poly":
             raise ValueError(f"Unsupported poly_type: {self.poly_type}. Currently, only `poly` is supported.")
-        for name in ("r", "n_tasks", "n_skills", "n_splits"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` should be a positive integer value but the value passed is {getattr(self, name)}.")
 
 
 class Poly(Routed):

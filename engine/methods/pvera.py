@@ -24,6 +24,7 @@ class PveraConfig(TargetedConfig):
     """Settings of PVeRA, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "PVERA"
+    positive = ("r",)
 
     r: int = knob(256, label="Capacity", term="r", low=1, high=4096,
                   help="How much the skill can hold; far larger than for LoRA, as each step costs two numbers only.")
@@ -42,11 +43,6 @@ class PveraConfig(TargetedConfig):
                                       help="Makes the draws repeatable; empty: they follow the program's own chance.")
     fan_in_fan_out: bool = False           # kept for the file format; the host knows the layout by itself
     bias: str = "none"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
 
 
 class Pvera(Method):

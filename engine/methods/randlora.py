@@ -25,6 +25,7 @@ class RandLoraConfig(TargetedConfig):
     """Settings of RandLoRA, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "RANDLORA"
+    positive = ("r",)
 
     r: int = knob(32, label="Rank of each basis", term="r", low=1, high=1024,
                   help="The smaller, the more is learned: a layer learns (its shorter side) ÷ (this number) scales for each input.")
@@ -43,11 +44,6 @@ class RandLoraConfig(TargetedConfig):
                               help="Off: the adapter starts with a random effect.")
     fan_in_fan_out: bool = False           # kept for the file format; the host knows the layout by itself
     bias: str = "none"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
 
 
 class RandLora(Method):

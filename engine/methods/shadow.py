@@ -26,6 +26,7 @@ class ShadowConfig(TargetedConfig):
     """Settings of ShadowPEFT, by PEFT's names and defaults; ``target_modules`` are whole blocks, all of them where it is left open."""
 
     peft_type: ClassVar[str] = "SHADOW"
+    positive = ("r",)
 
     r: int = knob(8, label="Capacity", term="r", low=1, high=1024, help="Width of what is fed back into each block.")
     shadow_alpha: float = knob(0.1, label="Loudness", term="shadow_alpha", low=0, advanced=True, help="How strongly the difference is fed back.")
@@ -49,8 +50,6 @@ class ShadowConfig(TargetedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
         own = ("shadow_num_hidden_layers", "shadow_hidden_size", "shadow_num_attention_heads", "shadow_intermediate_size")
         if self.shadow_model != "mirror" and (chosen := [name for name in own if getattr(self, name) is not None]):
             raise ValueError(f"Explicit `shadow_model` checkpoints define their architecture; leave out {', '.join(chosen)}.")

@@ -28,6 +28,7 @@ class ShiraConfig(TargetedConfig):
     """
 
     peft_type: ClassVar[str] = "SHIRA"
+    positive = ("r",)
     mask_fn: ClassVar[Callable[..., Tensor] | None] = None
 
     r: int = knob(32, label="Capacity", term="r", low=1, high=1024,
@@ -39,11 +40,6 @@ class ShiraConfig(TargetedConfig):
     init_weights: bool = knob(True, label="Start without effect", term="init_weights", advanced=True,
                               help="Off: the adapter starts with a random effect.")
     fan_in_fan_out: bool = False           # kept for the file format; the host knows the layout by itself
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
 
 
 class Shira(Method):

@@ -21,6 +21,7 @@ class TinyLoraConfig(TargetedConfig):
     """Settings of TinyLoRA, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "TINYLORA"
+    positive = ("r", "u")
 
     r: int = knob(2, label="Rank", term="r", low=1, high=1024, advanced=True,
                   help="How many directions of each weight are used; as many numbers are learned as before.")
@@ -42,9 +43,6 @@ class TinyLoraConfig(TargetedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("r", "u"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` should be a positive integer value but the value passed is {getattr(self, name)}.")
         if not 0.0 <= self.weight_tying <= 1.0:
             raise ValueError(f"`weight_tying` should be a float between 0.0 and 1.0 but the value passed is {self.weight_tying}")
         if self.init_weights not in (True, False, "uniform"):

@@ -24,6 +24,7 @@ class UniLoraConfig(TargetedConfig):
     """Settings of Uni-LoRA, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "UNILORA"
+    positive = ("r", "theta_d_length")
 
     r: int = knob(4, label="Rank", term="r", low=1, high=1024, help="The rank of each layer's change; it does not change the size of the file.")
     theta_d_length: int = knob(256, label="Capacity", term="theta_d_length", low=1, high=10_000_000,
@@ -42,9 +43,6 @@ class UniLoraConfig(TargetedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("r", "theta_d_length"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` should be a positive integer, got {getattr(self, name)}.")
         if not 0.0 <= self.unilora_dropout <= 1.0:
             raise ValueError(f"`unilora_dropout` should be between 0.0 and 1.0, got {self.unilora_dropout}.")
         if self.init_theta_d_bound <= 0:

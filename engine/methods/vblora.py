@@ -22,6 +22,7 @@ class VBLoRAConfig(TargetedConfig):
     """Settings of VB-LoRA, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "VBLORA"
+    positive = ("r", "topk", "num_vectors", "vector_length")
 
     r: int = knob(4, label="Capacity", term="r", low=1, high=1024, help="How much each layer can hold.")
     num_vectors: int = knob(256, label="Vectors in the bank", term="num_vectors", low=1, high=65_536,
@@ -42,9 +43,6 @@ class VBLoRAConfig(TargetedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("r", "topk", "num_vectors", "vector_length"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` {getattr(self, name)} should be a positive integer value")
         if self.topk > self.num_vectors:
             raise ValueError(f"`topk` is {self.topk}, but the bank holds only {self.num_vectors} vectors (`num_vectors`).")
 

@@ -24,6 +24,7 @@ class VeraConfig(TargetedConfig):
     """Settings of VeRA, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "VERA"
+    positive = ("r",)
 
     r: int = knob(256, label="Capacity", term="r", low=1, high=4096,
                   help="How much the skill can hold; far larger than for LoRA, as each step costs one number only.")
@@ -38,11 +39,6 @@ class VeraConfig(TargetedConfig):
                               help="Off: the adapter starts with a random effect.")
     fan_in_fan_out: bool = False           # kept for the file format; the host knows the layout by itself
     bias: str = "none"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.r <= 0:
-            raise ValueError(f"`r` should be a positive integer value but the value passed is {self.r}.")
 
 
 class Vera(Method):

@@ -23,6 +23,7 @@ class WaveFTConfig(TargetedConfig):
     """Settings of WaveFT, by PEFT's names and defaults."""
 
     peft_type: ClassVar[str] = "WAVEFT"
+    positive = ("n_frequency", "n_frequency_pattern")
 
     n_frequency: int = knob(2592, label="Capacity", term="n_frequency", low=1, high=10_000_000, help="How many numbers each layer learns.")
     scaling: float = knob(25.0, label="Loudness", term="scaling", low=0, high=10_000, advanced=True, help="Scales the whole adapter.")
@@ -43,9 +44,6 @@ class WaveFTConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.n_frequency_pattern = dict(self.n_frequency_pattern or {})
-        for number in (self.n_frequency, *self.n_frequency_pattern.values()):
-            if number <= 0:
-                raise ValueError(f"`n_frequency` should be a positive integer value but the value passed is {number}.")
         if self.use_idwt and self.wavelet_family not in FAMILIES:             # PEFT's numbers for coif4 and coif5 are not those of wavelets
             raise ValueError(f"Unknown wavelet name '{self.wavelet_family}'. Offered are db1 to db10, sym2 to sym10 and coif1 to coif3.")
 

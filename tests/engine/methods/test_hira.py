@@ -40,7 +40,7 @@ def test_gaussian_counts_on_convolutions_too():
 
 @pytest.mark.parametrize("wrong", [{"r": 0}, {"r": 2, "rank_pattern": {"q": -1}}])
 def test_a_rank_below_one_is_refused(wrong):
-    with pytest.raises(ValueError, match="`r` should be a positive integer value"):
+    with pytest.raises(ValueError, match="` should be a positive integer value"):
         HiraConfig(**wrong)
 
 

@@ -84,5 +84,5 @@ def test_a_step_that_drops_every_output_is_silent_not_nan():
 
 @pytest.mark.parametrize("settings", [{"r": 0}, {"r": 2, "rank_pattern": {"q": -1}}])
 def test_impossible_settings(settings):
-    with pytest.raises(ValueError, match="`r` should be a positive integer"):
+    with pytest.raises(ValueError, match="` should be a positive integer"):
         LoHaConfig(**settings)

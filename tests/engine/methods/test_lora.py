@@ -26,6 +26,7 @@ from tests.support.tiny import make_model, save_base
     ({"init_lora_weights": "pissa_niter_x"}, "Unknown initialization"),
     ({"init_lora_weights": "orthogonal", "r": 3}, "rank to be even"),
     ({"init_lora_weights": "orthogonal", "r": 4, "rank_pattern": {"q": 3}}, "rank to be even"),
+    ({"r": 4, "rank_pattern": {"q": 0}}, "`rank_pattern` should be a positive integer"),
     ({"init_lora_weights": "loftq"}, "`loftq_config` must be specified"),
     ({"init_lora_weights": "lora_ga"}, "lora_ga_config"),
     ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 3}}, "nf4 and int8"),
