@@ -197,13 +197,13 @@ class PeftModel(PromptParts, nn.Module):
             ValueError: ``adapter_names`` in training, while merged, with unknown names, or not as many as samples.
         """
         if adapter_names is None:
-            return self.with_prompt(*args, **kwargs) if self.prompts and self.prompts.active else self.base_model(*args, **self.plain(kwargs))
+            return self.with_prompt(*args, **kwargs) if self.prompts and self.prompts.heard else self.base_model(*args, **self.plain(kwargs))
         with self.tuner.sampled(adapter_names):
             return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
         """The base's ``generate``; ``adapter_names`` as in `forward` (repeated for each beam)."""
-        if self.prompts and self.prompts.active and adapter_names is None:
+        if self.prompts and self.prompts.heard and adapter_names is None:
             return self.generate_with_prompt(*args, **kwargs)
         if adapter_names is None:
             return self.tuner.generate(*args, **self.plain(kwargs))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -22,11 +22,22 @@ from torch import Tensor, nn
 from engine.checkpoint.pickle_reader import read_pickled_tensors
 from engine.checkpoint.report import LoadReport
 from engine.law import Tensors
-from engine.methods.prompt import PROMPT, PromptLearningConfig, PromptMethod
+from engine.methods.prompt import PROMPT, BasePromptEncoder, PromptLearningConfig, PromptMethod
 from engine.methods.registry import method
 from engine.model.lone import LoneTuner, match
 
 Inputs = dict[str, Any]                    # arguments of a forward, by name
+
+
+class Heard(NamedTuple):
+    """The prompt that is heard, as each pass asks for it."""
+
+    name: str
+    config: PromptLearningConfig
+    method: PromptMethod
+    encoder: BasePromptEncoder
+    modules: list[nn.Module]               # those of the encoder, which hold its tensors
+    length: int                            # tokens that it stands for
 
 
 class Prompts(LoneTuner):
@@ -42,29 +53,25 @@ class Prompts(LoneTuner):
         self.begin(model)
         self.encoders = nn.ModuleDict()
         self.tokens: dict[str, Tensor] = {}
-        self._heard: tuple[int, str | None] = (-1, None)       # the heard one, and for which state of the stack
-        self._known: tuple[tuple, Tensor | None] = ((), None)  # the rows that were computed last, and what from
+        self._heard: tuple[int, Heard | None] = (-1, None)     # the heard one, and for which state of the stack
+        self._known: tuple[list, Tensor | None] = ([], None)  # the rows that were computed last, and what from
         self._layouts: dict[str, CacheLayout] = {}
         self._filled: tuple[Tensor | None, tuple, Any] = (None, (), None)      # the cache that was filled last: with these rows, and how
 
     # --- looking ---
 
     @property
-    def active(self) -> str | None:
-        """The prompt that is heard, or None; asked for many times in a pass, and looked for once."""
-        if self._heard[0] != self.stack.version:
-            self._heard = (self.stack.version, next(iter(self.stack.heard()), None))
-        return self._heard[1]
+    def heard(self) -> Heard | None:
+        """The prompt that is heard; found out once for a state of the stack."""
+        version, heard = self._heard
+        if version != self.stack.version:
+            heard = next((self._find(name) for name in self.stack.heard()), None)
+            self._heard = self.stack.version, heard
+        return heard
 
-    @property
-    def method(self) -> PromptMethod:
-        """What the heard prompt is."""
-        return _method(self.peft_config[self.active])
-
-    @property
-    def length(self) -> int:
-        """Tokens that the heard prompt stands for."""
-        return self.peft_config[self.active].num_virtual_tokens
+    def _find(self, name: str) -> Heard:
+        config, encoder = self.peft_config[name], self.encoders[name]
+        return Heard(name, config, _method(config), encoder, list(encoder.modules()), config.num_virtual_tokens)
 
     @property
     def words(self) -> nn.Module:
@@ -93,6 +100,7 @@ class Prompts(LoneTuner):
         home = next(self.words.parameters()).device
         self.encoders[name] = encoder.to(device or (home if home.type != "meta" else "cpu")).train(self.model.training)
         self.tokens[name] = torch.arange(config.total_tokens)
+        self.stack.changed()
         return report
 
     def load(self, name: str, tensors: Mapping[str, Tensor]) -> LoadReport:
@@ -110,7 +118,7 @@ class Prompts(LoneTuner):
     def forget(self, name: str) -> None:
         del self.encoders[name], self.tokens[name]
         self._layouts.pop(name, None)
-        self._known, self._filled = ((), None), (None, (), None)
+        self._known, self._filled = ([], None), (None, (), None)
 
     def set_adapter(self, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False) -> None:
         """Choose the prompt that is heard; it trains while it is active, unless it was loaded for inference.
@@ -127,17 +135,19 @@ class Prompts(LoneTuner):
 
     def rows(self, task_ids: Tensor | None = None) -> Tensor:
         """The heard prompt ``(1 or batch, rows, width)``, float32. Where nothing learns it is computed once, until one of its tensors changes."""
-        name, encoder = self.active, self.encoders[self.active]
-        tensors = list(encoder.parameters())
-        numbers = self.tokens[name].to(tensors[0].device)
-        numbers = (numbers[:self.length] if self.method.is_cache else numbers).unsqueeze(0)
-        if torch.is_grad_enabled() or encoder.training or any(t.is_inference() for t in tensors):
-            return encoder(numbers, task_ids)
-        tasks = task_ids if task_ids is None else tuple(torch.as_tensor(task_ids).tolist())
-        stamp = (name, tasks, *((id(t), t._version, t.data_ptr(), t.dtype) for t in tensors))
+        heard = self.heard
+        tensors = [t for module in heard.modules for t in module._parameters.values() if t is not None]
+        if torch.is_grad_enabled() or heard.encoder.training or any([t.is_inference() for t in tensors]):
+            return self._computed(heard, task_ids)
+        tasks = task_ids if task_ids is None else torch.as_tensor(task_ids).tolist()
+        stamp = [heard.name, tasks, *[(id(t), t._version, t.data_ptr(), t.dtype) for t in tensors]]
         if self._known[0] != stamp:
-            self._known = (stamp, encoder(numbers, task_ids))
+            self._known = (stamp, self._computed(heard, task_ids))
         return self._known[1]
+
+    def _computed(self, heard: Heard, task_ids: Tensor | None) -> Tensor:
+        numbers = self.tokens[heard.name].to(next(heard.encoder.parameters()).device)
+        return heard.encoder((numbers[:heard.length] if heard.method.is_cache else numbers).unsqueeze(0), task_ids)
 
     def embeddings(self, batch: int, task_ids: Tensor | None = None) -> Tensor:
         """The heard prompt as embeddings ``(batch, rows, dim)``, float32."""
@@ -145,7 +155,7 @@ class Prompts(LoneTuner):
 
     def cache(self, batch: int) -> Any:
         """The heard prompt as a fresh `transformers` cache for ``batch`` samples."""
-        name, rows = self.active, self.rows()
+        name, rows = self.heard.name, self.rows()
         wanted = (getattr(self.model, "dtype", rows.dtype), batch)
         if rows is self._filled[0] and self._filled[1] == wanted:
             return copy_of(self._filled[2])
@@ -191,7 +201,7 @@ class PromptParts:
 
     def get_prompt(self, batch_size: int, task_ids: Tensor | None = None, max_cache_len: int | None = None) -> Any:
         """The active prompt: embeddings ``(batch, rows, dim)``, or a cache. ``max_cache_len``: caches grow, nothing is done with it."""
-        return self._parts.cache(batch_size) if self._parts.method.is_cache else self._parts.embeddings(batch_size, task_ids)
+        return self._parts.cache(batch_size) if self._parts.heard.method.is_cache else self._parts.embeddings(batch_size, task_ids)
 
     def get_prompt_embedding_to_save(self, adapter_name: str) -> Tensor:
         """The finished prompt, as it stands in the file; on the CPU."""
@@ -359,7 +369,8 @@ def cache_name(module: nn.Module) -> str:
 def before(inputs: Inputs, prompt: Tensor, words: nn.Module, names: Sequence[str] = ("inputs_embeds", "input_ids", "attention_mask")) -> Inputs:
     """Inputs with embeddings ``prompt`` ``(batch, n, dim)`` in front; ``names`` of the embeddings, ids and mask (of a decoder, other ones)."""
     embeds, ids, mask = names
-    n, batch, found = prompt.shape[1], len(prompt), dict(inputs)
+    batch, n, _ = prompt.shape
+    found = dict(inputs)
     given = found.pop(ids, None)
     rest = words(given) if found.get(embeds) is None else found[embeds]
     found[embeds] = torch.cat([prompt.to(rest), rest], dim=1)

@@ -32,14 +32,15 @@ class TaskModel(PeftModel):
         Raises:
             ValueError: a mask that is not ``(batch, length)``, or a model without a cache to put the prompt into.
         """
-        inputs, prompts = named(self.base_model, args, kwargs), self.prompts
-        batch, n = _batch(inputs), prompts.length
+        base, prompts, heard = self.base_model, self.prompts, self.prompts.heard
+        inputs = named(base, args, kwargs)
+        batch, n = _batch(inputs), heard.length
         if _is_heard(inputs):              # the caller goes on from a cache that has the prompt
-            return self.base_model(**behind(inputs, n, batch))
-        if prompts.method.is_cache:
-            return self.base_model(**behind(inputs, n, batch), **self._prompt_cache(inputs, batch))
+            return base(**behind(inputs, n, batch))
+        if heard.method.is_cache:
+            return base(**behind(inputs, n, batch), **self._prompt_cache(inputs, batch))
         inputs = before(inputs, prompts.embeddings(batch, task_ids), prompts.words)
-        return self.base_model(**self.lengthened(inputs, n))
+        return base(**self.lengthened(inputs, n))
 
     def lengthened(self, inputs: Inputs, n: int) -> Inputs:
         """The call's ``inputs`` with labels that fit to a sequence that is ``n`` places longer in front."""
@@ -88,6 +89,8 @@ class PeftModelForCausalLM(TaskModel):
 
     def forward(self, *args: Any, adapter_names: list[str] | None = None, alora_offsets: Offsets | None = None, **kwargs: Any) -> Any:
         """As `PeftModel.forward`; ``alora_offsets``: where aLoRAs are called, if not where their tokens stand (see `activated`)."""
+        if self.prompts is not None:       # beside a prompt nothing waits to be called
+            return super().forward(*args, adapter_names=adapter_names, **kwargs)
         ids = kwargs.get("input_ids", args[0] if args else None)
         with activated(self, ids, adapter_names, alora_offsets):
             return super().forward(*args, adapter_names=adapter_names, **kwargs)
@@ -101,13 +104,12 @@ class PeftModelForCausalLM(TaskModel):
 
     def with_prompt(self, *args: Any, task_ids: Tensor | None = None, input_type_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """As for every task; ``input_type_mask`` ``(batch, length)``: for CPT, what each token of the input is."""
-        kind, config = self.prompts.method, self.active_peft_config
-        labels = kwargs.get("labels")
-        if not kind.own_loss or labels is None:
+        heard, labels = self.prompts.heard, kwargs.get("labels")
+        if labels is None or not heard.method.own_loss:
             return super().with_prompt(*args, task_ids=task_ids, **kwargs)
         as_tuple = kwargs.get("return_dict") is False
         output = super().with_prompt(*args, task_ids=task_ids, **{**kwargs, "labels": None, "return_dict": True})
-        output = type(output)(**{"loss": kind.loss(config, output.logits, labels, input_type_mask), **output})
+        output = type(output)(**{"loss": heard.method.loss(heard.config, output.logits, labels, input_type_mask), **output})
         return output.to_tuple() if as_tuple else output
 
     def lengthened(self, inputs: Inputs, n: int) -> Inputs:
@@ -119,7 +121,7 @@ class PeftModelForCausalLM(TaskModel):
 
         Lengths count the input's tokens, not those of the prompt. ``task_ids``: as in `with_prompt`. Raises `ValueError` without input.
         """
-        base, prompts, n = self.base_model, self.prompts, self.prompts.length
+        base, prompts, n = self.base_model, self.prompts, self.prompts.heard.length
         kwargs, generation_config, settings = _settled(base, kwargs, generation_config)
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         embeds = kwargs.pop("inputs_embeds", None)
@@ -131,7 +133,7 @@ class PeftModelForCausalLM(TaskModel):
                         "token_type_ids": kwargs.pop("token_type_ids", None)}
         if seen["attention_mask"] is None:
             seen["attention_mask"] = _mask(source, settings)
-        if prompts.method.is_cache:
+        if prompts.heard.method.is_cache:
             if embeds is not None:         # generate leaves out as many of them as the cache holds
                 kwargs["inputs_embeds"] = torch.cat([embeds.new_zeros(batch, n, embeds.shape[2]), embeds], dim=1)
             found = {**behind(seen, n, batch), **self._prompt_cache(kwargs, batch * _copies(settings)), "use_cache": True}
@@ -151,8 +153,8 @@ class PeftModelForSeq2SeqLM(TaskModel):
 
     def with_prompt(self, *args: Any, task_ids: Tensor | None = None, **kwargs: Any) -> Any:
         inputs, prompts = named(self.base_model, args, kwargs), self.prompts
-        batch, n = _batch(inputs), prompts.length
-        if prompts.method.is_cache:
+        batch, n = _batch(inputs), prompts.heard.length
+        if prompts.heard.method.is_cache:
             cache = {} if _is_heard(inputs) else self._prompt_cache(inputs, batch)
             return self.base_model(**behind(inputs, n, batch, "decoder_attention_mask"), **cache)
         rows = prompts.embeddings(batch, task_ids)
@@ -166,7 +168,8 @@ class PeftModelForSeq2SeqLM(TaskModel):
 
     @property
     def _in_decoder(self) -> bool:
-        return self.prompts.method.in_decoder and self.active_peft_config.num_transformer_submodules == 2
+        heard = self.prompts.heard
+        return heard.method.in_decoder and heard.config.num_transformer_submodules == 2
 
     def generate_with_prompt(self, inputs: Tensor | None = None, generation_config: Any = None, *, task_ids: Tensor | None = None,
                              **kwargs: Any) -> Any:
@@ -174,7 +177,7 @@ class PeftModelForSeq2SeqLM(TaskModel):
 
         ``task_ids``: as in `with_prompt`. Raises `ValueError` without input.
         """
-        base, prompts, n = self.base_model, self.prompts, self.prompts.length
+        base, prompts, n = self.base_model, self.prompts, self.prompts.heard.length
         kwargs, generation_config, settings = _settled(base, kwargs, generation_config)
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         embeds = kwargs.pop("inputs_embeds", None)
@@ -185,7 +188,7 @@ class PeftModelForSeq2SeqLM(TaskModel):
         seen: Inputs = {"input_ids": ids, "inputs_embeds": embeds, "attention_mask": kwargs.pop("attention_mask", None)}
         if seen["attention_mask"] is None:
             seen["attention_mask"] = _mask(source, settings)
-        if prompts.method.is_cache:
+        if prompts.heard.method.is_cache:
             found = {**seen, **self._prompt_cache(kwargs, batch * _copies(settings))}
         else:
             if kwargs.pop("encoder_outputs", None) is not None:
@@ -194,7 +197,7 @@ class PeftModelForSeq2SeqLM(TaskModel):
             found = before(seen, rows[:, :n], prompts.words)
             if self._in_decoder:
                 found = self._read_prompt(found, rows[:, n:], _copies(settings))
-        if prompts.method.is_cache or self._in_decoder:
+        if prompts.heard.method.is_cache or self._in_decoder:
             found |= behind({"decoder_attention_mask": _decoder_mask(kwargs, source)}, n, batch, "decoder_attention_mask")
             found["use_cache"] = True
         return base.generate(generation_config=generation_config, **{**kwargs, **{k: v for k, v in found.items() if v is not None}})
@@ -236,15 +239,17 @@ def named(model: nn.Module, args: tuple, kwargs: Inputs) -> Inputs:
 
 def _batch(inputs: Inputs) -> int:
     for name in ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds"):
-        if inputs.get(name) is not None:
-            return len(inputs[name])
+        if (found := inputs.get(name)) is not None:
+            return found.shape[0]
     raise ValueError("You have to provide either input_ids or inputs_embeds")
 
 
 def _is_heard(inputs: Inputs) -> bool:
     """Whether the call goes on from a cache that holds something already."""
-    caches = [inputs[name] for name in ("cache", "past_key_values") if inputs.get(name) is not None]
-    return any(cache.get_seq_length() > 0 for cache in caches)
+    for name in ("cache", "past_key_values"):
+        if (cache := inputs.get(name)) is not None and cache.get_seq_length() > 0:
+            return True
+    return False
 
 
 def _unlabelled(inputs: Inputs, n: int) -> Inputs:
