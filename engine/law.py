@@ -211,6 +211,10 @@ class Method(ABC):
         """``x ↦ (W0 + ΔW)·x`` without W0, where the adapter's tensors make up all of the weight, to rounding: training runs that alone."""
         return None
 
+    def entries(self, p: Tensors, cfg: Any, site: Site) -> tuple[Tensor, Tensor] | None:
+        """Where ΔW is a few of its entries: (that tensor of ``p`` which holds them, their places in the flattened ΔW). Training runs those alone."""
+        return None
+
     def gain(self, p: Tensors, cfg: Any, site: Site, W0: Tensor) -> tuple[Tensor, Factors] | None:
         """``ΔW = (g − 1) ∘ W0 + g ∘ scale · B · A`` with g ``(out,)``, where ΔW has that form: then it runs on the base's own output."""
         return None
@@ -432,6 +436,11 @@ def random_places(total: int, count: int, seed: int | None) -> Tensor:
     if seed is not None:
         generator.manual_seed(seed)
     return torch.randperm(total, generator=generator)[:count].clone()
+
+
+def with_entries(values: Tensor, places: Tensor, site: Site) -> Tensor:
+    """A ΔW of nothing but these entries; one place may have several."""
+    return values.new_zeros(site.out * site.columns).index_add_(0, places, values).view(site.out, site.columns)
 
 
 def check_places(places: Tensor, below: int) -> Tensor:

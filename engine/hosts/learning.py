@@ -6,13 +6,14 @@ through the ranks, which is thin: dropout falls again from its seed, and no tens
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.hosts.recompute import Origin
+from engine.hosts.recompute import Origin, Recipe
 from engine.law import Factors, MapMethod, Method
 from engine.hosts.beside import BIAS
 
@@ -73,6 +74,28 @@ def learning_in_place(layer: "Adapted", stack: "LiveStack", name: str, otherwise
     return None if whole is None else program
 
 
+def learning_entries(layer: "Adapted", stack: "LiveStack", name: str, otherwise: "Program") -> "Program | None":
+    """A program for a lone adapter that is a few entries of the weight (see `Method.entries`), on a processor; else None.
+
+    Backward, no gradient of a whole weight is made to take those entries out of it, and the weight with them is made again, not kept.
+    """
+    tenant, base, p = layer.tenants[name], layer.base_layer, layer.all_tensors(name)
+    if type(base) is not nn.Linear or layer.like.device.type != "cpu" or BIAS in p:
+        return None
+    found = tenant.method.entries(p, tenant.config, tenant.site)
+    if found is None or len(found[1]) > base.weight.numel() // 8:               # so many that all in one go are quicker
+        return None
+    values, places, dtype = found[0], found[1].long(), base.weight.dtype
+    pattern = _Pattern.of(places, base.weight.detach())
+
+    def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        if args or kwargs or x.dtype is not dtype or not _plainly(base, x):
+            return otherwise(x, args, kwargs)
+        return _Entries.apply(x, base.weight, base.bias, values, places, pattern, stack.strength(name))
+
+    return None if pattern is None else program
+
+
 def _plainly(base: nn.Linear, x: Tensor) -> bool:
     """Whether nothing but the sum of layer and adapter is asked for at this call.
 
@@ -118,9 +141,7 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float, thin: Thin) -> Tensor:
         needs_a, needs_b = ctx.needs_input_grad[3:5]
-        origin = Origin.of(x) if needs_a and x.requires_grad else None
-        kept = (() if not needs_a else (x,)) if origin is None else origin.inputs
-        ctx.recipe = None if origin is None else origin.recipe
+        ctx.recipe, kept = _to_keep(x, needs_a)
         ctx.scale, ctx.thin, ctx.columns, ctx.dtypes = scale, thin, x.shape[-1], (A.dtype, B.dtype)
         y, A, B = F.linear(x, weight, bias), A.to(x.dtype), (B * scale).to(x.dtype)
         h = _thinned(x.reshape(-1, x.shape[-1]), thin) @ A.T
@@ -150,6 +171,66 @@ class _LowRank(torch.autograd.Function):
                 to_x.addmm_(into_ranks, A)
             to_x = to_x.view(shape)
         return to_x, None, to_bias, to_a, to_b, None, None
+
+
+class _Entries(torch.autograd.Function):
+    """``y = (W + s · Σ valueᵢ at placeᵢ) x + b``; W and b get no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, places: Tensor, pattern: "_Pattern",
+                strength: float) -> Tensor:
+        ctx.recipe, kept = _to_keep(x, ctx.needs_input_grad[3])
+        ctx.pattern, ctx.strength = pattern, strength
+        ctx.save_for_backward(weight, values, places, *kept)
+        return F.linear(x, _with(weight, values, places, strength), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, values, places, *kept = ctx.saved_tensors
+        to_x = to_values = None
+        if ctx.needs_input_grad[3]:
+            x = kept[0] if ctx.recipe is None else ctx.recipe.make(*kept)
+            to_values = ctx.pattern.products(grad.reshape(-1, grad.shape[-1]).T, x.reshape(-1, x.shape[-1])).mul_(ctx.strength).to(values.dtype)
+        if ctx.needs_input_grad[0]:
+            to_x = grad @ _with(weight, values, places, ctx.strength)
+        return to_x, None, None, to_values, None, None, None
+
+
+def _with(weight: Tensor, values: Tensor, places: Tensor, strength: float) -> Tensor:
+    return weight.reshape(-1).index_add(0, places, values.to(weight.dtype), alpha=strength).view_as(weight)
+
+
+class _Pattern:
+    """Places in a matrix, none of them twice, as the rows and columns that PyTorch's sparse matrices know."""
+
+    def __init__(self, order: Tensor, matrix: Tensor):
+        self._order, self._matrix = order, matrix             # where each place comes among the sorted ones; a sparse matrix of zeros there
+
+    @classmethod
+    def of(cls, places: Tensor, like: Tensor) -> "_Pattern | None":
+        """From places in the flattened matrix ``like``, in any order; None if one is there twice."""
+        places, order = places.sort()
+        if (places[1:] == places[:-1]).any():
+            return None
+        out, columns = like.shape
+        starts = torch.searchsorted(places, torch.arange(out + 1) * columns)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            return cls(order, torch.sparse_csr_tensor(starts.int(), (places % columns).int(), like.new_zeros(len(places)), like.shape,
+                                                      check_invariants=False))
+
+    def products(self, left: Tensor, right: Tensor) -> Tensor:
+        """Those entries of ``left @ right``, in the order of the places, and nothing else of it."""
+        found = torch.sparse.sampled_addmm(self._matrix, left, right, beta=0).values()
+        return torch.empty_like(found).index_copy_(0, self._order, found)
+
+
+def _to_keep(x: Tensor, needed: bool) -> tuple[Recipe | None, tuple[Tensor, ...]]:
+    """What a backward pass that needs ``x`` keeps: x itself, or (how it is made, what it is made from)."""
+    origin = Origin.of(x) if needed and x.requires_grad else None
+    if origin is None:
+        return None, (x,) if needed else ()
+    return origin.recipe, origin.inputs
 
 
 def _thinned(x: Tensor, thin: Thin) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine.hosts.fused import Group, fused, in_one
 from engine.hosts.gated import gated
-from engine.hosts.learning import is_watched, learning_in_place, learning_low_rank
+from engine.hosts.learning import is_watched, learning_entries, learning_in_place, learning_low_rank
 from engine.hosts.stack import LiveStack
 from engine.law import Factors, MapMethod, Method, Routed, Router, Run, Tensors
 from engine.hosts.beside import BIAS, own_bias
@@ -131,7 +131,8 @@ def _built(layer: "Adapted", stack: LiveStack, learning: bool) -> Program:
     if len(voices) > 1 or not learning:
         return _beside(layer, stack, voices)
     plain = _learning_whole(layer, stack, heard) if voices[0].dense else _beside(layer, stack, voices)
-    return learning_low_rank(layer, stack, heard[0], plain) or learning_in_place(layer, stack, heard[0], plain) or plain
+    ways = (learning_low_rank, learning_in_place, *([learning_entries] if voices[0].dense else []))
+    return next((program for way in ways if (program := way(layer, stack, heard[0], plain))), plain)
 
 
 def _beside(layer: "Adapted", stack: LiveStack, voices: list[Voice]) -> Program:

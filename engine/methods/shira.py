@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.configs import QV_OF_PHI
-from engine.law import Method, Site, TargetedConfig, Tensors, TensorSpec, check_places, random_places
+from engine.law import Method, Site, TargetedConfig, Tensors, TensorSpec, check_places, random_places, with_entries
 from engine.specs.fields import knob
 
 
@@ -86,10 +86,12 @@ class Shira(Method):
             check_places(places[0], site.out), check_places(places[1], site.columns)
         return tensors
 
-    def delta(self, p: Tensors, cfg: ShiraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
+    def entries(self, p: Tensors, cfg: ShiraConfig, site: Site) -> tuple[Tensor, Tensor]:
         rows, columns = p["shira_indices"].long()
-        flat = p["shira_weight"].new_zeros(site.out * site.columns)
-        return flat.index_add_(0, rows * site.columns + columns, p["shira_weight"]).view(site.out, site.columns)
+        return p["shira_weight"], rows * site.columns + columns
+
+    def delta(self, p: Tensors, cfg: ShiraConfig, site: Site, W0: Tensor | None = None) -> Tensor:
+        return with_entries(*self.entries(p, cfg, site), site)
 
 
 METHOD = Shira()

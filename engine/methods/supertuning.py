@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.law import Method, Run, Site, TargetedConfig, Tensors, TensorSpec, check_places, kaiming_uniform
+from engine.law import Method, Run, Site, TargetedConfig, Tensors, TensorSpec, check_places, kaiming_uniform, with_entries
 from engine.specs.fields import knob
 
 
@@ -97,15 +97,12 @@ class Supertuning(Method):
             check_places(tensors["supertuning_indices"], site.out * site.columns)
         return tensors
 
-    def sparse(self, p: Tensors, site: Site) -> Tensor:
-        """The learned entries alone, canonical."""
-        values = p["supertuning_values"]
-        return values.new_zeros(site.out * site.columns).index_add_(0, p["supertuning_indices"], values).view(site.out, site.columns)
+    def entries(self, p: Tensors, cfg: SupertuningConfig, site: Site) -> tuple[Tensor, Tensor] | None:
+        return (p["supertuning_values"], p["supertuning_indices"]) if cfg.r is None else None
 
     def delta(self, p: Tensors, cfg: SupertuningConfig, site: Site, W0: Tensor | None = None) -> Tensor:
-        if cfg.r is None:
-            return self.sparse(p, site)
-        return self.sparse(p, site) + (cfg.lora_alpha / cfg.r) * (p["supertuning_lora_B.weight"] @ p["supertuning_lora_A.weight"])
+        sparse = with_entries(p["supertuning_values"], p["supertuning_indices"], site)
+        return sparse if cfg.r is None else sparse + (cfg.lora_alpha / cfg.r) * (p["supertuning_lora_B.weight"] @ p["supertuning_lora_A.weight"])
 
     def applies(self, cfg: SupertuningConfig, site: Site) -> bool:
         return cfg.r is not None and site.kind == "linear"
@@ -116,7 +113,8 @@ class Supertuning(Method):
             return None
         A, B = (p[f"supertuning_lora_{factor}.weight"].to(x.dtype) for factor in "AB")
         low_rank = F.linear(F.linear(F.dropout(x, cfg.lora_dropout, run.training), A), B)
-        return F.linear(x, self.sparse(p, site).to(x.dtype)) + (cfg.lora_alpha / cfg.r) * low_rank
+        sparse = with_entries(p["supertuning_values"], p["supertuning_indices"], site)
+        return F.linear(x, sparse.to(x.dtype)) + (cfg.lora_alpha / cfg.r) * low_rank
 
 
 METHOD = Supertuning()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine import LoraConfig, get_peft_model
+from engine import LoraConfig, ShiraConfig, SupertuningConfig, get_peft_model
 from engine.hosts import learning
 from engine.hosts.recompute import Origin, recomputed
 
@@ -107,3 +107,56 @@ def test_a_result_that_somebody_has_changed_is_kept():
     with torch.no_grad():
         made.add_(1)
     assert Origin.of(made) is None
+
+
+SPARSE = {"SHiRA": (ShiraConfig, {"r": 1}), "Super-tuning": (SupertuningConfig, {"sparsity": 0.9})}
+
+
+def sparse_student(name: str, bias: bool = True):
+    config, settings = SPARSE[name]
+    base = nn.Sequential(nn.Linear(24, 32, bias=bias), nn.Linear(32, 20, bias=bias)).double()
+    peft = get_peft_model(base, config(target_modules=["0", "1"], init_weights=False, **settings), autocast_adapter_dtype=False).train()
+    indices, = (b for key, b in peft.adapted["0"].named_buffers() if "indices" in key)
+    indices.copy_(indices.flip(-1))        # files may name the places in any order
+    peft.stack.changed()
+    return peft, torch.randn(2, 5, 24, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_few_entries_learn_as_all_of_the_weight_would(monkeypatch, name, bias):
+    peft, x = sparse_student(name, bias)
+    peft.stack.set_strength("default", 0.7)
+    made = []
+    monkeypatch.setattr(learning._Entries, "forward", staticmethod(lambda ctx, *args, f=learning._Entries.forward: made.append(1) or f(ctx, *args)))
+    lean = gradients(peft, x)
+    assert len(made) == 2
+    monkeypatch.setattr(learning, "is_watched", lambda base: True)
+    for ours, plain in zip(lean, gradients(peft, x), strict=True):
+        torch.testing.assert_close(ours, plain)
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_no_second_weight_is_kept_for_the_backward_pass(name):
+    peft, x = sparse_student(name)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        peft(x)
+    weights = {layer.base_layer.weight.data_ptr() for layer in peft.adapted.values()}
+    assert weights == {t.data_ptr() for t in kept if t.shape in [(32, 24), (20, 32)]}
+
+
+def test_a_place_that_a_file_names_twice_has_the_sum():
+    peft, x = sparse_student("SHiRA")
+    layer = peft.adapted["0"]
+    indices, = (b for key, b in layer.named_buffers() if "indices" in key)
+    indices[:, 1] = indices[:, 0]
+    peft.stack.changed()
+    peft(x).square().sum().backward()
+    values, = (p for key, p in layer.named_parameters() if "shira" in key)
+    torch.testing.assert_close(values.grad[0], values.grad[1])
+    with torch.no_grad():
+        before = layer(x)
+        values[:2] = values[:2].flip(0)
+        torch.testing.assert_close(layer(x), before)
