@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from engine.methods import registry
 from engine.law import MapMethod, Method, Site, Whole
 from engine.methods.trainable_tokens import TrainableTokens
 from tests.bench import readme
-from tests.bench.methods import CASES, RESULTS, WORK
+from tests.bench.methods import CASES, RESULTS, WIDE, WIDTHS, WORK
 from tests.support.methods import METHODS
 
 HEAD = ["method", "kind", "sits on", "merges", "mixes", "lines", "PEFT's time / ours"]
@@ -148,8 +148,20 @@ def note() -> str:
     """How the times were measured."""
     noted = json.loads(RESULTS.read_text(encoding="utf-8"))
     return (f"Times: PEFT {noted['peft']}'s divided by ours, for one token · 128 tokens · a training step of 4 × 64, on two linear layers "
-            f"(576 → 576 → 1536) or, of prompts, graphs, aLoRA and routers of LoRAs, on a Llama of two blocks (256 wide), float32, "
-            f"{noted['machine']}, {noted['date']}, medians of rounds in turn (`python -m tests.bench.methods`).")
+            f"({_arrows(WIDTHS)}) or, of prompts, graphs, aLoRA and routers of LoRAs, on a Llama of two blocks (256 wide), float32, "
+            f"{noted['machine']}, {noted['date']}, medians of rounds in turn (`python -m tests.bench.methods`)."
+            + "".join(f" {_title(label)} on one token: {its['token']:.1f} on layers as wide as in a model of 1.1 B ({_arrows(WIDE)}), where plain "
+                      f"layers without any adapter reach {its['plain']:.1f}; on those of the table they reach {its['plain, usual']:.1f}."
+                      for label, its in noted.get("wide", {}).items()))
+
+
+def _arrows(widths: Iterable[int]) -> str:
+    return " → ".join(map(str, widths))
+
+
+def _title(label: str) -> str:
+    name, settings = CASES[label]
+    return registry.law(getattr(engine, name)(**settings)).title
 
 
 def write() -> None:
