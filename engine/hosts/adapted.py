@@ -221,14 +221,14 @@ class Adapted(Shelves):
         return tenant.method.turned(p, tenant.config, tenant.site, W)
 
     @torch.no_grad()
-    def compose(self, W0: Tensor | None = None, names: Iterable[str] | None = None, stack: LiveStack | None = None) -> Tensor:
+    def compose(self, W0: Tensor | None = None, names: Iterable[str] | None = None) -> Tensor:
         """The weight with the stack baked in, in the layer's own layout and W0's dtype; summed in float32 or better.
 
         Args:
             W0: the pristine weight, if the layer itself holds none (streaming merges on the meta device).
-            names: only these adapters of the stack; all by default.
+            names: only these adapters, by default all of the stack.
         """
-        return self.compose_both(W0, None, names, stack)[0]
+        return self.compose_both(W0, None, names)[0]
 
     @torch.no_grad()
     def compose_bias(self, b0: Tensor | None = None, names: Iterable[str] | None = None) -> Tensor | None:
@@ -269,15 +269,14 @@ class Adapted(Shelves):
         return self.composed(names, stack, W, b, W0=self.canonical().to(W.dtype), b0=None if bias is None else bias.detach().to(W.dtype))
 
     @torch.no_grad()
-    def compose_both(self, W0: Tensor | None = None, b0: Tensor | None = None, names: Iterable[str] | None = None,
-                     stack: LiveStack | None = None) -> tuple[Tensor, Tensor | None]:
+    def compose_both(self, W0: Tensor | None = None, b0: Tensor | None = None,
+                     names: Iterable[str] | None = None) -> tuple[Tensor, Tensor | None]:
         """Weight (in the layer's layout) and bias with the stack baked into the pristine ones; see `compose`."""
-        stack = self._stack if stack is None else stack
         W0 = self.pristine_weight if W0 is None else W0
         b0 = self.pristine_bias if b0 is None else b0
         exact = torch.promote_types(W0.dtype, torch.float32)
-        names = stack.names if names is None else names
-        W, b = self.composed(names, stack, self._host.canonical(W0).to(exact), None if b0 is None or b0.is_meta else b0.to(exact))
+        names = self._stack.names if names is None else names
+        W, b = self.composed(names, self._stack, self._host.canonical(W0).to(exact), None if b0 is None or b0.is_meta else b0.to(exact))
         weight = self._host.native(W, W0).to(W0.dtype).contiguous()
         return weight if weight is not W0 else weight.clone(), None if b is None else b.to(W0.dtype if b0 is None else b0.dtype)
 

@@ -107,7 +107,8 @@ class LiveStack:
             self.version += 1
 
     def strength(self, name: str) -> float:
-        return self._strengths[name]
+        """How strongly an adapter is heard; of one that is not in the stack, how strongly it would be if it came."""
+        return self._strengths.get(name, 1.0)
 
     def solo(self, name: str) -> "LiveStack":
         """A stack of this one adapter at strength 1, beside this one."""

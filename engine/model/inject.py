@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from engine.checkpoint.shared import by_law, shared_specs
 from engine.hosts.adapted import Adapted, Tenant
 from engine.hosts.replaced import Replaced
+from engine.hosts.stack import Samples
 from engine.law import Method, Site, TargetedConfig, Tensors, TensorSpec
 from engine.hosts.beside import BIAS
 from engine.model.targets import Target
@@ -46,9 +47,12 @@ def placements(targets: Sequence[Target], method: Method, config: TargetedConfig
     return [Placement(t, method, config, t.site.among(peers, i)) for i, t in enumerate(targets)]
 
 
+_TAKEN = frozenset({Samples.BASE, *dir(nn.ModuleDict()), *dir(nn.ParameterDict())})
+
+
 def check_name(name: str) -> None:
-    """Adapter names become module names. Raises `ValueError` for what cannot be one."""
-    if not name or "." in name or hasattr(nn.ModuleDict, name):
+    """Adapter names become names within modules. Raises `ValueError` for what cannot be one."""
+    if not name or "." in name or name in _TAKEN:
         raise ValueError(f"An adapter cannot be named {name!r}: the name must not be empty, hold a dot or be a reserved word.")
 
 

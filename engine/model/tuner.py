@@ -206,11 +206,9 @@ class Tuner(TrainingHooks, Shelves):
 
     def leave(self, merged: list[str] | None = None, requantize: bool = False) -> nn.Module:
         """Put plain layers back and forget all adapters: the untouched base, or with ``merged`` baked in (see `merge_adapter`)."""
-        for layer in self.layers.values():
-            layer.unmerge()
-            if merged is not None:
-                _merge(layer, merged, requantize)
-        _share_again(self.layers.values())
+        self.unmerge_adapter()
+        if merged is not None:
+            self._bake_in(merged, requantize)
         for path, layer in self.layers.items():
             layer.leave(self.model, path)
         for name in self.peft_config:
@@ -293,21 +291,34 @@ class Tuner(TrainingHooks, Shelves):
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False, requantize: float | None = None) -> None:
         """Bake the active adapters (or those named) into the weights for speed. W0 is kept; `unmerge_adapter` is bit-exact.
 
+        Those that are not in the stack yet enter it at strength 1. If it raises, nothing is merged.
+
         Args:
             requantize: write into quantized layers' own format, if that is off by no more than this share of what the adapters change
                 (see `requantization_error`). By default a quantized layer is in 16 bits while something is merged into it.
 
         Raises:
             ValueError: ``safe_merge`` and a merged weight would hold values that are not numbers, or the error is larger than
-                ``requantize`` allows; nothing is merged then. UnsupportedLayer: a layer's format cannot be written.
+                ``requantize`` allows. UnsupportedLayer: a layer cannot take them, or its format cannot be written.
         """
         names = self.to_merge(adapter_names, safe_merge, requantize)
-        for layer in self.layers.values():
-            layer.unmerge()
-            _merge(layer, names, requantize is not None)
-        _share_again(self.layers.values())
+        self._bake_in(names, requantize is not None)
         self.stack.merged = tuple(names)
-        self.stack.changed()
+        self.stack.arrange({**dict(self.stack.entries), **{name: self.stack.strength(name) for name in names}})
+
+    def _bake_in(self, names: list[str], requantize: bool) -> None:
+        """Into every layer, or, if one of them refuses, into none."""
+        try:
+            for layer in self.layers.values():
+                layer.unmerge()
+                _merge(layer, names, requantize)
+        except BaseException:
+            for layer in self.layers.values():
+                layer.unmerge()
+            self.stack.merged = ()
+            self.stack.changed()
+            raise
+        _share_again(self.layers.values())
 
     def unmerge_adapter(self) -> None:
         """Put the untouched base weights back."""
@@ -323,13 +334,11 @@ class Tuner(TrainingHooks, Shelves):
         Raises `UnsupportedLayer` for a format that cannot be written.
         """
         names = self.known(self.stack.names if adapter_names is None else adapter_names)
-        stack = LiveStack()
-        stack.arrange({**dict.fromkeys(names, 1.0), **{n: s for n, s in self.stack.entries if n in names}})
-        return RequantizationError({path: layer.requantization_error(names, stack) for path, layer in self.layers.items()
+        return RequantizationError({path: layer.requantization_error(names) for path, layer in self.layers.items()
                                     if isinstance(layer, AdaptedQuantized) and layer.tenants.keys() & set(names)})
 
     def to_merge(self, names: list[str] | None, safe: bool, requantize: float | None = None) -> list[str]:
-        """The adapters that a merge bakes in, checked; those that are not in the stack yet enter it at strength 1.
+        """The adapters that a merge bakes in, checked; changes nothing.
 
         Raises:
             CannotMerge: what one of them does is more than a weight can say.
@@ -342,8 +351,6 @@ class Tuner(TrainingHooks, Shelves):
                 raise CannotMerge(f"{routed.title} does not support merging ({name}).", routed.why_unmerged, "Keep it beside the model.")
         if requantize is not None and not (error := self.requantization_error(names)).total <= requantize:
             raise ValueError(f"{error.sentence()} That is more than the {requantize:.0%} that `requantize` allows.")
-        if missing := {n: 1.0 for n in names if n not in self.stack.names}:
-            self.stack.arrange({**dict(self.stack.entries), **missing})
         for path, layer in self.layers.items() if safe else ():
             for leaf, merged in layer.to_write(names).items():
                 if not torch.isfinite(merged).all():

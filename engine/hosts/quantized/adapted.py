@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from engine.hosts.adapted import Adapted
 from engine.hosts.quantized.host import Widened
-from engine.hosts.stack import LiveStack
 
 
 class AdaptedQuantized(Adapted):
@@ -70,9 +69,9 @@ class AdaptedQuantized(Adapted):
             self._kept = None
 
     @torch.no_grad()
-    def requantization_error(self, names: Iterable[str], stack: LiveStack) -> tuple[float, float]:
+    def requantization_error(self, names: Iterable[str]) -> tuple[float, float]:
         """(‖Q(W) − W‖, ‖W − W0‖) of the merged weight W: what writing it into the quantized format loses, and what the adapters change."""
-        W, _ = self.compose_both(names=names, stack=stack)
+        W, _ = self.compose_both(names=names)
         written = self._host.backend.weight(self._host.backend.write(self.pristine, W))
         return float((written - W).norm()), float((W - self.pristine_weight).norm())
 

@@ -27,7 +27,7 @@ rows = pytest.mark.parametrize(("method", "layer"), [row for row in ROWS if carr
 def dense_change(peft, name: str, path: str = "first") -> torch.Tensor:
     """ΔW of one adapter, as wide as all groups of a convolution."""
     layer = peft.adapted[path]
-    W = layer.host.canonical(layer.compose_both(names=[name], stack=peft.stack.solo(name))[0])
+    W = layer.host.canonical(layer.compose_both(names=[name])[0])
     return W - layer.host.alike(layer.canonical(), W)[0]
 
 
