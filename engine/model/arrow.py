@@ -54,7 +54,7 @@ def create_arrow_model(base_model: nn.Module, task_specific_adapter_paths: Seque
 
 def _place(source: Path | str, how: dict[str, Any]) -> dict[str, Any]:
     parts = str(source).strip("/").split("/")
-    if Path(source).is_dir() or len(parts) <= 2:
+    if Path(source).is_dir() or str(source).startswith((".", "/")) or len(parts) <= 2:
         return {"model_id": source, **how}
     return {"model_id": "/".join(parts[:2]), "subfolder": "/".join(parts[2:]), **how}
 

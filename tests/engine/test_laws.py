@@ -32,7 +32,11 @@ LAYERS = {
     "conv3d": (lambda: nn.Conv3d(2, 4, 2, padding=1, padding_mode="circular"), (1, 2, 4, 4, 4)),
     "embedding": (lambda: nn.Embedding(10, 8), None),
     "attention": (lambda: nn.MultiheadAttention(12, 2, batch_first=True), (2, 5, 12)),       # two weights, which are read and never called
+    "attention-by-step": (lambda: nn.MultiheadAttention(12, 3, add_zero_attn=True), (5, 2, 12)),
+    "attention-no-bias": (lambda: nn.MultiheadAttention(12, 2, bias=False, batch_first=True), (2, 5, 12)),
+    "attention-one-more": (lambda: nn.MultiheadAttention(12, 4, add_bias_kv=True), (5, 2, 12)),
 }
+ATTENTION = [layer for layer in LAYERS if layer.startswith("attention")]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 6e-2}
 
 
@@ -89,8 +93,8 @@ def trained_tensors(peft, name: str) -> list[torch.Tensor]:
 def carries(method: str, layer: str) -> bool:
     """By the method's own word; what it refuses is not a row."""
     config, module = make_config(method), LAYERS[layer][0]()
-    sites = projections("first", module) if layer == "attention" else [host_of(module).site("first", module)]
-    return not any(law(config).refuses(config, site) for site in sites) and not (layer == "attention" and cannot_be_read(law(config)))
+    sites = projections("first", module) if layer in ATTENTION else [host_of(module).site("first", module)]
+    return not any(law(config).refuses(config, site) for site in sites) and not (layer in ATTENTION and cannot_be_read(law(config)))
 
 
 def is_map(method: str) -> bool:
@@ -98,8 +102,10 @@ def is_map(method: str) -> bool:
 
 
 METHODS = {**METHODS, "outsider": Row("", {"start": 0.1})}
-ROWS = [(m, layer) for m in METHODS for layer in LAYERS if carries(m, layer)
-        and (layer != "attention" or "-" not in m)]            # there all forms of a method are read by the same few lines
+READ = [m for m in METHODS if "-" not in m and carries(m, "attention")]        # there all forms of a method are read by the same few lines
+ROWS = [(m, layer) for m in METHODS for layer in LAYERS if layer not in ATTENTION and carries(m, layer)] + [
+    (m, layer) for i, m in enumerate(READ) for layer in ATTENTION                # attention's own forms: all with LoRA, with the others in turn
+    if carries(m, layer) and (m == "lora" or layer in (ATTENTION[0], ATTENTION[1 + i % (len(ATTENTION) - 1)]))]
 rows = pytest.mark.parametrize(("method", "layer"), ROWS, ids=["·".join(r) for r in ROWS])
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 
@@ -138,10 +144,10 @@ def test_sliders_mean_what_they_say(method, layer, w0, w1):
     peft, x, _ = rig(method, layer, torch.float64)
 
     def heard():                           # of attention its weights, which add as ever; what it makes of them is not linear in them
-        return peft(x) if layer != "attention" else torch.cat([part.compose().flatten() for part in peft.adapted.values()])
+        return peft(x) if layer not in ATTENTION else torch.cat([part.compose().flatten() for part in peft.adapted.values()])
 
     with peft.disable_adapter():
-        base = peft(x) if layer != "attention" else torch.cat([part.pristine_weight.flatten() for part in peft.adapted.values()])
+        base = peft(x) if layer not in ATTENTION else torch.cat([part.pristine_weight.flatten() for part in peft.adapted.values()])
     alone = []
     for name in ("a0", "a1"):
         peft.set_adapter(name)
@@ -161,8 +167,8 @@ def test_sliders_mean_what_they_say(method, layer, w0, w1):
 def test_strength_zero_is_exactly_the_base_and_one_exactly_the_adapter(method, layer, dtype):
     peft, x, before = rig(method, layer, dtype)
     peft.set_adapter("a0")
-    before.requires_grad_(layer != "attention")                # torch multiplies there in another order where a weight learns
-    with torch.set_grad_enabled(layer != "attention"):
+    before.requires_grad_(layer not in ATTENTION)                # torch multiplies there in another order where a weight learns
+    with torch.set_grad_enabled(layer not in ATTENTION):
         one = peft(x)
         peft.stack.set_strength("a0", 0.0)
         assert torch.equal(peft(x), before(x))
@@ -185,8 +191,8 @@ def test_the_base_is_never_changed(method, layer, dtype):
         peft.merge_adapter(["a1", "a0"])
         peft.unmerge_adapter()
     assert all(layer.pristine_weight is weight for layer, weight in zip(peft.adapted.values(), weights, strict=True))
-    before.requires_grad_(layer != "attention")
-    with peft.disable_adapter(), torch.set_grad_enabled(layer != "attention"):
+    before.requires_grad_(layer not in ATTENTION)
+    with peft.disable_adapter(), torch.set_grad_enabled(layer not in ATTENTION):
         assert torch.equal(peft(x), before(x))
     plain = peft.unload()
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), before.state_dict().values(), strict=True))
@@ -241,7 +247,7 @@ def test_a_saved_adapter_comes_back_bit_for_bit(method, layer, dtype, tmp_path):
     again = PeftModel.from_pretrained(before, tmp_path / "a1")
     if METHODS[method].exact_file:
         assert all(torch.equal(t, tensors[path, k]) for path, layer in again.adapted.items() for k, t in layer.all_tensors("default").items())
-    close(again(x), expected, dtype if METHODS[method].exact_file or layer == "attention" else torch.float32)
+    close(again(x), expected, dtype if METHODS[method].exact_file or layer in ATTENTION else torch.float32)
     assert again.load_report.complete
     said = {"inference_mode": 0, "auto_mapping": 0}            # of the file: of which class its base was
     assert again.peft_config["default"].to_dict() | said == peft.peft_config["a1"].to_dict() | said
@@ -346,7 +352,7 @@ def test_each_sample_of_a_batch_may_hear_its_own_adapter(method, layer):
     peft, x, before = rig(method, layer, torch.float64)
     peft.eval()
     names = (["a1", "__base__", "a0", "a1", "a0"] * 2)[:x.shape[0]]
-    if layer == "attention":
+    if layer in ATTENTION:
         with pytest.raises(ValueError, match="its weight is one for the whole batch"):
             peft(x, adapter_names=names)
         return

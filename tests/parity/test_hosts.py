@@ -19,6 +19,8 @@ SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "nu
          "head_dim": 8, "num_experts_per_tok": 2, "initializer_range": 0.2}
 EXPERTS = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 
+APART = {"target_modules": ["after"], "target_parameters": [f"layer.{each}_proj_weight" for each in "qkv"]}
+
 
 class Around(nn.Module):
     """A layer and a linear one after it, so that what one draws from the random stream moves the other."""
@@ -26,17 +28,17 @@ class Around(nn.Module):
     def __init__(self, layer: nn.Module, size: int):
         super().__init__()
         self.layer, self.after = layer, nn.Linear(size, size)
+        self.values = layer.vdim if isinstance(layer, nn.MultiheadAttention) else None
 
     def forward(self, x):
-        if isinstance(getattr(self.layer, "out_proj", None), nn.Module):
-            return self.after(self.layer(x, x, x)[0])
-        return self.after(self.layer(x))
+        return self.after(self.layer(x) if self.values is None else self.layer(x, x, x[..., :self.values])[0])
 
 
 CASES = {
     "conv1d-grouped": (lambda: Around(nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), 5), (2, 4, 10), {"target_modules": ["layer", "after"]}),
     "conv2d-grouped": (lambda: Around(nn.Conv2d(4, 6, (3, 2), padding=1, groups=2), 6), (2, 4, 5, 5), {"target_modules": ["layer", "after"]}),
     "attention": (lambda: Around(nn.MultiheadAttention(8, 2, batch_first=True), 8), (3, 5, 8), {"target_modules": ["layer", "after"]}),
+    "attention-apart": (lambda: Around(nn.MultiheadAttention(8, 2, kdim=8, vdim=6, batch_first=True), 8), (3, 5, 8), APART),
     "mixtral": (lambda: MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=3)), None, EXPERTS),
     "qwen3-moe": (lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, num_experts=3, moe_intermediate_size=12)), None, EXPERTS),
     "gpt-oss": (lambda: GptOssForCausalLM(GptOssConfig(**SIZES, num_local_experts=3)), None, EXPERTS),

@@ -147,14 +147,41 @@ def test_x_lora_mixes_as_peft_does(settings, tmp_path):
     assert torch.equal(*said)
 
 
+@pytest.mark.parametrize("form", XLORA)
+@pytest.mark.parametrize("experts_learn", [False, True], ids=["experts rest", "experts learn"])
+def test_x_lora_has_the_same_losses_step_by_step(form, experts_learn, tmp_path):
+    paths = {str(i): path for i, path in enumerate(experts(tmp_path))}
+    settings = XLORA[form] | {"use_trainable_adapters": experts_learn}
+    torch.manual_seed(3)
+    theirs, ours = (package.get_peft_model(uncached(), package.XLoraConfig(task_type="CAUSAL_LM", hidden_size=32, adapters=paths, **settings)).train()
+                    for package in (peft, engine))
+    named = {model: {name.replace(".default", "").replace("lora_model.", ""): p for name, p in learned(model).items()} for model in (theirs, ours)}
+    assert named[ours].keys() == named[theirs].keys()
+    for name, p in named[ours].items():    # PEFT's has drawn for experts, too, which it then read
+        p.data.copy_(named[theirs][name])
+    curves = []
+    for model in (ours, theirs):
+        optimizer = torch.optim.AdamW(named[model].values(), lr=1e-2)
+        losses = []
+        for step in range(5):
+            torch.manual_seed(step)        # of the network's dropout
+            loss = model(input_ids=ids(3, 9), labels=ids(3, 9)).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        curves.append(losses)
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+    assert curves[0][-1] < curves[0][0]
+
+
 @pytest.mark.parametrize("general", [0, 2])
 def test_arrow_routes_as_peft_does(general, tmp_path):
     tasks, others = experts(tmp_path), experts(tmp_path, general, seed=1)
-    built = []
+    built, asked = [], {"top_k": 2, "router_temperature": 0.5, "use_gks": bool(general), "rng_seed": 4}
     for package in (engine, peft):
-        settings = package.ArrowConfig(top_k=2, router_temperature=0.5, use_gks=bool(general), rng_seed=4)
         torch.manual_seed(0)
-        built.append(package.create_arrow_model(family("Llama", "ForCausalLM"), tasks, settings, others or None).eval())
+        built.append(package.create_arrow_model(family("Llama", "ForCausalLM"), tasks, package.ArrowConfig(**asked), others or None).eval())
     ours, theirs = built
     with torch.no_grad():
         torch.testing.assert_close(ours(input_ids=ids()).logits, theirs(input_ids=ids()).logits, atol=1e-5, rtol=1e-4)
@@ -164,6 +191,18 @@ def test_arrow_routes_as_peft_does(general, tmp_path):
         model.set_adapter("arrow_router")
     with torch.no_grad():
         torch.testing.assert_close(ours(input_ids=ids()).logits, theirs(input_ids=ids()).logits, atol=1e-5, rtol=1e-4)
+    ours.save_pretrained(tmp_path / "ours"), theirs.save_pretrained(tmp_path / "theirs")       # the experts are folders like others
+    swapped = []
+    # PEFT has taken the general adapters out of its experts in place, and would again with what it saved; ours are what they were
+    for package, folder in ((engine, tmp_path / ("ours" if general else "theirs")), (peft, tmp_path / "ours")):
+        names = [[str(folder / name) for name in ours.peft_config if name.startswith(start)] for start in ("task_", "gks_")]
+        torch.manual_seed(0)
+        swapped.append(package.create_arrow_model(family("Llama", "ForCausalLM"), names[0], package.ArrowConfig(**asked), names[1] or None).eval())
+        swapped[-1].load_adapter(folder / "more", "more")
+        swapped[-1].set_adapter("arrow_router")
+    with torch.no_grad():
+        for model in swapped:
+            torch.testing.assert_close(model(input_ids=ids()).logits, ours(input_ids=ids()).logits, atol=1e-5, rtol=1e-4)
     assert ours.peft_config["arrow_router"].to_dict()["arrow_config"] == dataclasses.asdict(theirs.peft_config["arrow_router"].arrow_config)
 
 

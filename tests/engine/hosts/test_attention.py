@@ -179,6 +179,30 @@ def test_files_come_back(tmp_path):
     assert isinstance(again.base_model.model.attn, AdaptedParameter)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_projections_of_different_widths_are_adapted_by_the_names_of_their_weights(bias, tmp_path):
+    names = [f"attn.{each}_proj_weight" for each in "qkv"]
+
+    class Apart(Net):
+        def forward(self, x):
+            return self.attn(x, x[..., :6], x[..., 4:])[0]
+
+    config = LoraConfig(r=2, lora_alpha=4, target_parameters=names, init_lora_weights=False)
+    peft, before, x = rig(config, base=Apart(kdim=6, vdim=4, bias=bias, batch_first=True))
+    merged = copy.deepcopy(before)
+    for name in names:
+        p, weight = peft.adapted[name].tensors("a0"), getattr(merged.attn, name.removeprefix("attn."))
+        weight.data += 2 * p["lora_B.weight"] @ p["lora_A.weight"]
+    expected = merged(x)
+    torch.testing.assert_close(peft(x), expected)
+    peft.save_pretrained(tmp_path)
+    torch.testing.assert_close(PeftModel.from_pretrained(copy.deepcopy(before), tmp_path / "a0", autocast_adapter_dtype=False)(x), expected)
+    peft.merge_adapter()
+    torch.testing.assert_close(peft(x), expected)
+    peft.unmerge_adapter()
+    assert all(torch.equal(a, b) for a, b in zip(peft.unload().parameters(), before.parameters(), strict=True))
+
+
 def test_what_cannot_be_is_said():
     with pytest.raises(UnsupportedLayer, match="Only same embed for query/key/value"):
         rig(attention(), kdim=4, vdim=4)

@@ -59,6 +59,9 @@ def test_what_does_not_fit_leaves_the_plain_model(tmp_path):
         create_arrow_model(base, lora_folders(tmp_path, 1), ArrowConfig(use_gks=True))
     with pytest.raises(ValueError, match="at least one adapter"):
         create_arrow_model(base, [], ArrowConfig())
+    for missing in (tmp_path / "a" / "b" / "none", "./a/b/none"):       # a place on this computer, not a repository on the Hub
+        with pytest.raises(ValueError, match=f"Can't find 'adapter_config.json' at '{missing}'"):
+            create_arrow_model(base, [missing], ArrowConfig())
     with pytest.raises(ValueError, match="top_k"):
         ArrowConfig(top_k=0)
     assert base.layer is layer
