@@ -161,7 +161,7 @@ def _made(specs: Mapping[str, TensorSpec], given: Tensors, trainable: bool, dtyp
         if key in given:
             tensor = given[key].to("cpu" if nowhere else device)
             if trainable and spec.trainable and tensor.is_floating_point():
-                tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+                tensor = tensor.to(torch.promote_types(tensor.dtype, dtype))
         elif nowhere:
             tensor = torch.empty(spec.shape, dtype=kind, device=device)
         else:

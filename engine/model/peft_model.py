@@ -273,8 +273,8 @@ class PeftModel(PromptParts, nn.Module):
             BadAdapter: damaged, hostile or unknown. WrongBase: it does not fit this model. ValueError: the name is taken.
         """
         config, file, unknown = _read(model_id, is_trainable, key_mapping, hub)
-        return self.tuner.admit(adapter_name, config, trainable=is_trainable, file=file, unknown_settings=unknown, device=_device(torch_device),
-                                heads=self.heads, ignore_mismatched_sizes=ignore_mismatched_sizes)
+        return self.tuner.admit(adapter_name, config, trainable=is_trainable, autocast=autocast_adapter_dtype, file=file, unknown_settings=unknown,
+                                device=_device(torch_device), heads=self.heads, ignore_mismatched_sizes=ignore_mismatched_sizes)
 
     @classmethod
     def from_pretrained(cls, model: nn.Module, model_id: Path | str, adapter_name: str = "default", is_trainable: bool = False,

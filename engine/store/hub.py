@@ -45,7 +45,7 @@ def locate(model_id: Path | str, subfolder: str | None = None, *, only_config: b
 
 def _fetch(repo: str, subfolder: str | None, only_config: bool, hub: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     def fetch(*names: str) -> Path:
         wanted = [f"{subfolder}/{name}" if subfolder else name for name in names]
@@ -56,6 +56,8 @@ def _fetch(repo: str, subfolder: str | None, only_config: bool, hub: dict[str, A
         return folder if only_config or (folder / (subfolder or "") / WEIGHTS).exists() else fetch(CONFIG, OLD_WEIGHTS)
     except RepositoryNotFoundError as problem:
         raise BadAdapter(f"There is no adapter “{repo}” on the Hub, or it is private.", do="Check the name, or log in.") from problem
+    except RevisionNotFoundError as problem:
+        raise BadAdapter(f"The adapter “{repo}” has no state “{hub.get('revision')}”.", do="Check the name, or log in.") from problem
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
         raise Unreachable(f"The adapter “{repo}” cannot be fetched.", "The Hugging Face Hub cannot be reached.",
                           "Check the connection, or choose a folder on this computer.", details=str(problem)) from problem

@@ -24,7 +24,7 @@ class Web:
         self.asked: list[tuple[str, str, str]] = []        # path, Range, Authorization
         self.address = ""
 
-    def put_model(self, name: str, files: dict[str, bytes], commit: str = "c0ffee") -> None:
+    def put_model(self, name: str, files: dict[str, bytes], commit: str = "c0ffee", revision: str = "main") -> None:
         """Serve a Hub repository with its listing."""
         siblings = []
         for file, content in files.items():
@@ -32,9 +32,11 @@ class Web:
             blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             entry = {"rfilename": file, "size": len(content), "blobId": blob}
             if file.endswith(".safetensors"):
-                entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+                entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
             siblings.append(entry)
-        self.files[f"/api/models/{name}/revision/main"] = json.dumps({"sha": commit, "siblings": siblings}).encode()
+        self.files[f"/api/models/{name}/revision/{revision}"] = json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode()
+        self.files[f"/api/models/{name}/tree/{commit}"] = json.dumps([
+            {"type": "file", "path": each["rfilename"], "size": each["size"], "oid": each["blobId"]} for each in siblings]).encode()
 
 
 @contextlib.contextmanager
@@ -56,7 +58,7 @@ def serving() -> Iterator[Web]:
                 return self.end_headers()
             content = web.files.get(path)
             if content is None or path in web.status:
-                return self.send_error(web.status.get(path, 404))
+                return self.refuse(path)
             start, mark = 0, f'"{hashlib.sha256(content).hexdigest()}"'
             if wanted and web.ranges_allowed and self.headers.get("If-Range", mark) == mark:
                 start = int(wanted.removeprefix("bytes=").rstrip("-"))
@@ -68,10 +70,24 @@ def serving() -> Iterator[Web]:
                 self.send_response(200)
             self.send_header("ETag", mark)
             self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("X-Repo-Commit", path.partition("/resolve/")[2].partition("/")[0])
             self.end_headers()
+            if self.command == "HEAD":
+                return
             body = content[start:]
             self.wfile.write(body[:web.cut.pop(0)] if web.cut else body)
             self.close_connection = True
+
+        do_HEAD = do_GET
+
+        def refuse(self, path: str) -> None:
+            """As the Hub does, which says whether it is the repository that is not there, or only this state of it."""
+            self.send_response(web.status.get(path, 404))
+            if path.startswith("/api/models/") and path not in web.status:
+                known = any(other.startswith(path.partition("/revision/")[0] + "/") for other in web.files)
+                self.send_header("X-Error-Code", "RevisionNotFound" if known else "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, *arguments) -> None:
             """Tests are quiet."""
