@@ -138,7 +138,9 @@ class Adapted(Shelves):
         stamp = (stack.version, torch.is_grad_enabled(), self.training)
         known = self._programs.get(key)
         if known is None or known[:3] != stamp or known[4].moved():
-            known = self._programs[key] = (*stamp, build(self, stack, learning=stamp[1]), self._basis(stack.heard()))
+            with torch.no_grad():          # or gradient checkpointing would count what only the decision computes
+                program = build(self, stack, learning=stamp[1])
+            known = self._programs[key] = (*stamp, program, self._basis(stack.heard()))
         return known[3]
 
     def _basis(self, names: Iterable[str]) -> Basis:
@@ -169,7 +171,8 @@ class Adapted(Shelves):
         """One for all samples, if their adapters have one."""
         stamp = self._stack.version, torch.is_grad_enabled(), samples.heard
         if self._mixed[:3] != stamp or self._mixed[4].moved():
-            group = together(self, self._stack, [name for name in samples.heard if name in self.tenants], learning=stamp[1])
+            with torch.no_grad():
+                group = together(self, self._stack, [name for name in samples.heard if name in self.tenants], learning=stamp[1])
             self._mixed = *stamp, group, self._basis(samples.heard)
         group = self._mixed[3]
         return None if group is None else mixed(group, samples)

@@ -24,7 +24,7 @@ class EmbeddingHost(Host):
         return matrix.T.contiguous()
 
     def project(self, layer: nn.Module, x: Tensor, A: Tensor) -> Tensor:
-        h = F.embedding(x, A.T, layer.padding_idx)            # padding learns nothing, as in the layer itself
+        h = F.embedding(x, A.T, layer.padding_idx, scale_grad_by_freq=layer.scale_grad_by_freq)      # learns as the layer itself would
         return h * layer.embed_scale.to(h.dtype) if hasattr(layer, "embed_scale") else h     # Gemma's scaled embedding
 
     def expand(self, layer: nn.Module, h: Tensor, B: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 import engine
@@ -125,6 +126,22 @@ def test_running_equals_merging(method, layer, dtype, grad):
         peft.merge_adapter()
         close(peft(x), running, dtype)
     close(peft.merge_and_unload()(x), running, dtype)
+
+
+@rows
+def test_a_layer_that_is_run_again_for_the_backward_pass_learns_the_same(method, layer):
+    peft, x, _ = rig(method, layer, torch.float64, adapters=1)
+    learned = []
+    for run in (lambda x: checkpoint(peft, x, use_reentrant=False), peft):         # the first of them is the layer's first at all
+        torch.manual_seed(0)
+        peft.train().zero_grad()
+        run(x).square().sum().backward()
+        learned.append([tensor.grad for tensor in peft.parameters() if tensor.requires_grad])
+    assert learned[0]
+    for again, once in zip(*learned, strict=True):
+        assert (again is None) == (once is None)
+        if once is not None:
+            close(again, once, torch.float64)
 
 
 @rows
