@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-from PySide6.QtCore import QLocale, QObject, QTimer, Qt, Signal
+from PySide6.QtCore import QLibraryInfo, QLocale, QObject, QTimer, QTranslator, Qt, Signal
 from PySide6.QtWidgets import QApplication, QWidget
 
 from engine import events
@@ -64,6 +64,9 @@ class Studio(QObject):
         self.settings = Settings(home.settings)
         language.use(self.settings.get("language"))
         QLocale.setDefault(country())
+        self._qt_words = QTranslator(self)       # OK, Close, what a right click in a field offers
+        if self._qt_words.load(f"qtbase_{language.language()}", QLibraryInfo.path(QLibraryInfo.LibraryPath.TranslationsPath)):
+            app.installTranslator(self._qt_words)
         theme.apply(app, self.settings.get("theme"), self.settings.get("text_size"))
         self.catalogue = Catalogue(home)
         self.document = StackDocument()
@@ -364,6 +367,7 @@ class Studio(QObject):
             self._closed_behind.emit()
 
     def _end(self) -> None:
+        self.app.removeTranslator(self._qt_words)
         self.window.end()
         self.ended.emit()
         self.app.quit()

@@ -225,7 +225,7 @@ def _inside(adapter: AdapterInfo) -> list[Node]:
 
 
 def _module_node(adapter: AdapterInfo, module: Module) -> Node:
-    return Node("module", module.name, note=text.numbers(module.parameters), thing=module, key=f"{adapter.path} {module.path}", tip=module.path)
+    return Node("module", module.name, note=amounts.count(module.parameters), thing=module, key=f"{adapter.path} {module.path}", tip=module.path)
 
 
 def _problem_node(problem: StudioError) -> Node:

@@ -32,9 +32,11 @@ class ActivityBar(QFrame):
         theme.look(self, "bar")
         self._bridge, self._undo, self._root = bridge, undo, root
         self._job: Job | None = None
+        self._words = ""                   # what runs
         self._waiting: set[int] = set()
         self._what = theme.look(QPushButton(), "quiet")
         self._what.setToolTip(text.show_queue())
+        self._what.setMinimumWidth(1)      # it says what has room: `_fit`
         self._what.clicked.connect(lambda: self.wish.emit("queue"))
         self.progress = a11y.name(QProgressBar(), text.progress())
         self.progress.setTextVisible(False)
@@ -126,9 +128,26 @@ class ActivityBar(QFrame):
             words = text.running(title=self._job.title, stage=stage) if stage else self._job.title
         else:
             words = text.waiting(len(self._waiting)) if self._waiting else text.idle()
-        self._what.setText(self._what.fontMetrics().elidedText(words, Qt.TextElideMode.ElideMiddle, max(240, self.width() // 3)))
+        self._words = words
         a11y.name(self._what, words, text.show_queue())
         self._what.setIcon(theme.icon("play" if running else "time" if self._waiting else "check", "accent" if running else "muted"))
+        self._fit()
+
+    def resizeEvent(self, event) -> None:  # noqa: N802 (Qt's name)
+        super().resizeEvent(event)
+        self._fit()
+
+    def _fit(self) -> None:
+        """What runs is cut where it must be, and memory and disk give way to it: the bar never widens the window."""
+        metrics = self._what.fontMetrics()
+        least, widgets = 24 * metrics.averageCharWidth(), (self.progress, self.left, self.pause, self.undo, self.redo, self.said)
+        room = self.width() - 3 * theme.M - sum(theme.S + w.minimumSizeHint().width() for w in widgets if not w.isHidden())
+        for label in (self.memory, self.disk):
+            needs = theme.S + label.sizeHint().width()
+            label.setVisible(room - needs >= least)
+            room -= needs if not label.isHidden() else 0
+        beside = self._what.iconSize().width() + theme.XL
+        self._what.setText(metrics.elidedText(f" {self._words}", Qt.TextElideMode.ElideMiddle, max(least, min(room, self.width() // 3)) - beside))
 
     def _ask(self, request: Callable[[int], object]) -> None:
         if self._job is not None:

@@ -7,7 +7,8 @@ from PySide6.QtWidgets import QPlainTextEdit, QWidget
 
 from studio.core.text import work as words
 from studio.views import a11y, theme
-from studio.views.parts import Column, Row, button
+from studio.views.flow import Flow
+from studio.views.parts import Column, button
 
 HEIGHT = 110                               # pixels
 
@@ -49,7 +50,7 @@ class CorrectionEditor(QWidget):
         self.box.left.connect(self.left)
         self.box.kept.connect(self._keep)
         self.box.textChanged.connect(lambda: self.keep.setEnabled(bool(self._better())))
-        Column(self.box, Row(self.keep, cancel, None), spacing=theme.S, parent=self)
+        Column(self.box, Flow(self.keep, cancel), spacing=theme.S, parent=self)
 
     def _better(self) -> str:
         return self.box.toPlainText().strip()

@@ -18,6 +18,7 @@ from studio.core.text import number
 from studio.core.text import teach as words
 from studio.models.series_table import EVENT, LEARNED, UNSEEN, SeriesTable
 from studio.views import a11y, theme
+from studio.views.flow import Flow
 from studio.views.parts import Column, Row, button, text
 from studio.views.plot import quiet_plot
 
@@ -63,8 +64,7 @@ class CurveView(QWidget):
         self._legend = [(text("●", wrap=False), "curve_learned"), (text("●", wrap=False), "curve_unseen")]
         title, learned, unseen = (theme.look(a11y.ElidedLabel(said, mode=Qt.TextElideMode.ElideRight), looks) for said, looks in (
             (words.TRAIN_CURVE(), "strong"), (words.TRAIN_LEARNED(), "muted small"), (words.TRAIN_UNSEEN(), "muted small")))
-        head = Row(title, self.kind, self._swap, spacing=6)
-        head.setStretch(0, 1)
+        head = Flow(title, self.kind, self._swap, spacing=theme.M)
         Column(head, Row(self._legend[0][0], learned, theme.M, self._legend[1][0], unseen, None, spacing=6), self._stack, parent=self)
         theme.changed.connect(self._restyle)
         self.clear()

@@ -81,10 +81,11 @@ class Flow(QLayout):
 
 
 class Turning(QWidget):
-    """Widgets side by side, equally wide; one below the other where they have no room for that."""
+    """Widgets side by side, equally wide; one below the other where they have no room for that, or for ``letters`` in a line of each."""
 
-    def __init__(self, *widgets: QWidget, spacing: int = theme.L):
+    def __init__(self, *widgets: QWidget, spacing: int = theme.L, letters: int = 0):
         super().__init__()
+        self._letters = letters
         self._box = QBoxLayout(QBoxLayout.Direction.LeftToRight, self)
         self._box.setContentsMargins(0, 0, 0, 0)
         self._box.setSpacing(spacing)
@@ -94,11 +95,19 @@ class Turning(QWidget):
     def minimumSizeHint(self) -> QSize:                      # noqa: N802 (Qt's names)
         return QSize(max(self._widths(), default=0), super().minimumSizeHint().height())
 
+    def sizeHint(self) -> QSize:                             # noqa: N802
+        return QSize(max(super().sizeHint().width(), self._row()), super().sizeHint().height())
+
     def resizeEvent(self, event) -> None:                    # noqa: N802
         super().resizeEvent(event)
-        widths = self._widths()
-        room = (max(widths, default=0) + self._box.spacing()) * len(widths) - self._box.spacing() <= self.width()
+        room = self._row() <= self.width()
         self._box.setDirection(QBoxLayout.Direction.LeftToRight if room else QBoxLayout.Direction.TopToBottom)
+
+    def _row(self) -> int:
+        """The least width of all side by side."""
+        widths = self._widths()
+        each = max(*widths, self._letters * self.fontMetrics().averageCharWidth()) if widths else 0
+        return (each + self._box.spacing()) * len(widths) - self._box.spacing()
 
     def _widths(self) -> list[int]:
         return [self._box.itemAt(place).minimumSize().width() for place in range(self._box.count()) if not self._box.itemAt(place).isEmpty()]

@@ -310,5 +310,6 @@ def _rows() -> QFormLayout:
     layout.setHorizontalSpacing(theme.L)
     layout.setVerticalSpacing(theme.M)
     layout.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    layout.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
     layout.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop)
     return layout

@@ -87,8 +87,13 @@ def _run_facts(run: Run) -> list[tuple[str, list[Fact]]]:
     return [("", facts), (text.on_disk(), [(text.fact_folder(), str(run.path))])]
 
 
-def _day(made: float) -> str:
-    return QLocale().toString(datetime.fromtimestamp(made).date(), QLocale.FormatType.ShortFormat)
+def _day(made: float | str) -> str:
+    """The day of a moment in seconds, or of one that a recipe gives as text; what is no date stays as it is."""
+    try:
+        day = datetime.fromisoformat(made) if isinstance(made, str) else datetime.fromtimestamp(made)
+    except ValueError:
+        return str(made)[:10]
+    return QLocale().toString(day.date(), QLocale.FormatType.ShortFormat)
 
 
 def _taught(recipe: dict[str, Any]) -> list[Fact]:
@@ -110,7 +115,7 @@ def _taught(recipe: dict[str, Any]) -> list[Fact]:
     if isinstance(votes, list) and votes:
         facts.append((text.fact_votes(), text.voted(taught=votes.count("taught"), n=len(votes))))
     if isinstance(made := recipe.get("made"), str):
-        facts.append((text.fact_made(), made[:10]))
+        facts.append((text.fact_made(), _day(made)))
     return facts
 
 
@@ -146,7 +151,7 @@ class InspectorPanel(QScrollArea):
         content = QWidget()
         theme.look(content, "page")
         layout = QVBoxLayout(content)
-        layout.setContentsMargins(theme.L, theme.M, theme.L, theme.L)
+        layout.setContentsMargins(theme.M, theme.M, theme.M, theme.L)
         layout.setSpacing(theme.S)
         mark = QLabel()
         mark.setPixmap(theme.icon(icon, "accent" if thing is not None else "muted").pixmap(24, 24))

@@ -18,6 +18,7 @@ from engine.errors import StudioError
 from studio.core.text import frame as text
 from studio.core.text.spoken import spoken
 from studio.views import a11y, theme
+from studio.views.flow import Flow
 
 Button = tuple[str, Callable[[], object]]
 _ICONS = {"bad": "error", "warn": "warning", "good": "check", "info": "info"}
@@ -63,8 +64,7 @@ class Notice(QFrame):
         theme.look(self._box, "mono")
         a11y.name(self._box, text.details())
 
-        row = QHBoxLayout()
-        row.setSpacing(theme.S)
+        row = Flow()
         for words_on_it, callback in buttons:
             button = QPushButton(words_on_it)
             button.clicked.connect(lambda _=False, act=callback: (act(), self.dismiss()))
@@ -78,13 +78,12 @@ class Notice(QFrame):
             copy.clicked.connect(self._copy)
             row.addWidget(self._fold)
             row.addWidget(copy)
-        row.addStretch(1)
 
         words_column = QVBoxLayout()
         words_column.setSpacing(theme.XS)
         words_column.addWidget(headline)
         words_column.addWidget(body)
-        if row.count() > 1:
+        if row.count():
             words_column.addLayout(row)
         words_column.addWidget(self._box)
         self._shut = a11y.name(QToolButton(), text.close())

@@ -166,19 +166,32 @@ class Fold(QWidget):
         self.content = content
         self.head = QToolButton()
         self.head.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self.head.setMinimumWidth(1)       # it says what has room: `_elide`
         self.head.setCheckable(True)
         self.head.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-        self.head.setSizePolicy(QSizePolicy.Policy.Minimum, QSizePolicy.Policy.Fixed)
+        theme.look(self.head, "fold")
         self.set_title(title)
         self.head.toggled.connect(self._toggle)
-        Column(self.head, content, parent=self)
+        Column(self.head, content, parent=self).setAlignment(self.head, Qt.AlignmentFlag.AlignLeft)
         content.setVisible(open)
         self.head.setChecked(open)
         self.retint()
 
     def set_title(self, title: str) -> None:
-        self.head.setText(title)
+        self._title = title
         a11y.name(self.head, title)
+        self._elide()
+
+    def resizeEvent(self, event) -> None:  # noqa: N802 (Qt's name)
+        super().resizeEvent(event)
+        self._elide()
+
+    def _elide(self) -> None:
+        """A title longer than there is room is cut, with the whole as tooltip."""
+        beside = 2 * self.head.iconSize().width() + theme.M
+        shown = self.head.fontMetrics().elidedText(self._title, Qt.TextElideMode.ElideRight, max(80, self.width() - beside))
+        self.head.setText(shown)
+        self.head.setToolTip(self._title if shown != self._title else "")
 
     def open(self, yes: bool = True) -> None:
         self.head.setChecked(yes)

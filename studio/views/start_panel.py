@@ -68,8 +68,8 @@ class StartPanel(Panel):
                        None)
         self._recent = QVBoxLayout()
         self._recent.setSpacing(0)
-        Column(page(Column(text(words.START_WELCOME(), "title"), text(words.START_INTRO(), "muted"), spacing=theme.XS), Turning(*self.cards.values()),
-                    self._fetch_card, Turning(self.sample, machine),
+        Column(page(Column(text(words.START_WELCOME(), "title"), text(words.START_INTRO(), "muted"), spacing=theme.XS),
+                    Turning(*self.cards.values(), letters=22), self._fetch_card, Turning(self.sample, machine, letters=30),
                     Column(text(words.START_RECENT(), "heading"), self._recent), None, spacing=theme.XL), parent=self)
 
     # --- what is shown ---
@@ -111,8 +111,8 @@ class StartPanel(Panel):
         for job in jobs:
             state = f"{words.STATE_MARKS[job.state.value]}  {words.STATES[job.state.value]()}"
             row = CardButton(f"{job.title}, {words.KINDS[job.spec.kind]()}, {words.STATES[job.state.value]()}",
-                             Row(text(job.title, "strong", wrap=False), text(words.KINDS[job.spec.kind](), "muted", wrap=False), None,
-                                 text(state, _tone(job.state), wrap=False), text(when(job), "muted small", wrap=False), spacing=theme.M),
+                             Row(theme.look(a11y.ElidedLabel(job.title), "strong"), text(words.KINDS[job.spec.kind](), "muted", wrap=False), None,
+                                 text(state, _tone(job.state), wrap=False), text(when(job), "muted small"), spacing=theme.M),
                                  margin=theme.M)
             row.clicked.connect(lambda _=False, j=job: self._open(j))
             self._recent.addWidget(row)

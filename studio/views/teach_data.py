@@ -81,7 +81,7 @@ class DataPage(QWidget):
             made.clicked.connect(lambda _=False, s=sample: self._use_sample(s))
             self.sample_buttons.append(made)
         return page(Column(text(words.DATA_HEAD(), "title"), text(words.DATA_INTRO(), "muted")), self._trouble, self._reading, self.drop,
-                    Column(text(words.DATA_SAMPLES(), "muted"), Turning(*self.sample_buttons, spacing=theme.M)), None)
+                    Column(text(words.DATA_SAMPLES(), "muted"), Turning(*self.sample_buttons, spacing=theme.M, letters=26)), None)
 
     def _paste_page(self) -> QWidget:
         self.paste = QPlainTextEdit(self._settings.recall(PASTE_KEY, ""))

@@ -15,6 +15,7 @@ from studio.core.text import teach as words
 from studio.core.text import work
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y
+from studio.views.flow import Flow
 from studio.views.parts import CardButton, Column, OneOf, Row, button, card, clear, page, picture, text
 
 ORDER = ("well", "tight", "big", "no")
@@ -53,9 +54,8 @@ class ModelPage(QWidget):
         browse = button(words.MODEL_BRING_BROWSE(), self._browse)
         self._fault = text("", "bad small")
         self._fault.hide()
-        line = Row(self.name, browse, self.bring)
-        line.setStretch(0, 1)
-        return card(text(words.MODEL_BRING(), "strong"), text(words.MODEL_BRING_HELP(), "muted small"), line, self._fault)
+        return card(text(words.MODEL_BRING(), "strong"), text(words.MODEL_BRING_HELP(), "muted small"), self.name, self._fault,
+                    Flow(browse, self.bring))
 
     def _browse(self) -> None:
         if folder := QFileDialog.getExistingDirectory(self, words.MODEL_BRING()):

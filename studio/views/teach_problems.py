@@ -12,6 +12,7 @@ from studio.core.text import teach as words
 from studio.core.text.spoken import spoken
 from studio.models.teach_draft import TeachDraft
 from studio.views import a11y, theme
+from studio.views.flow import Flow
 from studio.views.parts import Column, Fold, Row, button, card, clear, text
 
 MANY = 50_000                              # rows from which on it takes minutes: said before, and it can be stopped
@@ -55,7 +56,9 @@ class Problems(QWidget):
         self._scroll.setFrameShape(QFrame.Shape.NoFrame)
         self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self._scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        Column(Row(self._status, None, self.check, self.stop, self.undo, self.redo, spacing=theme.S), self.bar, self._scroll, parent=inside)
+        head = Row(self._status, Flow(self.check, self.stop, self.undo, self.redo), spacing=theme.S)
+        head.setStretch(0, 1)
+        Column(head, self.bar, self._scroll, parent=inside)
         self.fold = Fold(words.PROBLEMS_TITLE(), inside)
         Column(self.fold, parent=self)
 
@@ -141,7 +144,7 @@ class Problems(QWidget):
             self.shows[problem.rule] = made
             buttons.insert(0, made)
         shown = [text(spoken(evidence), "muted small") for evidence in dict.fromkeys(filter(None, problem.evidence[:SHOWN]))]
-        head = Row(text(said, "strong"), *buttons, spacing=theme.S)
+        head = Row(text(said, "strong"), Flow(*buttons), spacing=theme.S)
         head.setStretch(0, 1)
         return card(head, *shown, margin=theme.M, spacing=theme.XS)
 

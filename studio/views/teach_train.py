@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Qt, QTimer, Signal
-from PySide6.QtWidgets import QComboBox, QMenu, QProgressBar, QSlider, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QMenu, QProgressBar, QSlider, QVBoxLayout, QWidget
 
 from engine import events
 from engine.errors import Diverged, StudioError, WorkerDied
@@ -52,18 +52,15 @@ class TrainPage(QWidget):
         self._list_jobs()
 
     def _build(self) -> None:
-        self.picker = QComboBox()
-        self.picker.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.picker.setMinimumContentsLength(20)
-        a11y.name(self.picker, words.REVIEW_PICK())
-        a11y.quiet_wheel(self.picker)
+        self.picker = a11y.name(a11y.Choice(16), words.REVIEW_PICK())
         self.picker.activated.connect(lambda _: self._draft.look_at(self.picker.currentData()))
         self._head = text("", "title")
         self.verdict, self._advice = text("", "heading", selectable=True), text("", "muted")
         self.evidence = button("", self._point_out, "link")
         self._verdict_card = card(self.verdict, self._advice, Row(self.evidence, None), spacing=theme.XS)
         self.curve = CurveView()
-        self.curve.setFixedHeight(350)
+        self._heighten()
+        theme.changed.connect(self._heighten)
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
         a11y.name(self.bar, words.TRAIN_HEAD(name=""))
@@ -86,7 +83,8 @@ class TrainPage(QWidget):
                self._strip, spacing=theme.L, parent=self._all)
         head = Row(self._head, self.picker, spacing=theme.L)
         head.setStretch(0, 1)
-        Column(page(head, self._none, self._all, None), parent=self)
+        self._page = page(head, self._none, self._all, None)
+        Column(self._page, parent=self)
         self._show(None)
 
     def _strip_parts(self) -> tuple:
@@ -100,6 +98,10 @@ class TrainPage(QWidget):
         self._answers = QVBoxLayout()
         self._answers.setSpacing(theme.M)
         return Row(text(words.TRAIN_SAMPLES(), "strong", wrap=False), None, self._when, self.slider, spacing=theme.M), self._answers
+
+    def _heighten(self, *_: object) -> None:
+        """Larger letters leave the curve its room."""
+        self.curve.setFixedHeight(max(350, 21 * self.fontMetrics().height()))
 
     # --- which training ---
 
@@ -125,6 +127,7 @@ class TrainPage(QWidget):
             self.failed.emit(error)
             job = None
         self.job = None
+        self._page.verticalScrollBar().setValue(0)
         self.curve.clear()
         self.answers.clear()
         self._seq, self._last, self._stage, self._saved, self._asked = 0, None, "", None, ""

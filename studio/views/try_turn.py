@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QPlainTextEdit, QPushButton, QSizePolicy, QWidget
@@ -219,4 +220,4 @@ def stamp_words(event: events.Answered) -> str:
         who = words.TRY_STAMP_WHO(base=words.TRY_STAMP_BASE(print=event.base[:8]), stack=said or words.TRY_STAMP_NONE())
     said = words.TRY_STAMP(who=who, tokens=event.tokens, seconds=amounts.seconds(event.seconds))
     ending = {"stop": words.TRY_STOPPED(), "length": words.TRY_CUT()}.get(event.stopped, "")
-    return f"{said} · {ending}" if ending else said
+    return re.sub(r"(?<=\d) (?=\S)", "\N{NO-BREAK SPACE}", f"{said} · {ending}" if ending else said)     # "3.9 s" stays together

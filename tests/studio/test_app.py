@@ -261,10 +261,13 @@ def test_what_runs_stands_in_the_activity_bar(open_studio, qtbot):
     studio = open_studio()
     fetch(studio, "Fetching")
     qtbot.waitUntil(lambda: studio.activity.progress.isVisible() and "Fetching: step" in studio.activity._what.text())
+    studio.window.resize(700, 700)
+    QApplication.processEvents()
+    assert studio.activity.minimumSizeHint().width() <= studio.activity.width() and not studio.activity.disk.isVisible()
     assert studio.activity.left.text() == "about 60 seconds left"
     studio.activity.pause.click()
     qtbot.waitUntil(lambda: not studio.activity.progress.isVisible())
-    assert studio.queue.jobs()[0].state is State.PAUSED and studio.activity._what.text() == "Nothing is running"
+    assert studio.queue.jobs()[0].state is State.PAUSED and studio.activity._what.accessibleName() == "Nothing is running"
 
 
 def test_closing_with_a_running_job_asks_nothing_says_so_and_loses_nothing(open_studio, qtbot, home):
@@ -355,6 +358,7 @@ def test_a_small_window_with_the_largest_letters_scrolls_nowhere_sideways(open_s
             wide = [(type(area).__name__, area.widget().minimumSizeHint().width(), area.viewport().width())
                     for area in window.findChildren(QScrollArea) if area.isVisible() and area.horizontalScrollBar().maximum()]
             assert (key, step, window.width(), wide) == (key, step, 1100, [])
+    assert studio.window.notices.notices() == [] and QApplication.translate("QPlatformTheme", "Close") == {"de": "Schließen"}.get(speech, "Close")
     assert [bool(window.tabs.tabText(place)) for place in range(6)] == [False] * 5 + [True]
     assert steps["review"].text().endswith(words.STEPS["review"]()) and not steps["data"].text().endswith(words.STEPS["data"]())
     window.resize(2400, 760)

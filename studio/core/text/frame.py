@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from studio.core.text import Counted, Phrase
-from studio.core.text.amounts import count
 
 # notices
 details = Phrase("Details")
@@ -24,11 +23,6 @@ undo_off = Phrase("switch {name} off")
 undo_base = Phrase("choose the model {name}")
 
 # sizes and kinds
-def numbers(parameters: int) -> str:
-    return numbers_in(shown=count(parameters))
-
-
-numbers_in = Phrase("{shown} numbers")
 KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "LOHA": "LoHa", "LOKR": "LoKr", "OFT": "OFT", "BOFT": "BOFT", "IA3": "IA³", "VERA": "VeRA",
          "PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt", "P_TUNING": "P-tuning", "FOURIERFT": "FourierFT", "HRA": "HRA", "VBLORA": "VB-LoRA"}
 kind_with_rank = Phrase("{kind} {rank}")
@@ -230,7 +224,7 @@ pause_job_help = Phrase("Saves where it is and stops; it goes on from there when
 pausing = Phrase("Pausing: the job saves where it is.")
 memory = Phrase("Memory {used} of {total} GB")
 memory_help = Phrase("Memory of this computer in use by all programs")
-disk = Phrase("{free} free")
+disk = Phrase("Disk {free} free")
 disk_help = Phrase("Room left on the disk where the library lies")
 disk_gone = Phrase("The library's disk is not there")
 undo = Phrase("Undo")
