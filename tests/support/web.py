@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 class Web:
@@ -22,6 +23,7 @@ class Web:
         self.silent = threading.Event()
         self.closing = threading.Event()
         self.asked: list[tuple[str, str, str]] = []        # path, Range, Authorization
+        self.posted: list[tuple[str, Any]] = []            # path, what was sent there (of a commit its lines)
         self.address = ""
 
     def put_model(self, name: str, files: dict[str, bytes], commit: str = "c0ffee", revision: str = "main") -> None:
@@ -80,6 +82,24 @@ def serving() -> Iterator[Web]:
 
         do_HEAD = do_GET
 
+        def do_POST(self) -> None:
+            """The Hub's way of taking files in: a repository is made, the files are announced, and come with the commit."""
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            path, lines = self.path.partition("?")[0], [json.loads(line) for line in body.splitlines()]
+            web.asked.append((path, "", self.headers.get("Authorization", "")))
+            web.posted.append((self.path, lines))
+            last = path.split("/")[-2]
+            answer = {"url": f"{web.address}/{lines[0].get('organization')}/{lines[0].get('name')}"}
+            if last == "preupload":
+                answer = {"files": [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in lines[0]["files"]]}
+            elif last == "commit":
+                answer = {"commitOid": "a" * 40, "commitUrl": f"{web.address}{path.removeprefix('/api/models').rpartition('/')[0]}/1"}
+            content = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
         def refuse(self, path: str) -> None:
             """As the Hub does, which says whether it is the repository that is not there, or only this state of it."""
             self.send_response(web.status.get(path, 404))
@@ -108,3 +128,15 @@ def serving() -> Iterator[Web]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def hub_here(monkeypatch) -> Iterator[Web]:
+    """The Hub on this computer, for what goes through `huggingface_hub`."""
+    import huggingface_hub.constants as there
+
+    with serving() as web:
+        monkeypatch.setattr(there, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(there, "ENDPOINT", web.address)
+        monkeypatch.setattr(there, "HUGGINGFACE_CO_URL_TEMPLATE", web.address + "/{repo_id}/resolve/{revision}/{filename}")
+        yield web

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from engine import (LoraConfig, PeftModel, PromptTuningConfig, get_base_model_st
                     set_base_model_state_dict)
 from engine.errors import BadAdapter, Unreachable
 from tests.support.tiny import make_model, save_base
+from tests.support.web import hub_here
 
 IDS = torch.arange(3, 19)[None]
 
@@ -160,33 +162,26 @@ def test_the_base_of_a_prompt_too():
 
 
 def test_what_is_sent_is_the_adapter_and_nothing_else(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    sent = {}
-
-    class Api:
-        """The Hub, as far as sending needs it."""
-
-        def __init__(self, token=None):
-            sent["token"] = token
-
-        def create_repo(self, repo_id, private=None, exist_ok=False):
-            assert exist_ok
-            return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
-
-        def upload_folder(self, repo_id, folder_path, allow_patterns, **more):
-            from huggingface_hub.utils import filter_repo_objects
-
-            sent.update(more, repo=repo_id, files=set(filter_repo_objects(sorted(files(folder_path)), allow_patterns=allow_patterns)))
-            return "https://huggingface.co/somebody/shop/commit/1"
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     model, own = two(), {"README.md", "adapter_config.json", "adapter_model.safetensors"}
-    assert model.push_to_hub("somebody/shop", commit_message="Bread", private=True, token="word", selected_adapters=["default"]).endswith("/1")
-    assert sent == {"token": "word", "commit_message": "Bread", "revision": None, "create_pr": False, "repo": "somebody/shop", "files": own}
     (tmp_path / "diary.txt").write_text("private")
-    model.save_pretrained(tmp_path, push_to_hub=True, repo_id="somebody/both")
-    assert sent["repo"] == "somebody/both" and sent["files"] == own | {"other/adapter_config.json", "other/adapter_model.safetensors"}
+    with hub_here(monkeypatch) as hub:
+        address = model.push_to_hub("somebody/shop", commit_message="Bread", private=True, token="word", selected_adapters=["default"])
+        assert address.startswith(hub.address) and address.endswith("/1")
+        assert {authorization for _, _, authorization in hub.asked} == {"Bearer word"}
+        made, sent = hub.posted[0][1][0], files_sent(hub)
+        assert made["name"] == "shop" and made["organization"] == "somebody" and made["visibility"] == "private"
+        assert hub.posted[-1][1][0]["value"]["summary"] == "Bread" and sent.keys() == own
+        hub.posted.clear()
+        model.save_pretrained(tmp_path, push_to_hub=True, repo_id="somebody/both", token="word", revision="spring")
+        assert hub.posted[-1][0] == "/api/models/somebody/both/commit/spring"
+        sent = files_sent(hub)
+    assert sent.keys() == own | {"other/adapter_config.json", "other/adapter_model.safetensors"}
+    assert all((tmp_path / name).read_bytes() == content for name, content in sent.items())
+
+
+def files_sent(hub) -> dict[str, bytes]:
+    """Those of the last commit."""
+    return {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in hub.posted[-1][1] if line["key"] == "file"}
 
 
 def test_a_hub_that_cannot_be_reached_is_said(tmp_path):

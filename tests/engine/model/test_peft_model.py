@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from engine import LoraConfig, PeftModel, get_peft_model
 from engine.errors import BadAdapter, WrongBase
 from tests.support.tiny import make_model
-from tests.support.web import serving
+from tests.support.web import hub_here
 
 IDS = torch.arange(3, 19)[None]
 WEIGHTS = "adapter_model.safetensors"
@@ -120,19 +119,12 @@ def test_a_config_instead_of_the_folder_s(saved):
         PeftModel.from_pretrained(make_model(), saved[0], config={"r": 2})
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """The Hub, on this computer."""
-    with serving() as web:
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", web.address)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                            web.address + "/{repo_id}/resolve/{revision}/{filename}")
-        yield web
+def test_from_the_hub(saved, monkeypatch, tmp_path):
+    with hub_here(monkeypatch) as hub:
+        from_the_hub(*saved, hub, tmp_path)
 
 
-def test_from_the_hub(saved, hub, tmp_path):
-    folder, expected = saved
+def from_the_hub(folder, expected, hub, tmp_path):
     files = {f"inside/{path.name}": path.read_bytes() for path in folder.iterdir()}
     hub.put_model("shop/bread", {**files, "inside/diary.txt": b"private"}, commit="a" * 40, revision="spring")
     asked = {"subfolder": "inside", "revision": "spring", "cache_dir": tmp_path / "cache", "token": "word"}

@@ -503,20 +503,46 @@ def test_examples_of_the_documentation(task, tmp_path):
     base, head, name, config, learning = EXAMPLES[task]
     model = engine.get_peft_model(family(base, head), config())
     assert type(model) is getattr(engine, name) and model.get_nb_trainable_parameters()[0] == learning
-    asked = {"SEQ_CLS": {"labels": torch.tensor([0, 1])}, "CAUSAL_LM": {"labels": ids()}, "SEQ_2_SEQ_LM": {"labels": ids(2, 5)},
-             "TOKEN_CLS": {"labels": ids() % 2}, "FEATURE_EXTRACTION": {},
-             "QUESTION_ANS": {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([3, 3])}}[task]
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    learns_and_comes_back(model, task, base, head, tmp_path)
+
+
+ASKED = {"SEQ_CLS": {"labels": torch.tensor([0, 1])}, "CAUSAL_LM": {"labels": ids()}, "SEQ_2_SEQ_LM": {"labels": ids(2, 5)},
+         "TOKEN_CLS": {"labels": ids() % 2}, "FEATURE_EXTRACTION": {},
+         "QUESTION_ANS": {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([3, 3])}}
+
+
+def learns_and_comes_back(model: nn.Module, task: str, base: str, head: str, folder, **more) -> None:
+    """Every part of the adapter, the head too, learns and stands in the file."""
+    asked = {"input_ids": ids(), "attention_mask": torch.ones_like(ids()), **ASKED[task], **more}
+    started = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    losses, optimizer = [], torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(5):
-        output = model(input_ids=ids(), attention_mask=torch.ones_like(ids()), **asked)
-        loss = output.loss if asked else output.last_hidden_state.pow(2).mean()
+        output = model(**asked)
+        losses.append(output.loss if ASKED[task] else output.last_hidden_state[..., 0].mean())
         optimizer.zero_grad()
-        loss.backward()
+        losses[-1].backward()
         optimizer.step()
-    model.eval().save_pretrained(tmp_path)
-    loaded = engine.PeftModel.from_pretrained(family(base, head), tmp_path)
+    assert losses[-1] < losses[0]
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and torch.equal(p, started[name])]
+    model.eval().save_pretrained(folder)
+    loaded = engine.PeftModel.from_pretrained(family(base, head), folder)
     assert type(loaded) is type(model) and loaded.load_report.complete
-    found, expected = (m(input_ids=ids(), attention_mask=torch.ones_like(ids()), **asked) for m in (loaded, model))
+    found, expected = (m(**asked) for m in (loaded, model))
     for key in ("loss", "logits", "start_logits", "last_hidden_state"):
         if key in expected:
             close(found[key], expected[key])
+
+
+WHOLE = [(kind, task, *EXAMPLES[task][:2]) for kind in KINDS for task in EXAMPLES if kind != "cpt" or task == "CAUSAL_LM"] + [
+    (kind, "SEQ_CLS", base, "ForSequenceClassification") for kind in ("prompt", "prefix") for base in ("Llama", "GPT2", "Roberta")]
+
+
+@pytest.mark.parametrize(("kind", "task", "base", "head"), WHOLE, ids=["·".join(row[:3]) for row in WHOLE])
+def test_every_prompt_with_every_task(kind, task, base, head, tmp_path):
+    model = prompted(family(base, head), kind, task, **({"encoder_dropout": 0.0} if kind == "p-tuning" else {}))
+    assert type(model) is getattr(engine, EXAMPLES[task][2])
+    learns_and_comes_back(model, task, base, head, tmp_path, **({"task_ids": torch.tensor([1, 0])} if kind == "multitask" else {}))
+    with model.disable_adapter():
+        plain = family(base, head).eval()
+        asked = {"input_ids": ids(), **({"labels": ids(2, 5)} if task == "SEQ_2_SEQ_LM" else {})}
+        assert torch.equal(model(**asked)[0], plain(**asked)[0])
