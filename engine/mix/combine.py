@@ -70,7 +70,8 @@ def _combined(site: Parts, pair: tuple[Tensor, Tensor], recipe: Recipe) -> Facto
     """``pair``, cut off as the recipe says, and the sum of the biases."""
     A, B = pair
     if recipe.clamp is not None and recipe.kind.endswith("svd"):
-        limit = torch.quantile(torch.cat([B.flatten(), A.flatten()]), recipe.clamp)
+        values = torch.cat([B.flatten(), A.flatten()])
+        limit = torch.quantile(torch.cat([values, -values]), recipe.clamp)     # which way a direction points is nobody's, and must not count
         A, B = A.clamp(-limit, limit), B.clamp(-limit, limit)
     biases = [w * f.scale * f.bias for w, f in site if f.bias is not None]
     return Factors(A, B, 1.0, sum(biases[1:], biases[0]) if biases else None)

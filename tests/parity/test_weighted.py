@@ -38,6 +38,32 @@ def delta(model, name: str) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.parametrize("how", [{}, {"svd_rank": 2}, {"svd_rank": 5, "svd_full_matrices": False, "svd_driver": None}], ids=str)
+def test_the_same_svd_as_peft(how):
+    """The effect: where two directions weigh the same, which of them stands first is nobody's."""
+    ours, theirs = two(engine, ["q_proj", "down_proj"]), two(peft, ["q_proj", "down_proj"])
+    ids = torch.arange(24).reshape(2, 12)
+    for model in (ours, theirs):
+        model.add_weighted_adapter(["a", "b"], WEIGHTS, "c", combination_type="svd", **how)
+        model.set_adapter("c")
+    assert ours.peft_config["c"].r == theirs.peft_config["c"].r == how.get("svd_rank", 4)
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=2e-4, rtol=0)
+
+
+def test_cut_off_factors_are_peft_s_whichever_way_they_point():
+    """PEFT's bound is a quantile of values whose signs are the decomposition's whim; ours is that of both signs."""
+    ours, theirs = two(engine, ["q_proj", "down_proj"]), two(peft, ["q_proj", "down_proj"])
+    ours.add_weighted_adapter(["a", "b"], WEIGHTS, "c", combination_type="svd", svd_clamp=0.9)
+    theirs.add_weighted_adapter(["a", "b"], WEIGHTS, "c", combination_type="svd")
+    factors = peft.get_peft_model_state_dict(theirs, adapter_name="c")
+    for path in ours.adapted:
+        A, B = (factors[f"base_model.model.{path}.lora_{which}.weight"] for which in "AB")
+        values = torch.cat([A.flatten(), B.flatten()])
+        limit = torch.cat([values, -values]).quantile(0.9)
+        torch.testing.assert_close(delta(ours, "c")[path], (B.clamp(-limit, limit) @ A.clamp(-limit, limit)).double(), atol=1e-4, rtol=0)
+        assert B.abs().max() > limit
+
+
 @pytest.mark.parametrize("kind", ["cat", "svd", *SEPARATE, *DENSE])
 def test_the_same_adapter_as_peft(kind, monkeypatch):
     """DARE drops by chance: here by the same rule for both, as PEFT draws other numbers in between."""
