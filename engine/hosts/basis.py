@@ -17,13 +17,16 @@ class Basis:
     """Tensors in their places as they are now. ``learning``: values of those that learn may change, for they are read anew."""
 
     def __init__(self, places: Iterable[tuple[dict[str, Any], str]], learning: bool):
-        self._seen = [(held, name, t, t.requires_grad, *((None, None) if learning and t.requires_grad else _values(t)))
-                      for held, name in places if (t := held[name]) is not None]
+        self._seen = None if torch.compiler.is_compiling() else [
+            (held, name, t, t.requires_grad, *((None, None) if learning and t.requires_grad else _values(t)))
+            for held, name in places if (t := held[name]) is not None]
 
     def moved(self) -> bool:
-        """Whether one of them is another one now, or has other values. A compiler asks in its own way."""
+        """Whether one of them is another one now, or has other values. A compiler looks itself, and so what it has seen is not known here."""
         if torch.compiler.is_compiling():
             return False
+        if self._seen is None:
+            return True
         for held, name, tensor, learns, version, address in self._seen:
             if held.get(name) is not tensor or tensor.requires_grad is not learns or (
                     version is not None and tensor._version != version or address is not None and tensor.data_ptr() != address):

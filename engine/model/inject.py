@@ -65,7 +65,7 @@ def inject(tuner: "Tuner", name: str, placed: Sequence[Placement], *, trainable:
         given: tensors from a file. What is not given is initialised, first what is shared, then layer by layer in the order of the
             modules, from the global random stream, as PEFT does.
         autocast: initialised tensors are float32 at least; otherwise of the base weight's dtype. Given ones keep theirs unless they train.
-        device: of all its tensors; by default, that of each layer. On ``meta`` nothing is initialised.
+        device: of all its tensors; by default, that of each layer. On ``meta`` nothing is initialised but what no file holds.
     """
     given = given or {}
     shared, adrift = _shared(placed, given.get(SHARED, {}), trainable, autocast, device)
@@ -79,7 +79,7 @@ def inject(tuner: "Tuner", name: str, placed: Sequence[Placement], *, trainable:
         lent = {**made[place.twin], **borrowed} if place.twin else borrowed
         tenant = Tenant(place.method, place.config, place.site, {**shared, **lent} if lent else shared, adrift=adrift)
         if target.in_vain is not None and not known:
-            _made(place.method.tensors(place.config, target.in_vain), {}, False, torch.float32, device or torch.device("cpu"))
+            _made(place.method.tensors(place.config, target.in_vain), {}, False, torch.float32, device, torch.device("cpu"))
         ready.append((target.path, layer, known, *_tensors(tenant, place.specs, layer, given.get(target.path, {}), trainable, autocast, device)))
         made[target.path] = ready[-1][-1]
     if shared:                             # nothing below can fail
@@ -99,10 +99,10 @@ def _shared(placed: Sequence[Placement], given: Tensors, trainable: bool, autoca
     if not specs:
         return {}, False
     first = _like(placed[0].target)
-    made = _made(specs, given, trainable, _dtype(first, autocast), device or _here(first))
-    fresh = specs.keys() - given.keys()
+    made = _made(specs, given, trainable, _dtype(first, autocast), device, _here(first))
+    fresh = {key for key in specs.keys() - given.keys() if not made[key].is_meta}
     starting = [group for group in by_law(placed)
-                if fresh and device is None and type(group[0].method).start_shared is not Method.start_shared]
+                if fresh and type(group[0].method).start_shared is not Method.start_shared]
     if starting and first.is_meta:
         return made, True
     for group in starting:
@@ -141,33 +141,36 @@ def _tensors(tenant: Tenant, specs: Mapping[str, TensorSpec], layer: Adapted | R
              device: torch.device | None) -> tuple[Tenant, Tensors]:
     """One adapter's tensors at one layer: given ones as they are, the rest initialised."""
     method, weight = tenant.method, layer.like
-    made = _made(specs, given, trainable, _dtype(weight, autocast), device or _here(weight))
-    fresh = frozenset(specs.keys() - given.keys())
-    if fresh and (device is None or device.type != "meta") and (method.starts_from_base(tenant.config) or BIAS in fresh):
+    made = _made(specs, given, trainable, _dtype(weight, autocast), device, _here(weight))
+    fresh = frozenset(key for key in specs.keys() - given.keys() if not made[key].is_meta)
+    if fresh and (method.starts_from_base(tenant.config) or BIAS in fresh):
         if weight.is_meta:
             return tenant._replace(fresh=fresh), made
         layer.begin(tenant, {**tenant.shared, **made}, fresh)
     return tenant, made
 
 
-def _made(specs: Mapping[str, TensorSpec], given: Tensors, trainable: bool, dtype: torch.dtype, device: torch.device) -> Tensors:
+def _made(specs: Mapping[str, TensorSpec], given: Tensors, trainable: bool, dtype: torch.dtype, device: torch.device | None,
+          here: torch.device) -> Tensors:
+    """``device``: where they are asked for; on ``meta`` only what a file will bring has no values."""
     made: Tensors = {}
-    here, nowhere = device.type == "cpu", device.type == "meta"
+    nowhere = device is not None and device.type == "meta"
+    device = here if device is None or nowhere else device
     if len(given) < len(specs):            # what is made again beside tensors from a file is no coarser than they are
         for tensor in given.values():
             dtype = torch.promote_types(dtype, tensor.dtype) if tensor.is_floating_point() else dtype
     for key, spec in specs.items():
         kind = dtype if spec.dtype.is_floating_point else spec.dtype
         if key in given:
-            tensor = given[key].to("cpu" if nowhere else device)
+            tensor = given[key].to(device)
             if trainable and spec.trainable and tensor.is_floating_point():
                 tensor = tensor.to(torch.promote_types(tensor.dtype, dtype))
-        elif nowhere:
-            tensor = torch.empty(spec.shape, dtype=kind, device=device)
+        elif nowhere and spec.saved:
+            tensor = torch.empty(spec.shape, dtype=kind, device="meta")
         else:
             tensor = torch.empty(spec.shape, dtype=spec.dtype)
             spec.init(tensor)
-            if not here or kind is not spec.dtype:
+            if device.type != "cpu" or kind is not spec.dtype:
                 tensor = tensor.to(device, kind)
         learns = spec.trainable and tensor.is_floating_point()
         made[key] = nn.Parameter(tensor, requires_grad=trainable) if learns else tensor
