@@ -43,13 +43,13 @@ class Velora(Variant):
             h = _Compressed.apply(x, A, direction.to(x.dtype, copy=True), settings.num_groups, settings.scale)
         else:
             h = F.linear(x, A)
-        return f.scale * F.linear(h, B)
+        return F.linear(h * f.scale, B)
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
     """Rows of ``x`` ``(…, in)`` cut into groups, the last one filled up with zeros: ``(rows, groups, width)``."""
-    width = -(-x.shape[-1] // groups)
-    return F.pad(x, (0, groups * width - x.shape[-1])).reshape(-1, groups, width)
+    short = -x.shape[-1] % groups
+    return (F.pad(x, (0, short)) if short else x).reshape(-1, groups, (x.shape[-1] + short) // groups)
 
 
 def _unit(direction: Tensor) -> Tensor:
@@ -69,8 +69,9 @@ class _Compressed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kept, A, direction = ctx.saved_tensors
-        inputs = (kept[..., None] * direction).flatten(1)[:, : A.shape[1]] * ctx.scale
-        return grad @ A if ctx.needs_input_grad[0] else None, grad.reshape(-1, grad.shape[-1]).T @ inputs, None, None, None
+        of_groups = grad.reshape(-1, grad.shape[-1]).T @ kept * ctx.scale            # all inputs of a group are one number times the direction
+        to_a = (of_groups[..., None] * direction).flatten(1)[:, : A.shape[1]]
+        return grad @ A if ctx.needs_input_grad[0] else None, to_a, None, None, None
 
 
 def wanted(cfg: Any) -> bool:
