@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint.pickle_reader import read_pickled_tensors
 from engine.checkpoint.report import LoadReport
+from engine.hosts.basis import Basis
 from engine.law import Tensors
 from engine.methods.prompt import PROMPT, BasePromptEncoder, PromptLearningConfig, PromptMethod
 from engine.methods.registry import method
@@ -36,8 +37,13 @@ class Heard(NamedTuple):
     config: PromptLearningConfig
     method: PromptMethod
     encoder: BasePromptEncoder
-    modules: list[nn.Module]               # those of the encoder, which hold its tensors
+    places: list[tuple[dict[str, Any], str]]                  # where the encoder's tensors are held
+    dated: bool                            # whether those say when they are written
     length: int                            # tokens that it stands for
+
+
+Known = tuple[Heard | None, list[int] | None, Basis | None, Tensor | None]    # a prompt, of which tasks, what its rows were computed from, the rows
+UNKNOWN: Known = (None, None, None, None)
 
 
 class Prompts(LoneTuner):
@@ -54,7 +60,7 @@ class Prompts(LoneTuner):
         self.encoders = nn.ModuleDict()
         self.tokens: dict[str, Tensor] = {}
         self._heard: tuple[int, Heard | None] = (-1, None)     # the heard one, and for which state of the stack
-        self._known: tuple[list, Tensor | None] = ([], None)  # the rows that were computed last, and what from
+        self._known: Known = UNKNOWN       # what was computed last
         self._layouts: dict[str, CacheLayout] = {}
         self._filled: tuple[Tensor | None, tuple, Any] = (None, (), None)      # the cache that was filled last: with these rows, and how
 
@@ -71,7 +77,9 @@ class Prompts(LoneTuner):
 
     def _find(self, name: str) -> Heard:
         config, encoder = self.peft_config[name], self.encoders[name]
-        return Heard(name, config, _method(config), encoder, list(encoder.modules()), config.num_virtual_tokens)
+        places = [(module._parameters, key) for module in encoder.modules() for key in module._parameters]
+        return Heard(name, config, _method(config), encoder, places, not any(t.is_inference() for t in encoder.parameters()),
+                     config.num_virtual_tokens)
 
     @property
     def words(self) -> nn.Module:
@@ -118,7 +126,7 @@ class Prompts(LoneTuner):
     def forget(self, name: str) -> None:
         del self.encoders[name], self.tokens[name]
         self._layouts.pop(name, None)
-        self._known, self._filled = ([], None), (None, (), None)
+        self._known, self._filled = UNKNOWN, (None, (), None)
 
     def set_adapter(self, adapter_name: str | Iterable[str] | Mapping[str, float], inference_mode: bool = False) -> None:
         """Choose the prompt that is heard; it trains while it is active, unless it was loaded for inference.
@@ -136,14 +144,14 @@ class Prompts(LoneTuner):
     def rows(self, task_ids: Tensor | None = None) -> Tensor:
         """The heard prompt ``(1 or batch, rows, width)``, float32. Where nothing learns it is computed once, until one of its tensors changes."""
         heard = self.heard
-        tensors = [t for module in heard.modules for t in module._parameters.values() if t is not None]
-        if torch.is_grad_enabled() or heard.encoder.training or any([t.is_inference() for t in tensors]):
+        if torch.is_grad_enabled() or heard.encoder.training or not heard.dated:
             return self._computed(heard, task_ids)
         tasks = task_ids if task_ids is None else torch.as_tensor(task_ids).tolist()
-        stamp = [heard.name, tasks, *[(id(t), t._version, t.data_ptr(), t.dtype) for t in tensors]]
-        if self._known[0] != stamp:
-            self._known = (stamp, self._computed(heard, task_ids))
-        return self._known[1]
+        known, of_tasks, basis, rows = self._known
+        if known is not heard or of_tasks != tasks or basis.moved():
+            rows, basis = self._computed(heard, task_ids), Basis(heard.places, learning=False)
+            self._known = heard, tasks, basis, rows
+        return rows
 
     def _computed(self, heard: Heard, task_ids: Tensor | None) -> Tensor:
         numbers = self.tokens[heard.name].to(next(heard.encoder.parameters()).device)
@@ -162,7 +170,7 @@ class Prompts(LoneTuner):
         if name not in self._layouts:
             self._layouts[name] = CacheLayout.of(self.peft_config[name], self.model.config)
         cache = self._layouts[name].fill(rows[0].to(wanted[0]), batch)
-        if rows is not self._known[1] or (kept := copy_of(cache)) is None:     # it learns, or cannot be kept
+        if rows is not self._known[3] or (kept := copy_of(cache)) is None:     # it learns, or cannot be kept
             return cache
         self._filled = (rows, wanted, kept)
         return cache
@@ -362,8 +370,18 @@ def cache_argument(model: nn.Module, backbone: str | None) -> str:
 
 def cache_name(module: nn.Module) -> str:
     """What a forward calls the cache that it takes and gives; empty if it knows none."""
-    knows = inspect.signature(module.forward).parameters
+    return _cache_of(module.forward) if "forward" in vars(module) else _cache_of_all(type(module))
+
+
+def _cache_of(forward: Callable) -> str:
+    knows = inspect.signature(forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in knows), "")      # the second before transformers 5.24
+
+
+@cache
+def _cache_of_all(kind: type[nn.Module]) -> str:
+    """Of all modules of a class; asked for in every pass, and dear to find out."""
+    return _cache_of(kind.forward)
 
 
 def before(inputs: Inputs, prompt: Tensor, words: nn.Module, names: Sequence[str] = ("inputs_embeds", "input_ids", "attention_mask")) -> Inputs:
