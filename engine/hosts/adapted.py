@@ -24,10 +24,10 @@ from engine.hosts.beside import BIAS
 
 
 Decided = tuple[int, bool, bool, Program | None, Basis]       # (version of the stack, gradients, training) → program, made of these tensors
-Now = tuple[int, bool, bool, Samples | None, Program | None, Basis]       # … and whom a batch of several adapters hears
+Now = tuple[int, bool, bool, Samples | None, Program | None, Basis, int]  # … whom a batch of several adapters hears, and `_glance`
 Mixed = tuple[int, bool, tuple[str, ...], Group | None, Basis]            # (version of the stack, gradients, adapters of the batch) → all of them
 NOTHING = Basis([], False)
-NEVER: Now = (-1, False, False, None, None, NOTHING)
+NEVER: Now = (-1, False, False, None, None, NOTHING, 0)
 UNMIXED: Mixed = (-1, False, (), None, NOTHING)
 
 
@@ -124,14 +124,13 @@ class Adapted(Shelves):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         stack = self._stack
-        version, learning, training, samples, program, basis = self._now
-        in_a_chat = not learning and x.dim() == 3 and x.shape[1] == 1 and self.site.kind == "linear"      # word by word, where looking costs time
+        version, learning, training, samples, program, basis, glance = self._now
         if (version != stack.version or samples is not stack.samples or learning != torch.is_grad_enabled() or training != self.training
-                or not in_a_chat and basis.moved()):
+                or x.numel() > glance and basis.moved()):
             samples = stack.samples
             program = self._program(None, stack) if samples is None else self._mixed_program(samples) or self._per_sample
             basis = self._basis(stack.heard() if samples is None else samples.heard)
-            self._now = stack.version, torch.is_grad_enabled(), self.training, samples, program, basis
+            self._now = stack.version, torch.is_grad_enabled(), self.training, samples, program, basis, self._glance(samples)
         return program(x, args, kwargs)
 
     def _program(self, key: str | None, stack: LiveStack) -> Program:
@@ -142,6 +141,11 @@ class Adapted(Shelves):
                 program = build(self, stack, learning=stamp[1])
             known = self._programs[key] = (*stamp, program, self._basis(stack.heard()))
         return known[3]
+
+    def _glance(self, samples: Samples | None) -> int:
+        """Numbers that a frozen linear layer takes word by word, as in a chat: there, to look at tensors again would cost a fiftieth and more."""
+        rows = 1 if samples is None else len(samples)
+        return 0 if torch.is_grad_enabled() or self.site.kind != "linear" else rows * self.site.columns
 
     def _basis(self, names: Iterable[str]) -> Basis:
         """What programs of these adapters are made of: their tensors and, unless it is packed, the layer's own weight and bias."""
