@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.hosts.adapted import Adapted, unwrapped
+from engine.hosts.adapted import NOTHING, Adapted, unwrapped
 from engine.hosts.host import Layout
 from engine.law import MapMethod, Method, Site, Tensors
 
@@ -78,9 +78,9 @@ class Read(Adapted):
             if not any(cannot_be_read(self.tenants[name].method) for name in heard):
                 return self._learning(heard, own), self._learning_bias(heard, own, bias)
             return self._on_present(heard, own)               # as exactly as when nothing learns, without what training drops
-        stamp = (stack.tick, id(own), own._version, own.device, own.dtype, *(t._version for name in heard for t in self.all_tensors(name).values()))
-        if self._known[0] != stamp:
-            self._known = (stamp, *self._on_present(heard, own))
+        stamp = (stack.tick, id(own), own._version, own.device, own.dtype)
+        if self._known[0] != stamp or self._known_of.moved():
+            self._known, self._known_of = (stamp, *self._on_present(heard, own)), self._basis(heard)
         return self._known[1:]
 
     def _on_present(self, heard: list[str], own: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -88,6 +88,7 @@ class Read(Adapted):
         return self._as(own, W), b if b is None else b.to(own.dtype)
 
     _known: tuple = (None, None, None)
+    _known_of = NOTHING
 
     def _as(self, own: Tensor, matrix: Tensor) -> Tensor:
         return self._host.native(matrix, own).to(own.dtype).contiguous()

@@ -11,6 +11,7 @@ from torch import nn
 from engine import IA3Config, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from engine.errors import UnsupportedLayer
 from engine.hosts.parameter import AdaptedParameter, Read
+from tests.support.one import One
 
 
 class Net(nn.Module):
@@ -211,3 +212,21 @@ def test_what_cannot_be_is_said():
     peft, _, x = rig(attention())
     with pytest.raises(ValueError, match="mixed adapter batches"):
         peft(x, adapter_names=["a0", "__base__", "a0"])
+
+
+@pytest.mark.parametrize("change", [
+    lambda held, name: held[name].mul_(2), lambda held, name: setattr(held[name], "data", held[name].data * 2),
+    lambda held, name: held.update({name: nn.Parameter(held[name] * 2)})], ids=["written", "given data", "put another"])
+@torch.no_grad()
+def test_what_is_read_is_made_of_what_the_tensors_are_now(change):
+    config = LoraConfig(r=2, target_modules=["layer"], init_lora_weights=False, inference_mode=True)
+    peft, x = get_peft_model(One(nn.MultiheadAttention(6, 2)), config).eval(), torch.randn(3, 1, 6)
+    before = peft(x, x, x)[0]
+    for layer in peft.adapted.values():
+        for held, name in layer.places("default").values():
+            change(held, name)
+    after = peft(x, x, x)[0]
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(copy.deepcopy(peft)(x, x, x)[0], after)
+    peft.stack.changed()
+    torch.testing.assert_close(peft(x, x, x)[0], after)
