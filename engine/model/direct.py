@@ -35,6 +35,9 @@ def inject_adapter_in_model(peft_config: PeftConfig, model: nn.Module, adapter_n
     tuner = tuner_of(model) or Tuner(model)
     tuner.admit(adapter_name, peft_config, trainable=not peft_config.inference_mode, device=torch.device("meta") if low_cpu_mem_usage else None)
     object.__setattr__(model, AT, tuner)
+    home = next(iter(tuner.layers.values())) if isinstance(model, nn.Sequential) else model       # which would call it as one more layer
+    for shelf in tuner._modules.keys() - {"model"}:            # what all layers share learns with the model that it now belongs to
+        setattr(home, shelf, tuner._modules[shelf])
     model.peft_config = tuner.peft_config
     tuner.unmerge_adapter()
     tuner.stack.arrange([adapter_name])

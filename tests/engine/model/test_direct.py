@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine import (LoHaConfig, LoraConfig, OFTConfig, PrefixTuningConfig, VeraConfig, cast_adapter_dtype, delete_adapter, get_layer_status,
-                    get_model_status, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model, set_adapter, set_peft_model_state_dict,
-                    set_requires_grad)
+from engine import (LoHaConfig, LoraConfig, OFTConfig, PrefixTuningConfig, TinyLoraConfig, UniLoraConfig, VBLoRAConfig, VeraConfig,
+                    cast_adapter_dtype, delete_adapter, get_layer_status, get_model_status, get_peft_model, get_peft_model_state_dict,
+                    inject_adapter_in_model, set_adapter, set_peft_model_state_dict, set_requires_grad)
 from tests.support.tiny import make_model
 
 IDS = torch.arange(3, 19)[None]
@@ -61,6 +61,36 @@ def test_what_all_layers_share_is_no_layer(recwarn):
     assert not recwarn.list
     empty = get_peft_model_state_dict(model)
     assert empty.keys() == state.keys() and all(t.is_meta and t.shape == state[k].shape for k, t in empty.items())
+
+
+@pytest.mark.parametrize("config", [UniLoraConfig, VBLoRAConfig, TinyLoraConfig, VeraConfig])
+def test_what_all_layers_share_learns_with_the_model(config):
+    """PEFT injects none of these."""
+    own = {"vector_length": 8} if config is VBLoRAConfig else {}
+    model = inject_adapter_in_model(config(target_modules=["q_proj"], **own), make_model())
+    wrapped = get_peft_model(make_model(), config(target_modules=["q_proj"], **own))
+    learned = [p for p in model.parameters() if p.requires_grad]
+    assert len(learned) == sum(p.requires_grad for p in wrapped.parameters())
+    before, optimizer = model(IDS).logits, torch.optim.AdamW(learned, lr=0.1)
+    for _ in range(2):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    assert all(p.grad is not None for p in learned) and not torch.equal(model(IDS).logits, before)
+    set_peft_model_state_dict(wrapped, get_peft_model_state_dict(model))
+    torch.testing.assert_close(wrapped.eval()(IDS).logits, model.eval()(IDS).logits)
+    delete_adapter(model, "default")
+    assert torch.equal(model(IDS).logits, make_model()(IDS).logits) and not [p for p in model.parameters() if p.requires_grad]
+
+
+def test_what_all_layers_share_is_no_layer_of_a_sequence():
+    model, x = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)), torch.randn(2, 4)
+    base = model(x)
+    inject_adapter_in_model(UniLoraConfig(target_modules=["0", "1"], init_weights=False), model)
+    learned, = (p for p in model.parameters() if p.requires_grad)
+    model(x).sum().backward()
+    assert learned.grad is not None and len(model) == 2
+    delete_adapter(model, "default")
+    assert torch.equal(model(x), base)
 
 
 def test_what_cannot_be_injected_changes_nothing():
