@@ -82,8 +82,8 @@ class Shadow:
     def feed_back(self, p: Tensors, cfg: ShadowConfig, hidden: Tensor, state: Tensor, strength: float, training: bool) -> Tensor:
         """What the block is to see ``(batch, seq, width)``, in the dtype of ``hidden``."""
         difference = F.dropout((hidden - state).to(p[f"{DOWN}.weight"].dtype), cfg.shadow_dropout, training)
-        correction = F.linear(F.linear(difference, p[f"{DOWN}.weight"]), p[f"{UP}.weight"])
-        return hidden + (strength * cfg.shadow_alpha * correction).to(hidden.dtype)
+        correction = F.linear(F.linear(difference, p[f"{DOWN}.weight"]) * (strength * cfg.shadow_alpha), p[f"{UP}.weight"])
+        return hidden + correction.to(hidden.dtype)
 
     def update(self, p: Tensors, hidden: Tensor, state: Tensor) -> Tensor:
         """The state after the block, in the dtype of ``state``."""
@@ -93,8 +93,7 @@ class Shadow:
             inner = F.gelu(F.linear(seen, p[f"{name}.0.weight"], p[f"{name}.0.bias"]))
             return F.linear(inner, p[f"{name}.2.weight"], p[f"{name}.2.bias"])
 
-        gate = torch.sigmoid(small(GATE))
-        return ((1 - gate) * state.to(seen.dtype) + gate * small(TRANSFORM)).to(state.dtype)
+        return torch.lerp(state.to(seen.dtype), small(TRANSFORM), torch.sigmoid(small(GATE))).to(state.dtype)
 
 
 METHOD = Shadow()
