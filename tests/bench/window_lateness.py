@@ -4,7 +4,8 @@
 
 Without ``--base`` a random model of about 14 M parameters is made and trained. Prints: time from process start to the first
 painted window; lateness of a 5 ms timer (idle, and while training; p50, p99, worst, in ms). Ends with 1 if a limit is broken.
-“beside” is the same timer at the same time in a program that does nothing else: what the machine does to anyone's window.
+“beside” is the same timer at the same time in a program that does nothing else: what the machine does to anyone's window; “own” is
+the longest that the window's thread itself computed at a stretch, whatever else ran.
 """
 
 from __future__ import annotations
@@ -87,28 +88,30 @@ class Beside:
 
 
 class Lateness:
-    """A timer that notes how much later than asked it was called."""
+    """A timer that notes how much later than asked it was called, and how long its thread itself computed since the last time."""
 
     def __init__(self):
         self.late: list[float] = []
-        self._last = 0.0
+        self.own: list[float] = []
+        self._last = self._computed = 0.0
         self._timer = QTimer()
         self._timer.setTimerType(Qt.TimerType.PreciseTimer)
         self._timer.timeout.connect(self._tick)
 
     def start(self) -> None:
-        self.late, self._last = [], time.perf_counter()
+        self.late, self.own, self._last, self._computed = [], [], time.perf_counter(), time.thread_time()
         self._timer.start(round(TICK * 1000))
 
     def _tick(self) -> None:
-        now = time.perf_counter()
+        now, computed = time.perf_counter(), time.thread_time()
         self.late.append(max(0.0, (now - self._last - TICK) * 1000))
-        self._last = now
+        self.own.append((computed - self._computed) * 1000)
+        self._last, self._computed = now, computed
 
     def stop(self) -> dict[str, float]:
         self._timer.stop()
         late = sorted(self.late)
-        return {"ticks": len(late), "p50": late[len(late) // 2], "p99": late[len(late) * 99 // 100], "worst": late[-1]}
+        return {"ticks": len(late), "p50": late[len(late) // 2], "p99": late[len(late) * 99 // 100], "worst": late[-1], "own": max(self.own)}
 
 
 def spin(seconds: float, until=lambda: False) -> None:
