@@ -318,7 +318,7 @@ def check_row(check: events.Checked) -> QWidget:
     """✓ or ✗ with the sentence; the mark is a word too, for those who do not see it."""
     row = QWidget()
     mark = text("✓" if check.passed else "✗", "strong good" if check.passed else "strong bad", wrap=False)
-    mark.setFixedWidth(20)
+    mark.setFixedWidth(max(20, mark.sizeHint().width()))
     mark.setAccessibleName(words.EXPORT_PASSED() if check.passed else words.EXPORT_MISSED())
     line = Row(mark, text(spoken(check.sentence), selectable=True), parent=row)
     line.setStretch(1, 1)

@@ -27,7 +27,7 @@ class TreeDelegate(QStyledItemDelegate):
     """Icon, name, and a quiet note at the right edge; asks the model for as little as it can."""
 
     def initStyleOption(self, option: QStyleOptionViewItem, index: QModelIndex) -> None:    # noqa: N802
-        kind, note = index.data(KIND), index.data(NOTE)
+        kind, note = index.data(KIND), self._note(option, index)
         option.features |= QStyleOptionViewItem.ViewItemFeature.HasDisplay | QStyleOptionViewItem.ViewItemFeature.HasDecoration
         option.icon = theme.icon(ICON_OF.get(kind, "fact"), "warn" if kind == "problem" else "accent" if kind == "adapter" else "muted")
         option.decorationSize = QSize(option.fontMetrics.height(), option.fontMetrics.height())
@@ -38,12 +38,19 @@ class TreeDelegate(QStyledItemDelegate):
         option.text = metrics.elidedText(index.data(), Qt.TextElideMode.ElideMiddle, max(room, 40))
         option.index = index
 
+    @staticmethod
+    def _note(option: QStyleOptionViewItem, index: QModelIndex) -> str:
+        """The note, where it leaves the name twelve letters."""
+        note, metrics = index.data(NOTE) or "", option.fontMetrics
+        room = option.rect.width() - metrics.height() - 32 - metrics.horizontalAdvance(note)
+        return note if room >= min(metrics.horizontalAdvance(index.data()), 12 * metrics.averageCharWidth()) else ""
+
     def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex) -> QSize:          # noqa: N802
         return QSize(120, max(26, round(option.fontMetrics.height() * 1.7)))
 
     def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex) -> None:
         super().paint(painter, option, index)
-        if note := index.data(NOTE):
+        if note := self._note(option, index):
             painter.save()
             painter.setPen(theme.color("text" if option.state & QStyle.StateFlag.State_Selected else "muted"))
             painter.drawText(option.rect.adjusted(0, 0, -8, 0), Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, note)
@@ -240,6 +247,7 @@ class _EmptyLibrary(QWidget):
         words = theme.look(QLabel(text.library_empty_do(), alignment=Qt.AlignmentFlag.AlignCenter, wordWrap=True), "muted")
         button = theme.look(QPushButton(text.get_starter()), "primary")
         button.clicked.connect(lambda: fetch_starter())
+        button.setToolTip(text.do_starter_help())
         inner = QVBoxLayout(frame)
         inner.setContentsMargins(*theme.margins(theme.L))
         inner.setSpacing(theme.M)

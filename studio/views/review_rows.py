@@ -10,6 +10,7 @@ from studio.core.review import Ballot
 from studio.core.text import number
 from studio.core.text import teach as words
 from studio.views import a11y, theme
+from studio.views.flow import Turning
 from studio.views.parts import Column, Row, button, card, clear, text
 
 FIRST = 6                                  # rows that are shown without being asked for
@@ -90,7 +91,7 @@ class BlindVote(QWidget):
         self._open = QWidget()
         head = Row(self._question, self._place)
         head.setStretch(0, 1)
-        Column(text(words.VOTE_HELP(), "muted small"), head, self._answers, Row(None, *self.choices.values(), None, spacing=theme.M),
+        Column(text(words.VOTE_HELP(), "muted small"), head, self._answers, Row(None, Turning(*self.choices.values(), spacing=theme.M), None),
                spacing=theme.M, parent=self._open)
         Column(self._open, self._result, parent=self)
         self.begin([])

@@ -52,7 +52,7 @@ class TrainPage(QWidget):
         self._list_jobs()
 
     def _build(self) -> None:
-        self.picker = a11y.name(a11y.Choice(16), words.REVIEW_PICK())
+        self.picker = a11y.name(a11y.Choice(12), words.REVIEW_PICK())
         self.picker.activated.connect(lambda _: self._draft.look_at(self.picker.currentData()))
         self._head = text("", "title")
         self.verdict, self._advice = text("", "heading", selectable=True), text("", "muted")

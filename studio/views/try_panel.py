@@ -112,6 +112,7 @@ class TryPanel(Panel):
         self.temperature.setToolTip(words.TRY_TEMPERATURE_HELP())
         for number in (self.length, self.temperature):
             number.setAlignment(Qt.AlignmentFlag.AlignRight)
+        self.temperature.setMinimumWidth(self.length.sizeHint().width())
         a11y.quiet_wheel(self.length, self.temperature)
         self.strip = StrengthStrip(self._document, self._undo)
         self.beside = Beside(self._document, self._catalogue)

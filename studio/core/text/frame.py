@@ -84,7 +84,7 @@ library_help = Phrase("Models with the adapters that fit them. Enter puts an ada
 library_search = Phrase("Search the library")
 library_empty = Phrase("Your library is empty")
 library_empty_do = Phrase("A model comes first; the adapters you teach it will stand here.")
-get_starter = Phrase("Get the starter model")
+get_starter = Phrase("Get a model")
 imported = Phrase("{name} is in the library now.")
 no_adapter_in_drop_do = Phrase("Drop the folder that holds adapter_config.json and adapter_model.safetensors.")
 
