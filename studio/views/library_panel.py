@@ -34,7 +34,7 @@ class TreeDelegate(QStyledItemDelegate):
         if kind in ("model", "group", "shelf"):
             option.font.setWeight(option.font.Weight.DemiBold)
         metrics = QFontMetrics(option.font)
-        room = option.rect.width() - option.decorationSize.width() - 18 - (option.fontMetrics.horizontalAdvance(note) + 14 if note else 0)
+        room = option.rect.width() - option.decorationSize.width() - 26 - (option.fontMetrics.horizontalAdvance(note) + 14 if note else 0)
         option.text = metrics.elidedText(index.data(), Qt.TextElideMode.ElideMiddle, max(room, 40))
         option.index = index
 
