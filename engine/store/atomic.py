@@ -61,7 +61,12 @@ def replacing_folder(path: Path | str) -> Iterator[Path]:
         if path.exists():
             old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
             os.replace(path, old)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if old is not None:
+                os.replace(old, path)
+            raise
         _sync_folder(path.parent)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
