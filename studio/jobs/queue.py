@@ -98,8 +98,7 @@ class JobQueue:
         with self._wake:
             self._closing = True
             if self._running is not None:
-                RunFolder(self._store.job(self._running).folder).ask("pause")
-                self._watch.stop.set()
+                self._stop_running("pause")
             self._wake.notify_all()
         if self._thread is not None:
             self._thread.join()
@@ -126,10 +125,8 @@ class JobQueue:
     def cancel(self, id: int) -> None:
         """Stop for good (but it may be resumed). A running job that does not listen is ended by force."""
         with self._wake:
-            job = self._store.job(id)
             if self._running == id:
-                RunFolder(job.folder).ask("cancel")
-                self._watch.stop.set()
+                self._stop_running("cancel")
             else:
                 self._change(id, State.CANCELLED)
 
@@ -220,6 +217,14 @@ class JobQueue:
 
     def _tell(self, news: News) -> None:
         self._news.append(news)
+
+    def _stop_running(self, request: str) -> None:
+        """Ask for it; a job that does not listen, or cannot be told because the disk is full, is ended by force."""
+        self._watch.stop.set()
+        try:
+            RunFolder(self._store.job(self._running).folder).ask(request)
+        except OSError:
+            log.exception("job %s cannot be asked to %s", self._running, request)
 
     def _change(self, id: int, target: State, **facts) -> Job:
         job = self._store.change(id, target, **facts)

@@ -286,3 +286,20 @@ def test_two_jobs_of_one_title_get_folders_of_their_own(queues, plan, gate):
     for one, other in itertools.combinations(folders, 2):
         assert one not in other.parents
     gate.go.set()
+
+
+@pytest.mark.parametrize("way", ["cancel", "close"])
+def test_a_disk_that_takes_no_request_keeps_no_job_from_stopping(queues, plan, gate, until, monkeypatch, way):
+    def full(run, request):
+        gate.go.set()
+        raise OSError(28, "No space left on device")
+
+    queue = queues(InlineRunner(gate))
+    job = queue.submit(plan(), "x")
+    gate.reached.wait(5)
+    watch = queue._watch
+    monkeypatch.setattr(RunFolder, "ask", full)
+    queue.cancel(job.id) if way == "cancel" else queue.close()
+    assert watch.stop.is_set()
+    if way == "close":
+        queues(InlineRunner(gate))         # the home was given back
