@@ -134,7 +134,7 @@ class JobQueue:
         """Save a checkpoint and stop; `resume` goes on from there."""
         with self._wake:
             if self._running == id:
-                RunFolder(self._store.job(id).folder).ask("pause")
+                self._wish(self._store.job(id), lambda run: run.ask("pause"))
             else:
                 self._change(id, State.PAUSED)
 
@@ -147,13 +147,13 @@ class JobQueue:
         """Ask a running training to answer its pinned questions now. Nothing happens if it is not running."""
         with self._wake:
             if self._running == id:
-                RunFolder(self._store.job(id).folder).ask("sample")
+                self._wish(self._store.job(id), lambda run: run.ask("sample"))
 
     def finish(self, id: int) -> None:
         """Ask a running training to end now and keep its adapter. Nothing happens if it is not running."""
         with self._wake:
             if self._running == id:
-                RunFolder(self._store.job(id).folder).ask("finish")
+                self._wish(self._store.job(id), lambda run: run.ask("finish"))
 
     def extend(self, id: int, passes: float) -> None:
         """Give a training so many passes more, now or when it goes on. Raises `Busy` when it is over."""

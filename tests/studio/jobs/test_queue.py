@@ -303,3 +303,17 @@ def test_a_disk_that_takes_no_request_keeps_no_job_from_stopping(queues, plan, g
     assert watch.stop.is_set()
     if way == "close":
         queues(InlineRunner(gate))         # the home was given back
+
+
+@pytest.mark.parametrize("request_", ["pause", "sample", "finish"])
+def test_a_request_that_cannot_be_written_is_told_in_a_sentence(queues, plan, gate, monkeypatch, request_):
+    def full(run, request):
+        raise OSError(28, "No space left on device")
+
+    queue = queues(InlineRunner(gate))
+    job = queue.submit(plan(), "x")
+    gate.reached.wait(5)
+    monkeypatch.setattr(RunFolder, "ask", full)
+    with pytest.raises(DiskFull):
+        getattr(queue, request_)(job.id)
+    gate.go.set()
