@@ -54,7 +54,7 @@ class Layout:
             if number > 1 and found and cuts == 1 and (rows := found[-1].rows) and sum(rows) + length <= TILE:
                 found[-1] = Tile(found[-1].begin, begin + length, found[-1].first, prefix, (*rows, length))
             else:
-                edges = [begin + length * i // cuts for i in range(cuts + 1)] if cuts else []
+                edges = [*range(begin, begin + length, TILE), begin + length]
                 found += [Tile(a, b, begin, prefix, (length,) if cuts == 1 else ()) for a, b in zip(edges, edges[1:])]
             begin += length
         return found

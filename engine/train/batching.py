@@ -20,7 +20,7 @@ from engine.data.render import IGNORED, Rendered
 from engine.train.attention import Layout
 
 GROUP = 4                                  # steps whose rows are sorted by length together; more would make every pass alike
-GRAIN = 4                                  # shapes are padded to a multiple: each new one costs oneDNN time and megabytes for its kernels
+GRAIN = 4                                  # shapes are padded to a multiple: each new one costs oneDNN some milliseconds for its kernels
 LEAST, MOST = 512, 1024                    # computed tokens in a micro-batch; below, a forward's fixed price shows, above, only memory grows
 OVERHEAD = 32                              # price of one more micro-batch, in tokens (SmolLM2-135M on two CPU cores: 20–40)
 

@@ -1,13 +1,15 @@
-"""The price of a plan, measured: a few real micro-batches of the real examples through the real model on this machine.
+"""The price of a plan, measured: some of its own micro-batches, with the real examples, through the real model on this machine.
 
-A step's seconds are taken as ``a · computed tokens + b · micro-batches``; a short and a long micro-batch give both. The whole schedule
-is then priced exactly as it will run. Memory is that of each graphics card, or of all processes together where there is none, as it grows
-during the probe, scaled to the largest micro-batch. A base that is split (`engine.train.fsdp`) waits in main memory while the plan is probed.
+The schedule is a pure function, so every micro-batch of the training is known beforehand. The widest one tells the memory, some others, from
+narrow to wide, the seconds as ``a · computed tokens + b``; each is a new one, as in the training, where first-time kernels cost as well. The
+whole schedule is then priced exactly as it will run. Memory is that of each graphics card, or of all processes together where there is none,
+as it grows during the probe. A base that is split (`engine.train.fsdp`) waits in main memory while the plan is probed.
 A checkpoint's seconds are those of writing a sample of one to the run's own disk.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from engine.data.render import Rendered
 from engine.errors import OutOfMemory, explain
 from engine.specs import PlanReport, TrainSpec
 from engine.store.library import read_model
@@ -30,30 +33,57 @@ from engine.train.precision import Precision, choose, exact_computing
 from engine.train.prepare import best_device, load_student, read_material, schedule_of
 from engine.train.team import Team
 
-PROBE_SECONDS = 6.0                        # a probe stops repeating after this long
+PROBE_SECONDS = 6.0                        # a probe tries no more micro-batches after this long …
+AT_LEAST = 3                               # … but so many it does
+LOOKED_AT = 256                            # steps from which they are taken
 SPREAD = 0.1                               # what no probe sees: other programs, a warmer processor
 COPIES = 4                                 # of the trained weights in a checkpoint: themselves, two moments of the optimizer, the best state
 SAMPLE = 8_000_000                         # numbers of a checkpoint that are written to see how long one takes
 
 
-@dataclass
+class _Work:
+    """The micro-batches of any step of these rows, as the training will cut it."""
+
+    def __init__(self, rows: list[Rendered], objective: Objective, budget: int, team: int):
+        self.rows, self.objective, self.budget, self.team = rows, objective, budget, team
+
+    def shares(self, places: list[int]) -> list[list[list[int]]]:
+        """For each process its micro-batches of these rows."""
+        lengths, found = [len(self.rows[i].ids) for i in places], []
+        for rank in range(self.team):
+            mine = Team(rank, self.team).share(lengths)
+            cut = micro_batches([lengths[i] for i in mine], self.budget, self._shared([places[i] for i in mine]))
+            found.append([[places[mine[i]] for i in part] for part in cut])
+        return found
+
+    def size(self, part: list[int]) -> int:
+        """Its computed tokens."""
+        return computed_tokens([len(self.rows[i].ids) for i in part], self._shared(part))
+
+    def loads(self, places: list[int]) -> list[tuple[int, int]]:
+        """For each process the computed tokens and the number of its micro-batches."""
+        return [(sum(map(self.size, share)), len(share)) for share in self.shares(places)]
+
+    def _shared(self, places: list[int]) -> int | None:
+        rows = [self.rows[i] for i in places]
+        return common_prefix(rows) if rows and self.objective.shares(rows) else None
+
+
+@dataclass(frozen=True)
 class _Cost:
-    """Seconds of a step with these rows' lengths, fitted from probes; ``shared`` as in `micro_batches`."""
+    """What was found out: seconds of a micro-batch are ``token · computed tokens + batch``."""
 
     token: float
     batch: float
+    correction: float                      # seconds of the optimizer in each step
+    forward: float                         # share of them that a forward pass alone takes
+    set_up: float                          # what the very first one took longer
     spread: float                          # relative error of the fit
-    shared: int | None
-    budget: int                            # padded tokens of a micro-batch at most
-    team: int = 1                          # processes that share a step; the slowest counts
+    peak: float                            # megabytes
 
-    def portions(self, lengths: list[int]) -> list[int]:
-        """Computed tokens of each micro-batch."""
-        return [computed_tokens([lengths[i] for i in part], self.shared) for part in micro_batches(lengths, self.budget, self.shared)]
-
-    def __call__(self, lengths: list[int]) -> float:
-        shares = (Team(rank, self.team).share(lengths) for rank in range(self.team))
-        return max(sum(self.token * tokens + self.batch for tokens in self.portions([lengths[i] for i in share])) for share in shares)
+    def __call__(self, loads: list[tuple[int, int]]) -> float:
+        """Seconds for what each process has to do; see `_Work.loads`."""
+        return max(self.token * tokens + self.batch * batches for tokens, batches in loads)
 
 
 def estimate(spec: TrainSpec) -> PlanReport:
@@ -61,44 +91,39 @@ def estimate(spec: TrainSpec) -> PlanReport:
     spec.check()
     begun = time.monotonic()
     material = read_material(spec)
-    precision = choose(spec.precision, best_device())
     _used_mb()                             # on a card, forget what was there before
     before, free = _used_mb(), _free_mb()
+    precision = choose(spec.precision, best_device())
     with exact_computing(precision, best_device()):
         schedule = schedule_of(spec, material)
         model = load_student(spec, precision, len(schedule))
-        start_up = time.monotonic() - begun
         resting = _used_mb()
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         objective, optimizer = Objective(model, spec.checkpointing == "on"), Optimizer(parameters, 1e-6, 0.0, spec.optimizer)
-        lengths = [len(row.ids) for row in material.learn]
+        start_up = time.monotonic() - begun
+        work = _Work(material.learn, objective, portion(schedule.lengths), wanted(spec))
         try:
-            step, peak, probed = _probe(model, objective, optimizer, material, schedule)
+            cost = _probe(model, objective, optimizer, material.learn, _telling(work, schedule))
         except (MemoryError, RuntimeError) as problem:
             raise (shortage if isinstance(shortage := explain(problem), OutOfMemory) else problem) from problem
-    step.team = wanted(spec)
-    cards = step.team if best_device() == "cuda" else 0
-    seconds, tokens, widest = 0.0, 0, 0
-    for k in range(len(schedule)):
-        of_step = [lengths[i] for i in schedule[k]]
-        seconds, tokens = seconds + step(of_step), tokens + sum(of_step)
-        widest = max(widest, *step.portions(of_step))
-    teaching = seconds
-    if material.test:                      # a forward alone costs about a third of a step
-        tested = [len(row.ids) for row in material.test]
-        seconds += len(evaluation_points(schedule, tested)) * step(tested) / 3
+    cards = work.team if best_device() == "cuda" else 0
+    teaching = seconds = sum(cost(work.loads(schedule[k])) + cost.correction for k in range(len(schedule)))
+    if material.test:
+        once = cost(_Work(material.test, objective, work.budget, work.team).loads([*range(len(material.test))])) * cost.forward
+        seconds += len(evaluation_points(schedule, [len(row.ids) for row in material.test])) * once
     if spec.prompts:
         seconds += teaching * SAMPLE_SHARE / 2
     trainable = sum(p.numel() for p in parameters.values())
-    saves = max(min(SAVES, len(schedule)), int(seconds // spec.checkpoint_seconds))
+    saves = max((len(schedule) - 1) // max(1, len(schedule) // SAVES), int(seconds // spec.checkpoint_seconds))
     seconds += saves * _saving(trainable, Path(spec.out).parent)
     megabytes = trainable * 4 / 1e6
-    memory = _needed(max(resting - before, 0), max(peak - resting, 0) * max(1.0, widest / probed), step.team,
+    memory = _needed(max(resting - before, 0), max(cost.peak - resting, 0), work.team,
                      _size_mb(spec, precision) if fsdp.is_wanted(spec, precision) else None)
     if not cards:
-        memory += 2 * megabytes            # the best state, and the one on its way to the disk
-    error = seconds * (SPREAD + step.spread) + 1
-    report = PlanReport(rows=len(material.learn), steps=len(schedule), tokens=tokens, seconds=round(seconds + start_up, 1),
+        memory += 2 * megabytes            # the best state, and the one that takes its place
+    error = seconds * (SPREAD + cost.spread) + 1
+    tokens = sum(schedule.lengths[i] for k in range(len(schedule)) for i in schedule[k])
+    report = PlanReport(rows=len(material.learn), steps=len(schedule), tokens=tokens, seconds=round(seconds + start_up + cost.set_up, 1),
                         seconds_error=round(error, 1), memory_mb=round(memory, 1), free_memory_mb=round(free, 1), cards=cards,
                         disk_mb=round(megabytes * (1 + 4 * (checkpoints.KEPT + 1)), 1), trainable=trainable)
     report.sentence = (f"About {_duration(report.seconds)} ± {_duration(error)}, {_size(memory)} of {_size(report.free_memory_mb)} free memory, "
@@ -108,47 +133,67 @@ def estimate(spec: TrainSpec) -> PlanReport:
     return report
 
 
-def _probe(model, objective: Objective, optimizer: Optimizer, material, schedule: Schedule) -> tuple[_Cost, float, int]:
-    """Time real micro-batches: (cost, peak memory in MB, padded tokens of the largest probe). Teaches nothing that is kept."""
-    longest_first = sorted(material.learn, key=lambda row: -len(row.ids))
-    of_first = [material.learn[i] for i in schedule[0]]
-    shared = common_prefix(of_first) if objective.shares(of_first) else None
-    budget = portion([len(row.ids) for row in material.learn])
-    parts = micro_batches([len(row.ids) for row in of_first], budget, shared)
-    batches = [objective.collate(rows) for rows in (longest_first[:1], [of_first[i] for i in parts[-1]], longest_first[-1:])]
-    times: dict[int, list[float]] = {}
+def _telling(work: _Work, schedule: Schedule) -> list[list[int]]:
+    """Micro-batches to try: a middling one to set up with, the widest of all, then some evenly between narrow and wide, the most telling first."""
+    among = sorted((part for k in range(min(len(schedule), LOOKED_AT)) for share in work.shares(schedule[k]) for part in share), key=work.size)
+    widest = max((part for k in range(len(schedule)) for share in work.shares(schedule[k]) for part in share), key=work.size)
+    middle, *others = (among[len(among) * k // 16] for k in (8, 1, 15, 4, 12, 6, 10))
+    return [middle, widest, *others]
+
+
+def _probe(model, objective: Objective, optimizer: Optimizer, rows: list[Rendered], parts: list[list[int]]) -> _Cost:
+    """Time real micro-batches. Teaches nothing that is kept."""
     model.train()
+    points: list[tuple[int, float]] = []
     peak, begun = _used_mb(), time.monotonic()
-    for turn in range(4):
-        for k, batch in enumerate(batches):
-            if turn > 1 and time.monotonic() - begun > PROBE_SECONDS:
-                break
+    for part in parts:
+        if len(points) >= AT_LEAST and time.monotonic() - begun > PROBE_SECONDS:
+            break
+        batch, start = objective.collate([rows[i] for i in part]), time.monotonic()
+        objective.backward(batch, batch.learned)
+        points.append((batch.ids.numel(), time.monotonic() - start))
+        peak = max(peak, _used_mb())
+        if len(points) < 3:                # the first time makes the optimizer's state, which is there in the rest of the training
             start = time.monotonic()
-            objective.backward(batch, batch.learned)
-            if turn:                       # the first time also pays for setting up
-                times.setdefault(k, []).append(time.monotonic() - start)
-            peak = max(peak, _used_mb())
+            optimizer.step(1.0)
+            correction = time.monotonic() - start
+    model.eval()
     start = time.monotonic()
-    optimizer.step(1.0)
-    correction = time.monotonic() - start
-    points = [(batches[k].ids.numel(), min(found), max(found)) for k, found in times.items()]
-    small, large = min(points), max(points)
-    token = max((large[1] - small[1]) / max(large[0] - small[0], 1), 1e-9) if large[0] > small[0] else large[1] / large[0]
-    fixed = max(large[1] - token * large[0], 0.0) + correction / len(parts)
-    spread = sum(worst - best for _, best, worst in points) / max(sum(best for _, best, _ in points), 1e-9) / 2
-    return _Cost(token, fixed, min(spread, 0.5), shared, budget), max(peak, _used_mb()), large[0]
+    objective.error(batch)
+    alone = time.monotonic() - start
+    token, fixed, spread = _fitted(points[1:])
+    return _Cost(token, fixed, correction, min(alone / points[-1][1], 1.0), max(0.0, points[0][1] - token * points[0][0] - fixed), spread,
+                 max(peak, _used_mb()))
+
+
+def _fitted(points: list[tuple[int, float]]) -> tuple[float, float, float]:
+    """(a, b, relative error) of the line ``seconds = a · tokens + b`` with the least sum of errors: one slow moment does not bend it."""
+    def error(line: tuple[float, float]) -> float:
+        return sum(abs(line[0] * n + line[1] - s) for n, s in points)
+
+    lines = [(s / n, 0.0) for n, s in points]
+    for (n, s), (m, r) in itertools.combinations(points, 2):
+        slope = (r - s) / (m - n) if m != n else 0.0
+        lines += [(slope, s - slope * n)] if slope >= 0 and s >= slope * n else []
+    best = min(lines, key=error)
+    return *best, min(0.5, error(best) / sum(s for _, s in points))
 
 
 def _saving(numbers: int, where: Path) -> float:
-    """Seconds that one checkpoint of so many trained numbers takes, told by writing a part of one near ``where``."""
+    """Seconds that one checkpoint of so many trained numbers takes, told by writing an empty one and a part of one near ``where``."""
     part = min(COPIES * numbers, SAMPLE)
-    state = checkpoints.Checkpoint(0, {"sample": torch.zeros(part)}, {}, {}, {}, {})
     near = next((folder for folder in (where, *where.parents) if folder.is_dir()), None)
-    try:
+
+    def seconds(numbers: int) -> float:
+        state = checkpoints.Checkpoint(0, {"sample": torch.zeros(numbers)}, {}, {}, {}, {})
         with tempfile.TemporaryDirectory(prefix=".price-", dir=near) as folder:
             start = time.monotonic()
             checkpoints.save(Path(folder), state)
-            return (time.monotonic() - start) * COPIES * numbers / max(part, 1)
+            return time.monotonic() - start
+
+    try:
+        empty = seconds(1)
+        return empty + max(0.0, seconds(part) - empty) * COPIES * numbers / part
     except OSError:                        # a full disk: that is for the training to say, which needs much more
         return 0.0
 

@@ -1,20 +1,19 @@
 """What a plan is said to cost against what it then costs: seconds and memory over a grid of models, ranks, lengths and batch sizes.
 
-    python -m tests.bench.estimates BASE [--tokens 8000] [--only long] [--save]
+    python -m tests.bench.estimates BASE [--tokens 4000] [--only long] [--busy] [--save]
     python -m tests.bench.estimates --table           # writes what was noted into README.md
 
 Each plan is priced in one fresh process and carried out in another, as in the studio, where the two are jobs of their own. Beside the base
-given there is a model of another shape with its tokenizer and random numbers. Run it on a calm machine: a price is in seconds of the clock.
+given there is a model of another shape with its tokenizer and random numbers. A price is in seconds of the clock, so run it on a calm machine;
+on a busy one --busy compares seconds of the processor, on one thread. Peak memory is read from /proc: this runs on Linux.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -34,8 +33,9 @@ RANKS, ROWS = (8, 64), (4, 16)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", type=Path, nargs="?")
-    parser.add_argument("--tokens", type=int, default=8000, help="learn about so many in each run (default 8000)")
+    parser.add_argument("--tokens", type=int, default=4000, help="learn about so many in each run (default 4000)")
     parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--busy", action="store_true", help="seconds of the processor, on one thread")
     parser.add_argument("--save", action="store_true", help=f"note it in {RESULTS.name}")
     parser.add_argument("--table", action="store_true", help="write the noted results into README.md; measures nothing")
     parser.add_argument("--child", choices=("price", "run"), help=argparse.SUPPRESS)
@@ -46,6 +46,8 @@ def main() -> None:
     if not options.base:
         parser.error("which model?")
     if options.child:
+        if options.busy:
+            time.monotonic = time.process_time                 # before anything asks for it
         print(json.dumps({"price": price, "run": carry_out}[options.child](json.loads(options.spec.read_text(encoding="utf-8")))))
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +55,7 @@ def main() -> None:
         print(f"{'plan':44} {'said':>8} {'took':>8} {'off by':>7}   {'said MB':>8} {'took MB':>8} {'off by':>7}")
         for name, spec in cases(options.base, Path(folder), options.tokens):
             if options.only in name:
-                measured[name] = row = compare(options.base, Path(folder), spec)
+                measured[name] = row = compare(options, Path(folder), spec)
                 print(f"{name:44} {row['said_s']:8.1f} {row['took_s']:8.1f} {off(row, 's'):+7.0%}   "
                       f"{row['said_mb']:8.0f} {row['took_mb']:8.0f} {off(row, 'mb'):+7.0%}", flush=True)
     for unit, what in (("s", "time"), ("mb", "memory")):
@@ -61,10 +63,13 @@ def main() -> None:
         within, middle = sum(f <= WITHIN for f in found), found[len(found) // 2]
         print(f"{what}: {within} of {len(found)} within {WITHIN:.0%}, median {middle:.0%}, worst {found[-1]:.0%}")
     if options.save:
+        from tests.bench.methods import processor
+
         if RESULTS.exists() and options.only:
             measured = json.loads(RESULTS.read_text(encoding="utf-8"))["plans"] | measured
-        RESULTS.write_text(json.dumps({"date": datetime.date.today().isoformat(), "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-                                       "within": WITHIN, "plans": measured}, indent=1) + "\n", encoding="utf-8")
+        machine = f"one thread of {processor()}, its seconds" if options.busy else f"{os.cpu_count()} cores of {processor()}"
+        RESULTS.write_text(json.dumps({**readme.signed("tests/bench/estimates.py"), "machine": machine, "tokens": options.tokens, "within": WITHIN,
+                                       "plans": measured}, indent=1) + "\n", encoding="utf-8")
 
 
 def off(row: dict, unit: str) -> float:
@@ -80,7 +85,8 @@ def table() -> str:
     within = ", ".join(f"{sum(abs(off(row, unit)) <= noted['within'] for row in plans.values())} of {len(plans)} in {what}"
                        for unit, what in (("s", "time"), ("mb", "memory")))
     head = ["plan", "seconds said", "taken", "MB said", "taken", "time off by", "memory off by"]
-    return f"{readme.rows(head, *lines)}\n\nWithin {noted['within']:.0%}: {within} ({noted['machine']}, {noted['date']})."
+    return (f"{readme.rows(head, *lines)}\n\nWithin {noted['within']:.0%}: {within}; {noted['machine']}, {noted['date']}, commit {noted['commit']}, "
+            f"torch {noted['torch']}.")
 
 
 def cases(base: Path, folder: Path, tokens: int):
@@ -126,15 +132,16 @@ def another_shape(base: Path, folder: Path) -> Path:
     return folder
 
 
-def compare(base: Path, folder: Path, spec: dict) -> dict:
+def compare(options: argparse.Namespace, folder: Path, spec: dict) -> dict:
     """What is said and what it took, each from a process of its own."""
     found = {}
     for child in ("price", "run"):
         with tempfile.TemporaryDirectory(dir=folder) as out:
             plan = Path(out) / "spec.json"
             plan.write_text(json.dumps({**spec, "out": str(Path(out) / "adapter")}), encoding="utf-8")
-            done = subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.bench.estimates", str(base), "--child", child, "--spec", str(plan)],
-                                  capture_output=True, text=True, check=False)
+            command = [sys.executable, "-W", "ignore", "-m", "tests.bench.estimates", str(options.base), "--child", child, "--spec", str(plan)]
+            done = subprocess.run([*command, *["--busy"] * options.busy], capture_output=True, text=True, check=False,
+                                  env={**os.environ, **({"OMP_NUM_THREADS": "1"} if options.busy else {})})
         if done.returncode:
             sys.exit(done.stderr)
         found |= json.loads(done.stdout.splitlines()[-1])
@@ -150,8 +157,6 @@ def price(fields: dict) -> dict:
 
 
 def carry_out(fields: dict) -> dict:
-    import resource
-
     from engine.events import Finished, Progress
     from engine.specs import TrainSpec
     from engine.store.runs import RunFolder
@@ -163,7 +168,7 @@ def carry_out(fields: dict) -> dict:
             before = memory_mb()
         elif isinstance(event, Finished):
             steps = event.result["steps"]
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    highest = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
     return {"took_s": time.monotonic() - begun, "took_mb": highest - before, "steps": steps}
 
 

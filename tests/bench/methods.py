@@ -323,10 +323,14 @@ def about(times: list[float]) -> str:
     return f"{times[max(0, math.floor(half - away))]:.3f} to {times[min(len(times) - 1, math.ceil(half + away) - 1)]:.3f}"
 
 
-def machine() -> str:
+def processor() -> str:
     names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")] if (
         Path("/proc/cpuinfo").exists()) else [platform.processor()]
-    return f"one thread of {names[0]}"
+    return names[0]
+
+
+def machine() -> str:
+    return f"one thread of {processor()}"
 
 
 def main() -> None:

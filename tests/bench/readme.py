@@ -1,7 +1,10 @@
-"""Tables in README.md: each stands between its two marks, ``<!-- name -->`` and ``<!-- /name -->``."""
+"""Tables in README.md: each stands between its two marks, ``<!-- name -->`` and ``<!-- /name -->``. And of which code a result is."""
 
 from __future__ import annotations
 
+import datetime
+import subprocess
+from importlib import metadata
 from pathlib import Path
 
 README = Path(__file__).parents[2] / "README.md"
@@ -22,6 +25,15 @@ def put(name: str, content: str) -> None:
     """Let ``content`` stand there. Raises `SystemExit` if there are no marks."""
     before, _, after = _parts(name)
     README.write_text(f"{before}\n{content}\n{after}", encoding="utf-8")
+
+
+def signed(bench: str) -> dict[str, str]:
+    """Day, torch and commit of a result that this file measures now; a plus where the engine or the file is newer than the commit."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(README.parent), *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    return {"date": datetime.date.today().isoformat(), "torch": metadata.version("torch"),
+            "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "engine", bench) else "")}
 
 
 def _parts(name: str) -> tuple[str, str, str]:

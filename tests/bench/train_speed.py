@@ -21,7 +21,6 @@ The arithmetic limit is what a training would reach that did nothing but its lin
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import os
@@ -35,7 +34,6 @@ from pathlib import Path
 from tests.bench import readme
 
 RESULTS = Path(__file__).parent / "results" / "train_speed.json"
-ROOT = Path(__file__).parents[2]
 SCENES = {"ragged": ("studio", "peft-padded", "peft-grouped", "peft-single", "peft-packed"), "bare": ("studio", "peft-single"),
           "dense": ("studio", "peft-grouped", "peft-single"), "twice": ("studio", "peft-grouped")}
 RAGGED = ("ragged", "bare")
@@ -144,17 +142,11 @@ def judge(found: dict[str, dict[str, list[dict]]], dtype: str) -> list[str]:
 
 
 def note(options: argparse.Namespace, found: dict, judged: list[str]) -> None:
-    import torch
-
     from tests.bench.methods import machine
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False).stdout.strip()
-
-    commit = git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "engine", "tests/bench/train_speed.py") else "")
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     known[f"{options.shape or Path(options.base).name} {options.dtype}"] = {
-        "date": datetime.date.today().isoformat(), "machine": machine(), "commit": commit, "torch": torch.__version__,
+        **readme.signed("tests/bench/train_speed.py"), "machine": machine(),
         "steps": options.steps, "rows": options.rows, "longest": options.longest, "goals": judged,
         "runs": {scene: {name: [{k: round(v, 4) if isinstance(v, float) else v for k, v in run.items()} for run in runs]
                          for name, runs in contenders.items()} for scene, contenders in found.items()}}
