@@ -220,7 +220,7 @@ class JobQueue:
 
     def _stop_running(self, request: str) -> None:
         """Ask for it; a job that does not listen, or cannot be told because the disk is full, is ended by force."""
-        self._watch.stop.set()
+        self._watch.stop = self._watch.stop or request
         try:
             RunFolder(self._store.job(self._running).folder).ask(request)
         except OSError:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 from collections.abc import Callable
 
@@ -19,13 +18,13 @@ from studio.jobs.child import process_start
 class Watch:
     """The queue's ears and its one word of command while a job runs.
 
-    ``said(event)`` takes each event · ``process(pid, start)`` notes who does the work · ``stop`` set: the job was asked to
-    stop (the request lies in its folder); if it does not listen, end it.
+    ``said(event)`` takes each event · ``process(pid, start)`` notes who does the work · ``stop`` the request to stop, "cancel" or
+    "pause", once there is one (it also lies in the job's folder, if the disk took it); if the job does not listen, end it.
     """
 
     said: Callable[[events.Event], None]
     process: Callable[[int, float], None]
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: str = ""
 
 
 class Runner(Protocol):

@@ -90,7 +90,7 @@ class ProcessRunner:
                 watch.said(event)
             if message is None or "done" in message or "failed" in message:
                 break
-            for note in ladder.climb(watch.stop.is_set()):
+            for note in ladder.climb(bool(watch.stop)):
                 watch.said(note)
         if message is None:
             child.wait()
@@ -99,16 +99,17 @@ class ProcessRunner:
         if (final := run.outcome()) is not None:
             return final
         if message is None:
-            return self._note_final(run, watch, self._ended_silently(child, run, ladder), *ladder.notes)
+            return self._note_final(run, watch, self._ended_silently(child, run, watch.stop if ladder.rung else ""), *ladder.notes)
         # The job ended but could not even write that down (a full disk): believe the pipe.
         final = events.Failed(message["failed"]) if "failed" in message else events.from_dict(message["done"])
         watch.said(final)
         return final
 
-    def _ended_silently(self, child: WorkerChild, run: RunFolder, ladder: "_Ladder") -> events.Event:
+    def _ended_silently(self, child: WorkerChild, run: RunFolder, forced: str) -> events.Event:
+        """``forced``: the request to which it did not listen, so that we ended it."""
         step = last_step(run)
-        if ladder.rung:                    # by us, because it was asked to stop and did not listen
-            return events.Stopped("cancel" if run.asked("cancel") else "pause", resumable=step is not None, step=step)
+        if forced:
+            return events.Stopped(forced, resumable=step is not None, step=step)
         error = child.died()
         error.do = f"It resumes at step {step}." if step else "Try again."
         return events.Failed(error.to_dict())

@@ -300,7 +300,7 @@ def test_a_disk_that_takes_no_request_keeps_no_job_from_stopping(queues, plan, g
     watch = queue._watch
     monkeypatch.setattr(RunFolder, "ask", full)
     queue.cancel(job.id) if way == "cancel" else queue.close()
-    assert watch.stop.is_set()
+    assert watch.stop == ("cancel" if way == "cancel" else "pause")
     if way == "close":
         queues(InlineRunner(gate))         # the home was given back
 
@@ -314,6 +314,8 @@ def test_a_request_that_cannot_be_written_is_told_in_a_sentence(queues, plan, ga
     job = queue.submit(plan(), "x")
     gate.reached.wait(5)
     monkeypatch.setattr(RunFolder, "ask", full)
-    with pytest.raises(DiskFull):
-        getattr(queue, request_)(job.id)
-    gate.go.set()
+    try:
+        with pytest.raises(DiskFull):
+            getattr(queue, request_)(job.id)
+    finally:
+        gate.go.set()

@@ -103,6 +103,18 @@ def test_cancel_works_on_a_job_that_hears_nothing(queues, plan, until, deaf, mon
     assert [e.text for e in heard(queue, events.Note)][:len(rungs)] == rungs
 
 
+def test_a_cancelled_job_that_could_not_be_told_and_was_ended_is_cancelled(queues, plan, until, monkeypatch):
+    def full(run, request):
+        raise OSError(28, "No space left on device")
+
+    queue = queues(grace=0.2, insist=0.3)
+    job = queue.submit(plan("hang"), "x")
+    until(lambda: heard(queue, events.Note))
+    monkeypatch.setattr("engine.store.runs.RunFolder.ask", full)
+    queue.cancel(job.id)
+    assert until(settled(queue, job.id)).state is State.CANCELLED
+
+
 def test_closing_while_a_job_hangs_ends_it_too(queues, plan, until, home):
     queue = queues(grace=0.2, insist=0.3)
     job = queue.submit(plan("hang"), "x")
