@@ -288,7 +288,10 @@ class JobQueue:
 
     def _heard(self, id: int, event: events.Event) -> None:
         if isinstance(event, events.Saved):
-            self._store.note_step(id, event.step)
+            try:
+                self._store.note_step(id, event.step)
+            except StudioError:            # its own log knows it too: no reason to end a training
+                log.exception("step %s of job %s", event.step, id)
         self._tell(JobEvent(id, event))
 
     def _settle(self, job: Job, final: events.Event, closing: bool = False) -> None:

@@ -127,6 +127,17 @@ def test_a_full_disk_interrupts_what_has_been_saved_and_fails_what_has_not(queue
     assert until(settled(queue, saved.id)).state is State.FINISHED
 
 
+def test_a_checkpoint_that_cannot_be_noted_does_not_end_its_training(queues, plan, gate, until, monkeypatch):
+    def full(id, step):
+        raise DiskFull("The disk is full.")
+
+    queue = queues(InlineRunner(gate))
+    monkeypatch.setattr(queue._store, "note_step", full)
+    gate.go.set()
+    job = queue.submit(plan(), "x")
+    assert until(settled(queue, job.id)).state is State.FINISHED
+
+
 @pytest.mark.parametrize("request_, state", [("pause", State.PAUSED), ("cancel", State.CANCELLED)])
 def test_a_waiting_job_stops_at_once_and_never_runs(queues, plan, gate, until, request_, state):
     queue = queues(InlineRunner(gate))
