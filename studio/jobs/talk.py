@@ -29,6 +29,7 @@ class Failed:
 
 
 Word = events.Event | Done | Failed
+OF_A_CHAT = specs.OpenChat | specs.SetStrengths | specs.Say
 
 
 class Talk(Protocol):
@@ -46,7 +47,7 @@ class Talk(Protocol):
 class ProcessTalk:
     """`Talk` with a child process, started at the first question and again after it died.
 
-    After a restart the chat that was open is opened again by itself, so that the next message is answered.
+    After a restart the chat that was open is opened again by itself, when the next message for it comes.
     ``log_file`` takes the child's stderr; ``argv`` says how to start it (tests). Thread-safe.
     """
 
@@ -58,6 +59,7 @@ class ProcessTalk:
         self._open: dict[int, specs.Spec] = {}         # tickets that wait for their last word
         self._child: WorkerChild | None = None
         self._chat: list[specs.Spec] = []              # what a fresh child must hear before it can go on with the chat
+        self._knows_chat = False                       # whether this child has heard it
         self._hidden: set[int] = set()                 # tickets of our own
         self._closed = False
 
@@ -66,9 +68,9 @@ class ProcessTalk:
         with self._lock:
             ticket = next(self._numbers)
             try:
-                fresh = self._ready()
+                self._ready()
                 self._open[ticket] = request
-                self._send(ticket, request, fresh)
+                self._send(ticket, request)
             except StudioError as error:
                 self._open[ticket] = request
                 self._end(ticket, Failed(error))
@@ -109,26 +111,27 @@ class ProcessTalk:
 
     # --- inside ---
 
-    def _send(self, ticket: int, request: specs.Spec, fresh: bool) -> None:
-        for earlier in self._chat if fresh and not isinstance(request, specs.OpenChat) else ():
-            hidden = next(self._numbers)
-            self._hidden.add(hidden)
-            self._child.send(_message(hidden, earlier))
+    def _send(self, ticket: int, request: specs.Spec) -> None:
+        if isinstance(request, OF_A_CHAT) and not self._knows_chat:    # nobody else waits for a chat that perhaps killed the last child
+            self._knows_chat = True
+            for earlier in self._chat if not isinstance(request, specs.OpenChat) else ():
+                hidden = next(self._numbers)
+                self._hidden.add(hidden)
+                self._child.send(_message(hidden, earlier))
         self._child.send(_message(ticket, request))
 
-    def _ready(self) -> bool:
-        """Make sure of a living child; True when it is a new one."""
+    def _ready(self) -> None:
+        """Make sure of a living child."""
         if self._closed:
             raise WorkerDied("The studio is closing.")
         if self._child is not None and self._child.alive:
-            return False
+            return
         if self._child is not None:
             old, self._child = self._child, None
             self._lost(old)
             old.hang_up()
         child = WorkerChild(self._log_file, self._heard, lambda: self._lost(child), self._argv)
-        self._child = child
-        return True
+        self._child, self._knows_chat = child, False
 
     def _remember(self, request: specs.Spec) -> None:
         if isinstance(request, specs.OpenChat):

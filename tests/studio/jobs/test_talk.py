@@ -112,6 +112,13 @@ def test_a_child_that_dies_is_told_and_replaced_and_the_chat_goes_on(talk, liste
     assert listen(talk.ask(say(2)))[0].text == "[0.125, 1.0] "
 
 
+def test_a_chat_that_kills_its_child_is_not_opened_again_for_other_questions(talk, listen, tmp_path):
+    (tmp_path / "data.csv").write_text("x")
+    assert listen(talk.ask(specs.OpenChat("too large", STACK)))[-1].error.code == "worker-died"
+    assert listen(talk.ask(specs.DescribeData(str(tmp_path / "data.csv"))))[-1].answer.sentence == "One row."
+    assert listen(talk.ask(say()))[-1].error.code == "worker-died"     # it is asked for the chat
+
+
 def test_closing_in_the_middle_of_an_answer_leaves_nothing(talk, listen):
     talk.ask(specs.OpenChat("base", STACK))
     answer = talk.ask(say(100_000))
