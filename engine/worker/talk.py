@@ -17,12 +17,21 @@ from engine.worker.protocol import Line
 from engine.worker.run import resolve
 
 log = logging.getLogger(__name__)
+
+
+def _methods(request: specs.DescribeMethods) -> specs.MethodsReport:
+    from engine.methods.registry import describe
+
+    return describe()
+
+
 ANSWERS: dict[str, str | Callable] = {
     "describe-data": "engine.data.describe.describe",
     "show-rows": "engine.data.describe.show_rows",
     "render-row": "engine.data.preview.render_row",
     "lint-data": "engine.data.lint.lint",
     "estimate-plan": "engine.train.estimate.estimate",
+    "describe-methods": _methods,
 }
 WATCHED = ("describe-data", "lint-data")
 BESIDE = ("describe-data", "lint-data")
