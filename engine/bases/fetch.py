@@ -125,7 +125,7 @@ def _place(remote: hub.Remote, out: Path, downloads: Path, stopped: Callable[[],
 def _link(source: Path, target: Path) -> None:
     """Put a file into a second place without a second copy where the file system can; the first stays until all is done."""
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)    # of a link the file: the Hub's cache is made of them
     except OSError:
         shutil.copyfile(source, target)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -220,6 +221,17 @@ def test_a_folder_of_this_computer_comes_in_without_its_programs(base_folder: Pa
     assert events[-1] == Finished(result={"path": str(out)}) and load_model(out).config.model_type == "llama"
     assert {path.name for path in out.iterdir()} == {path.name for path in base_folder.iterdir()}
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+def test_a_folder_of_links_comes_in_as_files(base_folder: Path, tmp_path: Path, out: Path):
+    """As the Hub's own cache keeps its models."""
+    source, blobs = tmp_path / "snapshots" / "c0ffee", shutil.copytree(base_folder, tmp_path / "blobs")
+    source.mkdir(parents=True)
+    for blob in blobs.iterdir():
+        (source / blob.name).symlink_to(Path("..", "..", "blobs", blob.name))
+    assert list(fetch(*job(out, str(source))))[-1] == Finished(result={"path": str(out)})
+    assert not [file for file in out.iterdir() if file.is_symlink()] and load_model(out).config.model_type == "llama"
 
 
 def test_a_folder_that_is_no_model_changes_nothing(tmp_path: Path, out: Path):
