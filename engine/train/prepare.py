@@ -54,11 +54,12 @@ def read_material(spec: TrainSpec) -> Material:
     context = base.config.get("max_position_embeddings")
     limit = min(spec.max_length, context) if isinstance(context, int) else spec.max_length
     rows, learned, notes = render_all(learn, tokenizer, spec.system, limit)
-    tested = render_all(test, tokenizer, spec.system, limit) if test else ([], [], [])
+    try:
+        tested = render_all(test, tokenizer, spec.system, limit)
+    except BadData as nothing_left:
+        tested = [], [], ["All examples held back for testing had to be left out.", nothing_left.why]
     if not learned:
         raise BadData("There is nothing to learn from.", do="Add examples.")
-    if test and not tested[1]:
-        notes.append("All examples held back for testing had to be left out.")
     tokens = hashlib.sha256(json.dumps([r.ids + r.labels for r in [*learned, *tested[1]]]).encode()).hexdigest()
     settings = {k: v for k, v in spec.to_dict().items() if k not in _FREE and k not in ("base", "data")}
     identity = {"settings": hashlib.sha256(json.dumps([settings, method_settings(spec)], sort_keys=True).encode()).hexdigest(),
