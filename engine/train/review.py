@@ -82,7 +82,7 @@ def review(spec: ReviewSpec, run: RunFolder) -> Iterator[Event]:
             comparison = _Comparison(stack, material, run)
             result = yield from comparison.carry_out(spec, plan.system)
     except Cancelled:
-        yield Stopped("cancel")
+        yield Stopped("cancel" if run.asked("cancel") else "pause")
         return
     result = {"adapter": spec.adapter, **result, "seconds": round(time.monotonic() - begun, 1)}
     add_to_recipe(spec.adapter, review={k: v for k, v in result.items() if k != "adapter"})

@@ -84,12 +84,13 @@ def test_the_recipe_keeps_the_comparison_and_everything_else(taught, tmp_path):
     assert after.pop("review") == {k: v for k, v in result.items() if k != "adapter"} and after == before
 
 
-def test_a_comparison_can_be_broken_off_and_leaves_the_recipe_as_it_was(taught, tmp_path):
+@pytest.mark.parametrize("request_", ["cancel", "pause"])
+def test_a_comparison_can_be_broken_off_and_leaves_the_recipe_as_it_was(taught, tmp_path, request_):
     before = read_recipe(taught.out)
     spec = ReviewSpec(adapter=taught.out)
     run = RunFolder.create(tmp_path / "review", spec)
-    run.ask("cancel")
-    assert isinstance(list(review(spec, run))[-1], Stopped) and read_recipe(taught.out) == before
+    run.ask(request_)
+    assert list(review(spec, run))[-1] == Stopped(request_) and read_recipe(taught.out) == before
 
 
 def test_examples_that_have_changed_are_told(taught, tmp_path):
