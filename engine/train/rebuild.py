@@ -24,8 +24,8 @@ def rebuild(spec: RebuildSpec, run: RunFolder) -> Iterator[Event]:
     """
     recipe = read_recipe(spec.check().adapter)
     if not (run.path / "precision.json").exists():
-        write_json(run.path / "precision.json", recipe["precision"])       # measured anew, it might come out differently
         write_json(run.path / COURSE, recipe.get("course", []))
+        write_json(run.path / "precision.json", recipe["precision"])       # measured anew, it might come out differently
     if others := [f"{name} {old} then, {versions()[name]} now" for name, old in recipe.get("versions", {}).items() if versions().get(name) != old]:
         yield Note(f"The file may differ in its last digits: {'; '.join(others)}.", "warning")
     for event in train(replace(plan_of(recipe), out=spec.out), run):
