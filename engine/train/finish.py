@@ -50,8 +50,12 @@ def versions() -> dict[str, str]:
 
 
 def place(spec: TrainSpec, run: RunFolder, model, material, result: dict, rate: float, evaluations: list, turns: list) -> dict:
-    """Write adapter and recipe into ``spec.out``, both or nothing. Returns the result with ``adapter`` and ``fingerprint``."""
+    """Write adapter and recipe into ``spec.out``, both or nothing. Returns the result with ``adapter`` and ``fingerprint``.
+
+    Raises `InvalidSpec` if something has come there since the training began.
+    """
     out = Path(spec.out)
+    earlier_result(spec, run)
     precision = Precision(**json.loads((run.path / "precision.json").read_text(encoding="utf-8")))
     with replacing_folder(out) as new:
         save_adapter(model, "default", new)

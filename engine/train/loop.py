@@ -163,7 +163,7 @@ class Training:
     # --- one step ---
 
     def _one_step(self) -> Iterator[Event]:
-        start, places = time.monotonic(), self.schedule.rows_of(self.step)
+        start, places = time.perf_counter(), self.schedule.rows_of(self.step)
         rows = [self.material.learn[i] for i in places]
         learned = sum(row.learned for row in rows)
         self.model.train()
@@ -174,7 +174,7 @@ class Training:
             yield from self._run_away(self.step + 1, factor, rows, [self.material.lines[i] for i in places])
         self.step += 1
         self.errors.append(error)
-        seconds = time.monotonic() - start
+        seconds = time.perf_counter() - start                  # never 0: Windows' monotonic clock ticks every 16 ms
         self._steps_here += 1
         self._step_seconds += seconds
         tokens = sum(len(row.ids) for row in rows)
@@ -205,15 +205,15 @@ class Training:
     def _in_portions(self, kind: str, rows: list, work: Callable[[], float]) -> Generator[Event, None, float]:
         """What ``work`` finds out about the rows; if memory runs out, in smaller portions. ``kind`` as in `Course.portion`."""
         while True:
-            before = torch.get_rng_state()  # dropout of a step that is repeated falls as it fell
+            before = checkpoints.generators()  # dropout of a step that is repeated falls as it fell
             try:
                 return work()
             except _Interrupted:
-                torch.set_rng_state(before)
+                checkpoints.restore_generators(before)
                 raise
             except (MemoryError, RuntimeError) as problem:
                 self.optimizer.forget()
-                torch.set_rng_state(before)
+                checkpoints.restore_generators(before)
                 yield self._smaller(problem, kind, max(len(row.ids) for row in rows), len(rows))
 
     def _smaller(self, problem: Exception, kind: str, longest: int, rows: int) -> Note:

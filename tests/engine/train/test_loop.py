@@ -3,7 +3,9 @@
 import errno
 import json
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -216,6 +218,25 @@ def test_what_stands_in_the_place_of_the_result_is_never_overwritten(make_spec, 
     Path(spec.out).mkdir()
     with pytest.raises(InvalidSpec, match="already"):
         list(train(spec, run))
+
+
+def test_what_came_there_meanwhile_is_not_overwritten_either(make_spec, tmp_path):
+    spec = make_spec(passes=1)
+    run, other = start(spec, tmp_path / "run"), Path(spec.out) / "adapter_config.json"
+    with pytest.raises(InvalidSpec, match="already"):
+        for event in train(spec, run):
+            if isinstance(event, Step) and event.step == 1:
+                other.parent.mkdir()
+                other.write_text("somebody else's")
+    assert other.read_text() == "somebody else's"
+    shutil.rmtree(spec.out)
+    assert isinstance(list(train(spec, run))[-1], Finished)
+
+
+def test_a_step_that_is_quicker_than_the_clock_is_a_step(make_spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 0.0, perf_counter=time.perf_counter))      # Windows' ticks every 16 ms
+    spec = make_spec(passes=1)
+    assert isinstance(list(train(spec, start(spec, tmp_path / "run")))[-1], Finished)
 
 
 def test_changed_examples_are_not_mixed_into_a_begun_run(make_spec, tmp_path):
