@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from engine.errors import explain
+from engine.errors import StudioError, explain
 from engine.store.atomic import write_text
 from engine.store.home import Home, safe_name
 
@@ -19,32 +19,38 @@ class Corrections:
         self.path: Path = home.corrections / f"{safe_name(name)}.jsonl"
 
     def __len__(self) -> int:
-        return len(self._rows())
+        try:
+            return sum(_conversation(line) is not None for line in self._lines())
+        except (OSError, UnicodeDecodeError):
+            return 0
 
     def keep(self, messages: list[dict]) -> int:
         """Keep a conversation ({role, content}) whose last answer is the corrected one. Returns how many there are now.
 
-        The same question put right again replaces what was kept before. Raises `StudioError` if the file cannot be written.
+        The same question put right again replaces what was kept before. Raises `StudioError` if the file cannot be read or written.
         """
-        rows = [row for row in self._rows() if row["messages"][:-1] != messages[:-1]] + [{"messages": messages}]
         try:
-            write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            others = [line for line in self._lines() if (known := _conversation(line)) is None or known[:-1] != messages[:-1]]
+            write_text(self.path, "".join(f"{line}\n" for line in [*others, json.dumps({"messages": messages}, ensure_ascii=False)]))
         except OSError as error:
             raise explain(error) from error
-        return len(rows)
+        except UnicodeDecodeError as error:
+            raise StudioError(f"The file {self.path.name} is damaged or is not what its name says.", "", "Get or save it again.",
+                              details=str(error)) from error
+        return len(self)
 
-    def _rows(self) -> list[dict]:
-        """What is kept; a line that somebody has broken by hand is left out."""
+    def _lines(self) -> list[str]:
+        """One conversation each, but for what somebody has broken by hand. (Not `splitlines`: an answer may hold other signs that part lines.)"""
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-        except OSError:
+            return [line for line in self.path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        except FileNotFoundError:
             return []
-        rows = []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and isinstance(row.get("messages"), list) and row["messages"]:
-                rows.append(row)
-        return rows
+
+
+def _conversation(line: str) -> list | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    messages = row.get("messages") if isinstance(row, dict) else None
+    return messages if isinstance(messages, list) and messages else None
