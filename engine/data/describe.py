@@ -48,11 +48,12 @@ def _held(data: Dataset, holdout: float) -> set[int]:
     if not data.whole:
         return set()
     wanted = data.digest, holdout
-    if wanted not in _latest_held:
+    found = _latest_held.get(wanted)       # asked once: another thread may forget it meanwhile
+    if found is None:
         found = held_out(data.rows.keys, holdout)
         _latest_held.clear()
         _latest_held[wanted] = found
-    return _latest_held[wanted]
+    return found
 
 
 def _shortened(messages: tuple[dict, ...], letters: int) -> list[dict]:
