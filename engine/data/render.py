@@ -167,14 +167,18 @@ def control_signs(tokenizer) -> list[str]:
 def render_all(rows: Sequence[Row], tokenizer, system: str, max_length: int) -> tuple[list[Row], list[Rendered], list[str]]:
     """Render many rows. Rows that are too long or unusable are left out, never cut. Returns (rows, rendered, notes in sentences).
 
-    Raises `BadData` when no row is left.
+    Raises `BadData` when no row is left, `BadModel` if that is because of the chat template.
     """
-    kept, done, reasons, longest, partly = [], [], {}, 0, 0
+    kept, done, reasons, longest, partly, refusal = [], [], {}, 0, 0, None
     for row in rows:
         try:
             rendered = render(row, tokenizer, system)
         except Unusable as reason:
             reasons.setdefault(str(reason), []).append(row.line)
+            continue
+        except BadModel as problem:        # this conversation's turns do not suit the model's template
+            refusal = problem
+            reasons.setdefault("the model's chat template does not accept these messages", []).append(row.line)
             continue
         if len(rendered.ids) > max_length:
             longest = max(longest, len(rendered.ids))
@@ -191,6 +195,8 @@ def render_all(rows: Sequence[Row], tokenizer, system: str, max_length: int) -> 
     if partly:
         notes.append(f"In {partly} conversation{'s' if partly > 1 else ''} only the last answer is learned, because the model's chat template "
                      "rewrites earlier turns.")
+    if rows and not kept and refusal:
+        raise refusal
     if rows and not kept:
         raise BadData("No example can be used with this model.", " ".join(notes),
                       "Shorten the examples or raise “Longest example”." if longest else "Remove these signs from the examples.")

@@ -13,7 +13,7 @@ from engine.bases.load import load_model, load_tokenizer
 from engine.data.render import Rendered, prepare_tokenizer, render_all
 from engine.data.shapes import Row, load
 from engine.data.split import split
-from engine.errors import BadData, DamagedCheckpoint
+from engine.errors import BadData, BadModel, DamagedCheckpoint
 from engine.model.peft_model import get_peft_model
 from engine.specs import TrainSpec
 from engine.store.atomic import write_json
@@ -56,7 +56,7 @@ def read_material(spec: TrainSpec) -> Material:
     rows, learned, notes = render_all(learn, tokenizer, spec.system, limit)
     try:
         tested = render_all(test, tokenizer, spec.system, limit)
-    except BadData as nothing_left:
+    except (BadData, BadModel) as nothing_left:
         tested = [], [], ["All examples held back for testing had to be left out.", nothing_left.why]
     if not learned:
         raise BadData("There is nothing to learn from.", do="Add examples.")
