@@ -110,7 +110,7 @@ class _Member:
 
     def send(self, message: dict) -> None:
         try:
-            self.process.stdin.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
         except OSError as error:
             raise self.died() from error

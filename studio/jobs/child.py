@@ -85,7 +85,7 @@ class WorkerChild:
         """Write one line. Raises `WorkerDied` when the child is gone."""
         try:
             with self._write:
-                self.process.stdin.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
+                self.process.stdin.write(json.dumps(message).encode() + b"\n")
                 self.process.stdin.flush()
         except (OSError, ValueError) as error:
             raise self.died() from error

@@ -57,6 +57,11 @@ def test_a_question_is_answered_by_its_dataclass(talk, listen, tmp_path):
     assert failed.error.code == "bad-data" and failed.error.do
 
 
+def test_a_name_that_is_no_text_is_asked_for_all_the_same(talk, listen, tmp_path):
+    name = str(tmp_path / "M\udcfcller.csv")           # Latin-1 on a stick from an old computer
+    assert listen(talk.ask(specs.DescribeData(name)))[-1].error.code == "bad-data"
+
+
 def test_an_answer_streams_and_nothing_that_is_printed_spoils_it(talk, listen, home):
     talk.ask(specs.OpenChat("base", STACK))
     words = listen(talk.ask(say(5)))
