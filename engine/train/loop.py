@@ -17,7 +17,7 @@ from functools import lru_cache
 import psutil
 import torch
 
-from engine.errors import OutOfMemory, StudioError, explain
+from engine.errors import BadData, Diverged, OutOfMemory, StudioError, explain
 from engine.events import Evaluated, Event, Finished, Note, Progress, Sample, Saved, Step, Stopped
 from engine.generate.sampling import answer
 from engine.specs import TrainSpec
@@ -297,7 +297,12 @@ class Training:
         start = time.monotonic()
         for prompt in self.spec.prompts:
             self.team.together(self._listen)
-            yield Sample(self.step, prompt, self.team.lead(lambda prompt=prompt: self._answer(prompt)))
+            try:
+                said = self.team.lead(lambda prompt=prompt: self._answer(prompt))
+            except (BadData, Diverged) as problem:             # too long, or no number: what was learned is not lost by it
+                yield Note(problem.what, "warning", self.step)
+                continue
+            yield Sample(self.step, prompt, said)
         self._sample_seconds += time.monotonic() - start
 
     def _answer(self, prompt: str) -> str:

@@ -128,6 +128,13 @@ def test_a_sample_on_request_changes_nothing(make_spec, tmp_path):
     assert 5 in asked_at and not run.asked("sample") and weights(spec) == weights(straight)
 
 
+def test_a_question_that_cannot_be_answered_does_not_lose_what_was_learned(make_spec, tmp_path):
+    spec = make_spec(passes=1, holdout=0.0, prompts=["why " * 3000, "What is 1 and 2?"])
+    events = list(train(spec, start(spec, tmp_path / "run")))
+    assert isinstance(events[-1], Finished) and [e.prompt for e in of(Sample, events)] == ["What is 1 and 2?"]
+    assert any("longer than the model can read" in e.text for e in of(Note, events))
+
+
 def test_memory_running_out_makes_portions_smaller_not_the_result_different(make_spec, tmp_path, monkeypatch):
     straight, spec = make_spec(out=str(tmp_path / "straight")), make_spec()
     expected = [e.error for e in train(straight, start(straight, tmp_path / "a")) if isinstance(e, Step)]
