@@ -106,16 +106,16 @@ class RunFolder:
     def outcome(self) -> events.Event | None:
         """The final event of the last attempt, or None while there is none (running, or killed)."""
         try:
-            return events.from_dict(json.loads((self.path / "outcome.json").read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError):
+            return _parse((self.path / "outcome.json").read_bytes())
+        except OSError:
             return None
 
 
 def _parse(line: bytes) -> events.Event | None:
     try:
         return events.from_dict(json.loads(line))
-    except (json.JSONDecodeError, TypeError):
-        return None                        # a line torn by a power cut
+    except (ValueError, TypeError, AttributeError):
+        return None                        # torn by a power cut, perhaps within a letter, or filled up with zeros
 
 
 class EventLog:
