@@ -123,7 +123,7 @@ def _done_before(out: Path, run: RunFolder) -> bool:
     """Whether an earlier attempt of this very job had finished the folder and was killed before it could say so."""
     try:
         return json.loads((out / RECEIPT).read_text(encoding="utf-8")).get("job") == run.path.name
-    except (OSError, json.JSONDecodeError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from collections.abc import Iterator
 
 from engine import specs
-from engine.errors import Busy, DiskFull, InvalidSpec, StudioError
+from engine.errors import Busy, DiskFull, StudioError
 from studio.jobs.job import Job, State
 
 MIGRATIONS = (
@@ -77,7 +77,7 @@ class JobStore:
             rows = self._db.execute("SELECT * FROM jobs ORDER BY position, id").fetchall()
         found = []
         for row in rows:
-            with contextlib.suppress(InvalidSpec):
+            with contextlib.suppress(ValueError):  # also `InvalidSpec` is one
                 found.append(_job(row))
         return found
 

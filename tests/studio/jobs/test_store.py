@@ -96,10 +96,11 @@ def test_a_file_that_is_no_database_is_told_in_a_sentence(tmp_path):
         JobStore(tmp_path / "studio.db")
 
 
-def test_a_job_of_a_newer_studio_is_kept_though_it_cannot_be_shown(store):
+@pytest.mark.parametrize("newer", ["spec = '{\"kind\": \"holiday\"}'", "state = 'dreaming'", "result = 'x'"])
+def test_a_job_of_a_newer_studio_is_kept_though_it_cannot_be_shown(store, newer):
     store.add(SPEC, "x", Path("x"))
     with sqlite3.connect(store.path) as db:
-        db.execute("UPDATE jobs SET spec = '{\"kind\": \"holiday\"}'")
+        db.execute(f"UPDATE jobs SET {newer}")
     db.close()
     assert store.jobs() == []
     with sqlite3.connect(store.path) as db:
