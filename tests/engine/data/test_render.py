@@ -107,8 +107,8 @@ def test_too_long_rows_are_left_out_never_cut():
 
 def test_a_conversation_that_the_template_refuses_is_left_out_and_the_others_are_learned():
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = ("{% for m in messages %}{% if loop.index0 % 2 == (m.role == 'user') | int %}{{ raise_exception('take turns') }}{% endif %}"
-                               "<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}")
+    tokenizer.chat_template = ("{% for m in messages %}{% if loop.index0 % 2 == (m.role == 'user') | int %}{{ raise_exception('take turns') }}"
+                               "{% endif %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}")
     good = Row(tuple(messages_of([("a", "b")])), 1)
     bad = Row(({"role": "user", "content": "a"}, *good.messages), 2)
     kept, _, notes = render_all([good, bad], tokenizer, "", 100)
