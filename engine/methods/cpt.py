@@ -90,11 +90,12 @@ class CPTEmbedding(BasePromptEncoder):
         return torch.tensor(self.config.cpt_tokens_type_mask, device=device)
 
     def _shares(self, way: Tensor) -> Tensor:
-        """``(n, 1)``: what remains of each way when none is longer than it may be."""
+        """``(n, 1)``: what remains of each way when none is longer than it may be, by more than rounding: then a second time changes nothing."""
         types, unit = self._types(way.device), math.sqrt(self.config.token_dim / 2048)
         allowed = torch.where(types % 4 == INPUT, self.config.opt_projection_epsilon, self.config.opt_projection_format_epsilon) * unit
         allowed = torch.where((types > 0) & (types % 4 != OUTPUT), allowed, NO_WAY).unsqueeze(1).to(way.dtype)
-        return allowed / way.norm(dim=1, keepdim=True).clamp(min=allowed)
+        length = way.norm(dim=1, keepdim=True)
+        return torch.where(length > allowed * (1 + 4 * torch.finfo(way.dtype).eps), allowed / length, 1)
 
 
 def cpt_targets(cfg: CPTConfig, labels: Tensor, input_type_mask: Tensor | None) -> tuple[Tensor, Tensor]:
