@@ -140,9 +140,9 @@ def _merge_in_memory(folder: Path, plan: MergePlan, dtype: str, asked_to_stop: C
     live.arrange(plan.stack.entries)
     _heed(asked_to_stop)
     merged = live.model.merge_and_unload()
-    for name, parameter in merged.named_parameters():
-        _sound(parameter, name)
-    _heed(asked_to_stop)
     merged = merged if dtype == "same" else merged.to(getattr(torch, dtype))
+    for name, parameter in merged.named_parameters():
+        _sound(parameter, name)            # in the format in which it is saved
+    _heed(asked_to_stop)
     merged.save_pretrained(folder)
     yield Progress(STAGE, plan.bytes, plan.bytes, "bytes")

@@ -191,10 +191,14 @@ def test_too_little_room_is_told_before_anything_is_written(shelf, tmp_path, mon
     assert not any((tmp_path / "out").iterdir())
 
 
-def test_values_that_do_not_fit_the_format_are_refused(shelf, tmp_path):
-    bases, adapters = shelf
+@pytest.mark.parametrize("streamed", [True, False])
+def test_values_that_do_not_fit_the_format_are_refused(shelf, tmp_path, streamed):
+    base = read_model(shelf[0]["tied"])
+    plan = plan_merge(base, [StackEntry(str(make_adapter(tmp_path / "huge", base.path, loud=300.0)))], "float16")
+    plan.missed = [] if streamed else ["model.layers.0.self_attn.q_proj.weight"]
+    (tmp_path / "out").mkdir()
     with pytest.raises(BadAdapter, match="not numbers"):
-        merge(tmp_path / "out", bases["tied"], [StackEntry(str(make_adapter(tmp_path / "huge", bases["tied"], loud=300.0)))], "float16")
+        list(merge_into(tmp_path / "out", plan, "float16"))
 
 
 def test_nothing_is_baked_into_shrunken_weights(shelf, tmp_path):
