@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -101,14 +102,18 @@ def _from_gguf(file: Path, out: Path, downloads: Path, stopped: Callable[[], boo
 def _from_folder(source: Path, out: Path, downloads: Path, stopped: Callable[[], bool]) -> Iterator[Event]:
     """Take its files into the library, without a second copy where the file system can. The folder itself stays as it is."""
     check_folder(source)
+    with replacing_folder(out) as folder:
+        yield from _impatient(_taken(source, folder), stopped)
+        check_folder(folder)
+
+
+def _taken(source: Path, folder: Path) -> Iterator[Event]:
     files = [file for file in sorted(source.iterdir()) if file.is_file() and hub.belongs(file.name)]
     total, done = sum(file.stat().st_size for file in files), 0
-    with replacing_folder(out) as folder:
-        for file in files:
-            yield Progress("Taking the model into the library", done, total, "bytes")
-            _link(file, folder / file.name)
-            done += file.stat().st_size
-        check_folder(folder)
+    for file in files:
+        yield Progress("Taking the model into the library", done, total, "bytes")
+        _link(file, folder / file.name)
+        done += file.stat().st_size
 
 
 def _place(remote: hub.Remote, out: Path, downloads: Path, stopped: Callable[[], bool]) -> Iterator[Event]:
@@ -171,5 +176,5 @@ def _is_whole(out: Path) -> bool:
 
 def _sweep(out: Path) -> None:
     """Remove what a killed job left beside ``out`` (we hold the lock, so nobody is writing it)."""
-    for left in out.parent.glob(f".{out.name}.*.part"):
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
         shutil.rmtree(left, ignore_errors=True)

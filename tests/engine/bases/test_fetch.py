@@ -202,6 +202,23 @@ def test_a_stop_is_heard_in_the_middle_of_slow_work():
     assert heard == ["begun"] and time.monotonic() - begun < 2
 
 
+def test_a_stop_is_heard_while_a_large_file_is_copied(base_folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
+    spec, run = job(out, str(base_folder))
+    go_on, copied = threading.Event(), []
+
+    def slowly(source, target):
+        run.ask("cancel")
+        go_on.wait(10)
+        copied.append(source)
+
+    monkeypatch.setattr("engine.bases.fetch._link", slowly)
+    try:
+        assert list(fetch(spec, run))[-1] == Stopped("cancel", resumable=True) and not copied and not out.exists()
+        assert not list(out.parent.glob(".tiny.*.part"))
+    finally:
+        go_on.set()
+
+
 def test_slow_work_that_fails_fails_here():
     def slowly():
         yield Note("begun")
