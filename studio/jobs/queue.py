@@ -284,7 +284,15 @@ class JobQueue:
         if not (run.path / "spec.json").exists():
             write_json(run.path / "spec.json", job.spec.to_dict())
         final = self._runner.run(run, watch)
-        self._settle(job, final, closing=self._closing)
+        while True:
+            try:
+                return self._settle(job, final, closing=self._closing)
+            except StudioError:            # the disk is too full for the list of jobs: what was done is noted as soon as it can be
+                log.exception("the end of job %s", job.id)
+                with self._wake:
+                    if self._closing:      # the next studio finds it in the job's folder
+                        raise
+                    self._wake.wait_for(lambda: self._closing, RETRY_AFTER)
 
     def _heard(self, id: int, event: events.Event) -> None:
         if isinstance(event, events.Saved):

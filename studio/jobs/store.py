@@ -125,7 +125,7 @@ class JobStore:
         return self.job(id)
 
     def note_process(self, id: int, pid: int, start: float) -> None:
-        """Which process carries this job out; `recover` asks whether it still lives."""
+        """Which process carries this job out; the next studio asks whether it still lives."""
         with self._transaction() as db:
             db.execute("UPDATE jobs SET pid = ?, pid_start = ? WHERE id = ?", (pid, start, id))
 

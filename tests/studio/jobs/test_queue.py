@@ -193,6 +193,42 @@ def test_the_queue_outlives_its_own_failures(queues, plan, gate, until, monkeypa
     assert until(settled(queue, queue.submit(plan(), "x").id)).state is State.FINISHED
 
 
+def test_a_job_whose_end_cannot_be_noted_at_first_has_not_failed(queues, plan, gate, until, monkeypatch):
+    monkeypatch.setattr("studio.jobs.queue.RETRY_AFTER", 0.01)
+    queue, full = queues(InlineRunner(gate)), [True, True]
+    change = queue._store.change
+
+    def sometimes(id, target, **facts):
+        if target is State.FINISHED and full:
+            full.pop()
+            raise DiskFull("The disk is full.")
+        return change(id, target, **facts)
+
+    monkeypatch.setattr(queue._store, "change", sometimes)
+    gate.go.set()
+    job = queue.submit(plan(), "x")
+    assert until(settled(queue, job.id)).state is State.FINISHED and not full
+
+
+def test_the_end_of_a_job_that_cannot_be_noted_keeps_no_studio_open(queues, plan, gate, until, monkeypatch):
+    queue, tried = queues(InlineRunner(gate)), threading.Event()
+    change = queue._store.change
+
+    def full(id, target, **facts):
+        if target is State.RUNNING:
+            return change(id, target, **facts)
+        tried.set()
+        raise DiskFull("The disk is full.")
+
+    monkeypatch.setattr(queue._store, "change", full)
+    monkeypatch.setattr(queue._store, "note_process", lambda *process: None)   # it is this very process, which shall not be taken for an orphan
+    gate.go.set()
+    job = queue.submit(plan(), "x")
+    assert tried.wait(5)
+    queue.close()
+    assert queues(InlineRunner(gate)).job(job.id).state is State.FINISHED
+
+
 def test_news_tell_every_event_once_and_in_order(queues, plan, until):
     def work(spec, run):
         yield from (events.Step(n, 50, 1.0, 1e-3, 1, 1.0, 1.0) for n in range(1, 51))
