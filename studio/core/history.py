@@ -66,7 +66,7 @@ def read_run(folder: Path) -> Run | None:
     try:
         spec, outcome = run.spec(), run.outcome()
         made = (folder / "spec.json").stat().st_mtime
-        saved = tuple(_checkpoint(path, folder) for path in sorted(run.checkpoints.glob("step-*"), reverse=True))
+        saved = tuple(filter(None, (_checkpoint(path, folder) for path in sorted(run.checkpoints.glob("step-*"), reverse=True))))
     except (OSError, StudioError, ValueError):
         return None
     if not isinstance(spec, TrainSpec):
@@ -79,8 +79,12 @@ def read_run(folder: Path) -> Run | None:
     return Run(folder, spec, "failed" if isinstance(outcome, Failed) else "", {}, made, saved)
 
 
-def _checkpoint(path: Path, run: Path) -> Checkpoint:
-    return Checkpoint(path, int(path.name.removeprefix("step-")), folder_bytes(path), path.stat().st_mtime, run)
+def _checkpoint(path: Path, run: Path) -> Checkpoint | None:
+    """None for what was dropped for a newer one while it was looked at."""
+    try:
+        return Checkpoint(path, int(path.name.removeprefix("step-")), folder_bytes(path), path.stat().st_mtime, run)
+    except OSError:
+        return None
 
 
 def read_runs(home: Home) -> tuple[Run, ...]:

@@ -31,6 +31,17 @@ def taught(home: Home, name: str, data: str = "", outcome: events.Event | None =
     return run
 
 
+def test_a_state_that_is_dropped_while_it_is_looked_at_does_not_hide_its_run(home, monkeypatch):
+    def size(folder):
+        if folder.name == "step-00000020":
+            raise FileNotFoundError(folder)
+        return 1
+
+    monkeypatch.setattr("studio.core.history.folder_bytes", size)
+    folder = taught(home, "Shop", steps=(20, 40)).path
+    assert [saved.step for saved in read_run(folder).checkpoints] == [40]
+
+
 @pytest.mark.parametrize("outcome, state", [(None, ""), (events.Finished({"steps": 40}), "finished"), (events.Stopped("pause"), "paused"),
                                             (events.Stopped("cancel"), "cancelled"), (events.Failed({"what": "It broke."}), "failed")])
 def test_a_training_is_told_with_its_end_and_its_saved_states(home, outcome, state):
