@@ -229,7 +229,7 @@ def over_base(label: str, base, ours, theirs, ids, rounds: int, goal: float, beh
             model(input_ids=ids, use_cache=cache is not None, **{name: cache}, **extra)
             runs[who] += [time.process_time() - start] if number else []
             if cache is not None:
-                cache.crop(behind)
+                cache.crop(-ids.shape[1])
         models.append(models.pop(0))
     medians = (statistics.median(t / b for t, b in zip(runs[who], runs["base"])) for who in ("ours", "peft"))
     ratio(f"{label}, over the base", *medians, goal=goal)
