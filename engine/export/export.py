@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.bases.load import load_model, load_tokenizer
+from engine.data.render import PLAIN_TEMPLATE
 from engine.errors import Cancelled, StudioError, VerificationFailed
 from engine.events import Event, Finished, Note, Progress, Stopped
 from engine.export.probe import PROMPTS, QUESTIONS, Probe, listen
@@ -70,6 +71,8 @@ def _carry_out(spec: ExportSpec, run: RunFolder, out: Path, base: ModelInfo) -> 
         yield from _listen(plan, tokenizer, [*spec.prompts, *QUESTIONS], compare, asked_to_stop, probes)
     with replacing_folder(out) as folder:
         yield from merge_into(folder, plan, spec.dtype, asked_to_stop)
+        if not base.has_chat_template:     # it was taught and heard with the plain one: other programs are to speak with it alike
+            (folder / "chat_template.jinja").write_text(PLAIN_TEMPLATE, encoding="utf-8")
         verification = Verification(folder, plan, probes, tokenizer, compare, asked_to_stop)
         if spec.verify:
             yield from verification

@@ -135,7 +135,8 @@ class Verification:
     def _same_words(self, model, tokenizer) -> Iterator[Checked]:
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "ä €\n c"}]
         same = prompt_ids(tokenizer, chat) == prompt_ids(self.tokenizer, chat) and tokenizer.chat_template == self.tokenizer.chat_template
-        yield Checked("chat-template", same, "The chat template is the base's." if same else "The chat template is not the base's.")
+        whose = "the base's" if self.plan.base.has_chat_template else "the plain one with which it was heard"
+        yield Checked("chat-template", same, f"The chat template is {whose}." if same else f"The chat template is not {whose}.")
         # of the base: its generation settings and tokenizer; the skeleton is the base's architecture with its own config
         ends, wanted = end_tokens(model, tokenizer), end_tokens(_with_generation_config(self.plan), self.tokenizer)
         yield Checked("stop-tokens", ends == wanted, f"It stops at {_names(tokenizer, ends)}, as the base does." if ends == wanted else

@@ -1,11 +1,13 @@
 """An export is complete and proved, or it is not there under its name."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.data.render import PLAIN_TEMPLATE
 from engine.errors import BadAdapter, DiskFull, InvalidSpec, StudioError, VerificationFailed, WrongBase, explain
 from engine.events import Checked, Finished, Progress, Stopped
 from engine.export import export as module, probe, verify
@@ -72,6 +74,21 @@ def test_what_is_exported_is_what_was_heard(shelf, order):
     assert "base_model: \"base\"" in card and "| style | LORA | 0.5 |" in card and "## Verified" in card
     assert result["bytes"] > read_model(base).bytes
     assert list(export(spec, run))[-1].result["path"] == result["path"]        # killed after the rename, asked again: already done
+
+
+def test_a_model_that_was_never_taught_to_chat_is_exported_with_the_template_it_was_heard_with(order, tmp_path):
+    from transformers import AutoTokenizer
+
+    spec, run = order
+    silent = shutil.copytree(spec.base, tmp_path / "silent")
+    config = json.loads((silent / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (silent / "tokenizer_config.json").write_text(json.dumps(config))
+    (silent / "chat_template.jinja").unlink(missing_ok=True)
+    spec.base = str(silent)
+    *_, finished = export(spec, run)
+    assert finished.result["verified"]
+    assert AutoTokenizer.from_pretrained(finished.result["path"]).chat_template == PLAIN_TEMPLATE
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
