@@ -135,8 +135,10 @@ class Verification:
     def _same_words(self, model, tokenizer) -> Iterator[Checked]:
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "ä €\n c"}]
         same = prompt_ids(tokenizer, chat) == prompt_ids(self.tokenizer, chat) and tokenizer.chat_template == self.tokenizer.chat_template
-        whose = "the base's" if self.plan.base.has_chat_template else "the plain one with which it was heard"
-        yield Checked("chat-template", same, f"The chat template is {whose}." if same else f"The chat template is not {whose}.")
+        sentence = "The chat template is the base's." if same else "The chat template is not the base's."
+        if not self.plan.base.has_chat_template:
+            sentence = "It chats by the plain template that it was heard with." if same else "It does not chat as it was heard."
+        yield Checked("chat-template", same, sentence)
         # of the base: its generation settings and tokenizer; the skeleton is the base's architecture with its own config
         ends, wanted = end_tokens(model, tokenizer), end_tokens(_with_generation_config(self.plan), self.tokenizer)
         yield Checked("stop-tokens", ends == wanted, f"It stops at {_names(tokenizer, ends)}, as the base does." if ends == wanted else
@@ -166,7 +168,7 @@ class Verification:
         yield Checked("differs-from-base", passed, "It answers differently from the plain model, as the stack does." if passed else
                       "It answers like the plain model: the stack is not in it.", from_base.largest, effect.largest / 4)
         passed = apart.finite and apart.largest <= limit.largest
-        yield Checked("equals-live-stack", passed, f"Over {questions}, no logit is further than {apart.largest:.2g} from the live stack.",
+        yield Checked("equals-live-stack", passed, f"Over {questions}, no token's score is further than {apart.largest:.2g} from the live stack's.",
                       apart.largest, limit.largest)
         yield Checked("same-probabilities", apart.finite and apart.kl <= limit.kl,
                       f"Its probabilities differ by {apart.kl:.2g} nats from the live stack's; those differ by {effect.kl:.2g} from the base's.",

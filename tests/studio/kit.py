@@ -232,7 +232,7 @@ def scripted_export(spec: specs.ExportSpec, run) -> Iterator[events.Event]:
     for done in range(3):
         yield events.Progress("Baking in", done, 3, "tensors", 3.0 - done)
     yield events.Checked("reloads", True, "The folder opens again in plain transformers, without the studio.")
-    yield events.Checked("equals-live-stack", True, "Over 3 questions, no logit is further than 1e-05 from the live stack.", 1e-5, 1e-3)
+    yield events.Checked("equals-live-stack", True, "Over 3 questions, no token's score is further than 1e-05 from the live stack's.", 1e-5, 1e-3)
     out = Path(spec.out)
     out.mkdir(parents=True)
     samples = [{"question": q, "stack": "Bread.", "export": "We bake bread and rolls."} for q in spec.prompts]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 ROOMS = ("engine/data", "engine/errors.py", "engine/events.py", "engine/specs", "engine/store", "engine/train", "engine/worker", "engine/bases",
          "engine/generate", "engine/export", "engine/merge", "engine/mix", "engine/checkpoint", "studio/jobs", "studio/core")
 SAYS = {name for name, found in vars(errors).items() if isinstance(found, type) and issubclass(found, StudioError)} | {
-    "Note", "Progress", "Unusable", "LeftOut", "bad_line", "damaged"}
+    "Note", "Progress", "Checked", "Unusable", "LeftOut", "bad_line", "damaged"}
 NAMED = {"what", "why", "do", "sentence", "stage", "notes", "note", "passed_over", "way_out", "_WAY_OUT",
          "FOREIGN", "goes_on"}
 TABLE = json.loads((resource("translations") / "engine" / "de.json").read_text(encoding="utf-8"))

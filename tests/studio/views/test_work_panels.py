@@ -92,7 +92,7 @@ def test_the_stack_is_exported_and_the_proof_is_shown(out, stocked):
     stocked.start()
     stocked.run_all()
     shown = words_of(out)
-    assert "Verified" in out.result_head.text() and "no logit is further" in shown and "We bake bread" in shown and "receipt.json" in shown
+    assert "Verified" in out.result_head.text() and "no token's score is further" in shown and "We bake bread" in shown and "receipt.json" in shown
     assert out.open_folder.isVisible()
     out.another.click()
     assert out.name.text() == "Shop-answers-2" and out.go.isEnabled()
