@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from collections.abc import Callable
 
-from PySide6.QtCore import QLocale, QUrl, Qt, Signal
+from PySide6.QtCore import QLocale, QSize, QUrl, Qt, Signal
 from PySide6.QtGui import QDesktopServices, QGuiApplication
 from PySide6.QtWidgets import QBoxLayout, QFrame, QGridLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
@@ -170,7 +170,10 @@ class InspectorPanel(QScrollArea):
         self.setWidget(content)
         self.setMinimumWidth(max(180, self.fontMetrics().averageCharWidth() * 16))
 
-    def resizeEvent(self, event) -> None:  # noqa: N802 (Qt's name)
+    def sizeHint(self) -> QSize:           # noqa: N802 (Qt's names)
+        return QSize(self.fontMetrics().averageCharWidth() * 32, 400)
+
+    def resizeEvent(self, event) -> None:  # noqa: N802
         super().resizeEvent(event)
         if self._narrow != self._is_narrow():
             self.show_thing(self._thing)

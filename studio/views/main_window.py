@@ -169,7 +169,6 @@ class MainWindow(QMainWindow):
         self.resize(min(1280, room.width() - 40), min(820, room.height() - 60))
         if self._settings.get("geometry"):
             self.restoreGeometry(QByteArray.fromBase64(self._settings.get("geometry").encode()))
-        self.resizeDocks([self.library, self.inspector], [min(280, self.width() // 4)] * 2, Qt.Orientation.Horizontal)
         self.inspector.setVisible(room.width() >= 1200)        # a small screen is for the work first
         if self._settings.get("layout"):
             self.restoreState(QByteArray.fromBase64(self._settings.get("layout").encode()), LAYOUT_VERSION)

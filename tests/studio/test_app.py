@@ -339,6 +339,15 @@ def test_text_size_and_theme_stay(open_studio, qtbot):
     assert studio.activity.said.whole() == "The text is as large as it can be."
 
 
+def test_a_first_window_gives_both_docks_the_room_they_ask_for(open_studio):
+    window = open_studio().window
+    window.resize(1360, 860)
+    window.inspector.show()
+    QApplication.processEvents()
+    for dock in (window.library, window.inspector):
+        assert dock.width() == dock.widget().sizeHint().width()
+
+
 @pytest.mark.parametrize("speech", languages())
 def test_a_small_window_with_the_largest_letters_scrolls_nowhere_sideways(open_studio, home, speech):
     home.settings.write_text(json.dumps({"version": 1, "language": speech, "text_size": TEXT_SIZES[-1]}))
