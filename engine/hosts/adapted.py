@@ -129,7 +129,7 @@ class Adapted(Shelves):
                 or x.numel() > glance and basis.moved()):
             samples = stack.samples
             program = self._program(None, stack) if samples is None else self._mixed_program(samples) or self._per_sample
-            basis = self._basis(stack.heard() if samples is None else samples.heard)
+            basis = (self._programs[None] if samples is None else self._mixed)[4]
             self._now = stack.version, torch.is_grad_enabled(), self.training, samples, program, basis, self._glance(samples)
         return program(x, args, kwargs)
 

@@ -24,7 +24,7 @@ from engine.specs import PlanReport, TrainSpec
 from engine.store.library import read_model
 from engine.train import checkpoint as checkpoints
 from engine.train import fsdp
-from engine.train.batching import Schedule, common_prefix, computed_tokens, micro_batches, portion
+from engine.train.batching import common_prefix, computed_tokens, micro_batches, portion
 from engine.train.launch import wanted
 from engine.train.loop import SAMPLE_SHARE, SAVES, evaluation_points, memory_mb
 from engine.train.loss import Objective
@@ -60,9 +60,9 @@ class _Work:
         """Its computed tokens."""
         return computed_tokens([len(self.rows[i].ids) for i in part], self._shared(part))
 
-    def loads(self, places: list[int]) -> list[tuple[int, int]]:
+    def loads(self, shares: list[list[list[int]]]) -> list[tuple[int, int]]:
         """For each process the computed tokens and the number of its micro-batches."""
-        return [(sum(map(self.size, share)), len(share)) for share in self.shares(places)]
+        return [(sum(map(self.size, share)), len(share)) for share in shares]
 
     def _shared(self, places: list[int]) -> int | None:
         rows = [self.rows[i] for i in places]
@@ -102,14 +102,16 @@ def estimate(spec: TrainSpec) -> PlanReport:
         objective, optimizer = Objective(model, spec.checkpointing == "on"), Optimizer(parameters, 1e-6, 0.0, spec.optimizer)
         start_up = time.monotonic() - begun
         work = _Work(material.learn, objective, portion(schedule.lengths), wanted(spec))
+        steps = [work.shares(schedule[k]) for k in range(len(schedule))]
         try:
-            cost = _probe(model, objective, optimizer, material.learn, _telling(work, schedule))
+            cost = _probe(model, objective, optimizer, material.learn, _telling(work, steps))
         except (MemoryError, RuntimeError) as problem:
             raise (shortage if isinstance(shortage := explain(problem), OutOfMemory) else problem) from problem
     cards = work.team if best_device() == "cuda" else 0
-    teaching = seconds = sum(cost(work.loads(schedule[k])) + cost.correction for k in range(len(schedule)))
+    teaching = seconds = sum(cost(work.loads(shares)) + cost.correction for shares in steps)
     if material.test:
-        once = cost(_Work(material.test, objective, work.budget, work.team).loads([*range(len(material.test))])) * cost.forward
+        tests = _Work(material.test, objective, work.budget, work.team)
+        once = cost(tests.loads(tests.shares([*range(len(material.test))]))) * cost.forward
         seconds += len(evaluation_points(schedule, [len(row.ids) for row in material.test])) * once
     if spec.prompts:
         seconds += teaching * SAMPLE_SHARE / 2
@@ -133,10 +135,13 @@ def estimate(spec: TrainSpec) -> PlanReport:
     return report
 
 
-def _telling(work: _Work, schedule: Schedule) -> list[list[int]]:
-    """Micro-batches to try: a middling one to set up with, the widest of all, then some evenly between narrow and wide, the most telling first."""
-    among = sorted((part for k in range(min(len(schedule), LOOKED_AT)) for share in work.shares(schedule[k]) for part in share), key=work.size)
-    widest = max((part for k in range(len(schedule)) for share in work.shares(schedule[k]) for part in share), key=work.size)
+def _telling(work: _Work, steps: list[list[list[list[int]]]]) -> list[list[int]]:
+    """Micro-batches to try: a middling one to set up with, the widest of all, then some evenly between narrow and wide, the most telling first.
+
+    ``steps``: for each step the micro-batches of each process.
+    """
+    among = sorted((part for shares in steps[:LOOKED_AT] for share in shares for part in share), key=work.size)
+    widest = max((part for shares in steps for share in shares for part in share), key=work.size)
     middle, *others = (among[len(among) * k // 16] for k in (8, 1, 15, 4, 12, 6, 10))
     return [middle, widest, *others]
 

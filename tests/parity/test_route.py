@@ -58,22 +58,23 @@ def test_the_same_start_outputs_and_gradients(kind):
         torch.testing.assert_close(a[name].grad, b[name].grad, atol=1e-5, rtol=1e-4)
 
 
+def losses(model, inputs: dict, steps: int = 5) -> list[float]:
+    """Those of some steps of learning; what falls at random, like dropout, falls alike for all models."""
+    optimizer, found = torch.optim.AdamW(learned(model).values(), lr=1e-2), []
+    for step in range(steps):
+        torch.manual_seed(step)
+        loss = model(**inputs).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
 @kinds
 def test_the_same_losses_step_by_step(kind):
-    curves = []
-    for package in (engine, peft):
-        model = built(package, kind).train()
-        optimizer = torch.optim.AdamW(learned(model).values(), lr=1e-2)
-        losses = []
-        for _ in range(5):
-            loss = model(**call(kind)).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        curves.append(losses)
-    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
-    assert curves[0][-1] < curves[0][0]
+    ours, theirs = (losses(built(package, kind).train(), call(kind)) for package in (engine, peft))
+    assert ours == pytest.approx(theirs, abs=1e-4) and ours[-1] < ours[0]
 
 
 @kinds
@@ -159,20 +160,8 @@ def test_x_lora_has_the_same_losses_step_by_step(form, experts_learn, tmp_path):
     assert named[ours].keys() == named[theirs].keys()
     for name, p in named[ours].items():    # PEFT's has drawn for experts, too, which it then read
         p.data.copy_(named[theirs][name])
-    curves = []
-    for model in (ours, theirs):
-        optimizer = torch.optim.AdamW(named[model].values(), lr=1e-2)
-        losses = []
-        for step in range(5):
-            torch.manual_seed(step)        # of the network's dropout
-            loss = model(input_ids=ids(3, 9), labels=ids(3, 9)).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        curves.append(losses)
-    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
-    assert curves[0][-1] < curves[0][0]
+    ours, theirs = (losses(model, {"input_ids": ids(3, 9), "labels": ids(3, 9)}) for model in (ours, theirs))
+    assert ours == pytest.approx(theirs, abs=1e-4) and ours[-1] < ours[0]
 
 
 @pytest.mark.parametrize("general", [0, 2])

@@ -40,11 +40,11 @@ def test_what_is_priced_is_what_is_computed(make_spec, side_by_side):
     widest = 0
     for places in (schedule[k] for k in range(len(schedule))):
         sizes = [batch.ids.numel() for batch in objective.batches([material.learn[i] for i in places], 64)]
-        assert work.loads(places) == [(sum(sizes), len(sizes))] and len(sizes) > 1
+        assert work.loads(work.shares(places)) == [(sum(sizes), len(sizes))] and len(sizes) > 1
         widest = max(widest, *sizes)
-    first, second, *others = estimating._telling(work, schedule)
+    first, second, *others = estimating._telling(work, [work.shares(schedule[k]) for k in range(len(schedule))])
     assert work.size(second) == widest and min(map(work.size, others)) < work.size(first) <= max(map(work.size, others))
-    alone, team = work.loads(schedule[0]), estimating._Work(material.learn, objective, 64, team=2).loads(schedule[0])
+    alone, team = (each.loads(each.shares(schedule[0])) for each in (work, estimating._Work(material.learn, objective, 64, team=2)))
     assert len(team) == 2 and alone[0][0] / 2 <= max(tokens for tokens, _ in team) < alone[0][0]
 
 
