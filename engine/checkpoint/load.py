@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from engine.checkpoint.pickle_reader import read_pickled_tensors
 from engine.checkpoint.report import LoadReport
 from engine.law import Method, Site, Tensors, TensorSpec, taken
 from engine.methods.registry import config_class
-from engine.store.headers import Header, TensorEntry, read_header
+from engine.store.headers import TensorEntry, read_header
 from engine.store.hub import OLD_WEIGHTS, WEIGHTS, locate
 from engine.store.library import read_json
 
@@ -32,16 +33,26 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise BadAdapter(f"Can't find weights for {folder.name}.", f"{WEIGHTS} is missing.", "Get the adapter again, in safetensors format.")
     header = read_header(path, BadAdapter)
-    if strange := sorted(_kinds(header) - _DTYPES.keys()):
+    kinds = {entry.dtype for entry in header.tensors.values()}
+    if strange := sorted(kinds - _DTYPES.keys()):
         raise BadAdapter(f"The adapter {folder.name} holds numbers of the kind {', '.join(strange)}.", "This version cannot use them.",
                          "Get the adapter in 16 or 32 bit.")
-    whole = torch.empty(max((t.end for t in header.tensors.values()), default=0), dtype=torch.uint8)
+    whole = _room(max((t.end for t in header.tensors.values()), default=0))
     with open(path, "rb") as file:
         file.seek(header.data_start)
         if file.readinto(whole.numpy()) != whole.numel():
             raise BadAdapter(f"The adapter {folder.name} changed while it was read.", do="Try again.")
-    as_dtype = {dtype: whole[:len(whole) // dtype.itemsize * dtype.itemsize].view(dtype) for dtype in map(_DTYPES.get, _kinds(header))}
-    return {name: _view(whole, as_dtype[_DTYPES[t.dtype]], t) for name, t in header.tensors.items()}
+    if len(kinds) == 1:
+        parts = whole.view(_DTYPES[kinds.pop()]).split([entry.numel for entry in header.tensors.values()])
+        return {name: part.view(entry.shape) for (name, entry), part in zip(header.tensors.items(), parts)}
+    return {name: _view(whole, t) for name, t in header.tensors.items()}
+
+
+def _room(size: int) -> Tensor:
+    """So many bytes, without values. Where the system can it is asked for all their pages at once: one by one, at their first touch, they cost more."""
+    if not size or not (at_once := getattr(mmap, "MAP_POPULATE", 0)):
+        return torch.empty(size, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | at_once), dtype=torch.uint8)
 
 
 def rename(tensors: dict[str, Tensor], key_mapping: Mapping[str, str] | None) -> dict[str, Tensor]:
@@ -66,16 +77,10 @@ def load_peft_weights(model_id: Path | str, device: str | torch.device | None = 
     return {key: tensor.to(device or "cpu") for key, tensor in found.items()}
 
 
-def _kinds(header: Header) -> set[str]:
-    return {t.dtype for t in header.tensors.values()}
-
-
-def _view(whole: Tensor, typed: Tensor, entry: TensorEntry) -> Tensor:
-    """A tensor where it lies in the file; ``typed`` is the ``whole`` of the bytes in its dtype."""
-    size = typed.dtype.itemsize
-    if entry.start % size:
-        return whole[entry.start:entry.end].clone().view(typed.dtype).view(entry.shape)
-    return typed[entry.start // size:entry.end // size].view(entry.shape)
+def _view(whole: Tensor, entry: TensorEntry) -> Tensor:
+    """A tensor where it lies in the file, or a copy where no tensor of its kind could lie."""
+    part, dtype = whole[entry.start:entry.end], _DTYPES[entry.dtype]
+    return (part.clone() if entry.start % dtype.itemsize else part).view(dtype).view(entry.shape)
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -103,8 +103,7 @@ class Slot(_Steady):
     """
 
     def __init__(self) -> None:
-        for name in ("_parameters", "_buffers", "_modules"):
-            object.__setattr__(self, name, {})
+        self.__dict__.update(_parameters={}, _buffers={}, _modules={})
 
     def put(self, leaf: str, tensor: Tensor) -> None:
         """Store a tensor; where its name has dots (``0.weight``), slots within this one are made for it."""

@@ -19,20 +19,22 @@ from torch import Tensor, nn
 from engine.checkpoint.keys import PREFIX, strip
 from engine.errors import UnsupportedLayer
 from engine.law import Method, PeftConfig, TargetedConfig, by_pattern
-from engine.model.targets import experts, modules, shortest_names
+from engine.model.targets import Held, experts, modules, shortest_names
 
 ROUTER = "gate"                            # a linear layer once, a module with a weight now
 
 
-def as_named_now(model: nn.Module, method: Method, config: PeftConfig, file: dict[str, Tensor] | None
+def as_named_now(model: nn.Module, held: Held, method: Method, config: PeftConfig, file: dict[str, Tensor] | None
                  ) -> tuple[PeftConfig, dict[str, Tensor] | None]:
     """The settings and an adapter's file, as they would be had they been made for this model as it is today; the given ones stay as they are.
+
+    ``held``: the model's `modules`.
 
     Raises `UnsupportedLayer` if some, but not all, of what is one parameter today was to learn.
     """
     if not isinstance(config, TargetedConfig) or not hasattr(model, "base_model_prefix"):
         return config, file
-    table, held = _Table(model), modules(model)
+    table = _Table(model)
     if hasattr(config, "target_parameters") and config.target_modules and (fused := experts(held)):
         config = _with_experts(model, config, fused, table)
     return (config, file) if file is None else _of_file(model, method, config, file, table, {PREFIX + path for path, _ in held})

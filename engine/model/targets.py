@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -44,6 +44,9 @@ DEFAULT_TARGETS: dict[str, list[str] | str] = {
 # Blocks of these families hand the weights of some of their layers to a kernel of their own and never run the layers
 _MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 _READ_PAST = frozenset({"out_proj", "conv1d", "dt_proj"})
+
+
+Held = Sequence[tuple[str, nn.Module]]     # (path, module) of all that a model holds
 
 
 class Target(NamedTuple):
@@ -83,8 +86,8 @@ class Plan:
         self.reasons[target.path] = "matched"
 
 
-def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
-    """Walk the modules once and decide. Nothing is changed.
+def plan(model: nn.Module, method: Method, config: TargetedConfig, held: Held | None = None) -> Plan:
+    """Walk the modules once and decide. Nothing is changed. ``held``: the model's `modules`, where they have been walked already.
 
     Raises:
         NoMatchingPeftModuleError: nothing matched.
@@ -95,7 +98,7 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig) -> Plan:
         config.target_modules = input_embedding(model)
     wanted = _wanted(model, config)
     result, hits, closed_off, choose, past = Plan(), set(), [], _chooser(config, wanted), _read_past(model)
-    for path, module in modules(model):
+    for path, module in modules(model) if held is None else held:
         closed_off += [path] if isinstance(module, Replaced) else []
         entry, reason = choose(path, module)
         if entry is None:

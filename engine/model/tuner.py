@@ -34,7 +34,7 @@ from engine.model.inject import Given, check_name, inject, placements
 from engine.model.lone import LoneTuner
 from engine.model.renamed import as_named_now
 from engine.model.replication import replicate_layers
-from engine.model.targets import Plan, plan
+from engine.model.targets import Held, Plan, modules, plan
 from engine.model.training import TrainingHooks
 
 BASE = Samples.BASE
@@ -132,10 +132,11 @@ class Tuner(TrainingHooks, Shelves):
                 clear_abandoned(self.model, Tuner, failing)
             self._replicate(config, failing)
             method, config = law(config), with_heads(config, heads)
-            config, file = as_named_now(self.model, method, config, file)
+            held = modules(self.model)
+            config, file = as_named_now(self.model, held, method, config, file)
             if isinstance(config, TargetedConfig):
                 failing.callback(setattr, config, "target_modules", config.target_modules)
-            planned, report = self.plan(method, config), LoadReport()
+            planned, report = self.plan(method, config, held), LoadReport()
             config.target_modules = planned.resolved
             placed = with_companions(self.model, placements(planned.targets, method, config), config)
             if file is not None:
@@ -160,11 +161,11 @@ class Tuner(TrainingHooks, Shelves):
         self.asked = self.asked.union(*(each.hears for each in laws))
         self._adds_to_loss |= any(each.adds_to_loss for each in laws)
 
-    def plan(self, method: Method, config: PeftConfig) -> Plan:
+    def plan(self, method: Method, config: PeftConfig, held: Held) -> Plan:
         """Where an adapter will sit; see `engine.model.targets.plan`."""
         if not isinstance(config, TargetedConfig):
             raise ValueError(f"Cannot combine adapters with different peft types: {config.peft_type} needs a model of its own.")
-        return plan(self.model, method, config)
+        return plan(self.model, method, config, held)
 
     def _replicate(self, config: PeftConfig, failing: ExitStack) -> None:
         """Let blocks stand several times if the config asks for it; taken back if ``failing`` closes. Raises `ValueError` for a second way."""

@@ -15,7 +15,7 @@ from engine.hosts.adapted import Adapted
 from engine.law import Method, PeftConfig
 from engine.methods.registry import law
 from engine.methods.xlora import METHOD, SCALINGS, XLoraConfig
-from engine.model.targets import Plan, Target, modules
+from engine.model.targets import Held, Plan, Target
 from engine.model.tuner import Tuner
 
 
@@ -71,12 +71,12 @@ class XLoraTuner(Tuner):
         if not tenants:
             raise ValueError(f"The adapter {source} has nothing that X-LoRA could use.")
 
-    def plan(self, method: Method, config: PeftConfig) -> Plan:
+    def plan(self, method: Method, config: PeftConfig, held: Held) -> Plan:
         """X-LoRA itself sits wherever an expert does."""
         if not isinstance(config, XLoraConfig):
-            return super().plan(method, config)
+            return super().plan(method, config, held)
         found = Plan()
-        for path, layer in modules(self.model):
+        for path, layer in held:
             if isinstance(layer, Adapted):
                 found.add(Target(path, layer, layer.host, layer.site), method, config)
         return found

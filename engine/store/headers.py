@@ -36,7 +36,7 @@ class TensorEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """All tensors of one file by name; ``data_start`` is the file offset of the data part."""
+    """All tensors of one file by name, in the order in which they lie there; ``data_start`` is the file offset of the data part."""
 
     path: Path
     tensors: dict[str, TensorEntry]
@@ -93,8 +93,8 @@ def read_header(path: Path | str, error: type = BadAdapter) -> Header:
         if 8 + length + end > size:
             raise bad("It ends before its last value: it was cut off while being copied or downloaded.")
         tensors[name] = TensorEntry(dtype, shape, start, end)
-    position = 0
-    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+    position, tensors = 0, dict(sorted(tensors.items(), key=lambda item: item[1][2:]))
+    for name, entry in tensors.items():
         if entry.start != position:
             raise bad(f"The entry “{name[:80]}” overlaps another or leaves a gap.")
         position = entry.end
