@@ -49,7 +49,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _room(size: int) -> Tensor:
-    """So many bytes, without values. Where the system can it is asked for all their pages at once: one by one, at their first touch, they cost more."""
+    """So many bytes, without values; where the system can, all their pages at once: one by one, at the first touch, they cost more."""
     if not size or not (at_once := getattr(mmap, "MAP_POPULATE", 0)):
         return torch.empty(size, dtype=torch.uint8)
     return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | at_once), dtype=torch.uint8)
