@@ -73,7 +73,7 @@ def read_header(path: Path | str, error: type = BadAdapter) -> Header:
     except OSError as problem:
         raise error(f"The file {path.name} cannot be opened.", str(problem.strerror or problem), "Check that it is there.",
                     path=str(path)) from problem
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
+    except (ValueError, RecursionError) as problem:      # also a number of more digits than Python reads
         raise bad("Its table of contents cannot be read.") from problem
     if not isinstance(table, dict):
         raise bad("Its table of contents cannot be read.")

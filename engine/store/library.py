@@ -8,6 +8,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from collections.abc import Iterator
 
 from engine.errors import BadAdapter, BadModel
 from engine.store.headers import Header, read_header
@@ -33,11 +34,21 @@ def read_json(path: Path, error: type) -> dict:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"The file {path.name} is missing in {path.parent.name}.", do="Get the folder again, whole.", path=str(path)) from problem
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
+    except (ValueError, RecursionError) as problem:            # also a number of more digits than Python takes
         raise error(f"The file {path.name} cannot be read.", "It is damaged.", "Get the folder again.", path=str(path)) from problem
     if not isinstance(data, dict):
         raise error(f"The file {path.name} cannot be read.", "It holds something else than expected.", "Get the folder again.", path=str(path))
     return data
+
+
+@contextlib.contextmanager
+def _reading(path: Path, error: type) -> Iterator[None]:
+    """What the system says of a folder that goes while it is read, or may not be read, as an ``error``."""
+    try:
+        yield
+    except OSError as problem:
+        raise error(f"The folder {path.name} cannot be read.", str(problem.strerror or problem), "Check that it is there and that you may read it.",
+                    path=str(path)) from problem
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,11 @@ class AdapterInfo:
 
 def read_model(path: Path | str) -> ModelInfo:
     """Describe a base model folder. Raises `BadModel` with the way out."""
-    path = Path(path)
+    with _reading(Path(path), BadModel):
+        return _model(Path(path))
+
+
+def _model(path: Path) -> ModelInfo:
     if path.is_file() and path.suffix == ".gguf":
         raise BadModel("A GGUF file cannot be trained.", "It holds shrunken weights.", "Get the original model folder.", path=str(path))
     if not path.is_dir():
@@ -130,7 +145,11 @@ def _quiet_json(path: Path) -> dict:
 
 def read_adapter(path: Path | str) -> AdapterInfo:
     """Describe an adapter folder. Raises `BadAdapter` with the way out; never opens a pickle."""
-    path = Path(path)
+    with _reading(Path(path), BadAdapter):
+        return _adapter(Path(path))
+
+
+def _adapter(path: Path) -> AdapterInfo:
     if not path.is_dir():
         raise BadAdapter(f"The adapter folder {path} does not exist.", do="Choose another adapter.", path=str(path))
     config = read_json(path / "adapter_config.json", BadAdapter)

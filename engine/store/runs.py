@@ -43,7 +43,7 @@ class RunFolder:
         """The job's spec. Raises `StudioError` if the folder holds none that can be read."""
         try:
             return specs.from_dict(json.loads((self.path / "spec.json").read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise StudioError("This job's folder is damaged.", f"{self.path / 'spec.json'} cannot be read.", "Start the job anew.",
                               details=str(error)) from error
 

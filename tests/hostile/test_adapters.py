@@ -15,6 +15,7 @@ from engine.errors import BadAdapter, StudioError
 from engine.export.export import export
 from engine.mix.stack import StackOnBase
 from engine.specs import ExportSpec, StackEntry
+from engine.store.headers import read_header
 from engine.store.library import read_adapter, read_model, scan
 from engine.store.runs import RunFolder
 from tests.support.adapters import make_adapter
@@ -73,6 +74,7 @@ HARMS = {
     "header is no JSON": lambda f: header(f, lambda t: b"\xff\xfe not json"),
     "header is a list": lambda f: header(f, lambda t: b"[1, 2]"),
     "header nested without end": lambda f: header(f, lambda t: b"[" * 100_000),
+    "header holds a number without end": lambda f: header(f, lambda t: b'{"a": ' + b"9" * 5000 + b"}"),
     "notes are a number": lambda f: header(f, lambda t: t.update(__metadata__=5)),
     "entry is a number": lambda f: header(f, lambda t: t.update(more=7)),
     "unknown format": lambda f: header(f, lambda t: first(t, dtype="F1024")),
@@ -97,6 +99,7 @@ HARMS = {
     "config is missing": lambda f: (f / CONFIG).unlink(),
     "config is gigantic": lambda f: (f / CONFIG).write_text('{"a": "' + "x" * 11_000_000 + '"}'),
     "config nested without end": lambda f: (f / CONFIG).write_text('{"a":' * 50_000),
+    "config holds a number without end": lambda f: (f / CONFIG).write_text('{"r": ' + "9" * 5000 + "}"),
     "no method": lambda f: (f / CONFIG).write_text("{}"),
     "unknown method": lambda f: config(f, peft_type="MAGIC"),
     "method is a list": lambda f: config(f, peft_type=["LORA"]),
@@ -183,6 +186,23 @@ def test_a_library_with_a_harmful_adapter_shows_all_others(shelf, bad):
     HARMS["cut off"](bad)
     infos, errors = scan(bad.parent, read_adapter)
     assert [info.name for info in infos] == ["sound"] and len(errors) == 1
+
+
+def test_a_library_of_which_something_goes_while_it_is_read_shows_all_others(shelf, bad, monkeypatch):
+    import shutil
+
+    shutil.copytree(shelf[2], bad.parent / "sound")
+
+    def and_gone(path, error):
+        found = read_header(path, error)
+        if path.parent == bad:
+            shutil.rmtree(bad)
+        return found
+
+    monkeypatch.setattr("engine.store.library.read_header", and_gone)
+    infos, errors = scan(bad.parent, read_adapter)
+    assert [info.name for info in infos] == ["sound"]
+    one_sentence(errors[0])
 
 
 @pytest.mark.parametrize("name", ["keys", "train", "a.b.c", "-", "..x", "Ünï cøde ✨", "con", "base_layer", "weight", "x" * 200, "lora_A"])

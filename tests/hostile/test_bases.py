@@ -60,6 +60,7 @@ HARMS = {
     "no weights": lambda f: (f / WEIGHTS).unlink(),
     "no config": lambda f: (f / "config.json").unlink(),
     "config is no JSON": lambda f: (f / "config.json").write_text("{,"),
+    "config holds a number without end": lambda f: (f / "config.json").write_text('{"hidden_size": ' + "9" * 5000 + "}"),
     "config is a list": lambda f: (f / "config.json").write_text("[]"),
     "config is gigantic": lambda f: (f / "config.json").write_text(" " * 11_000_000 + "{}"),
     "unknown kind": lambda f: config(f, model_type="perpetuum"),

@@ -99,8 +99,21 @@ def test_huge_cells_lines_and_nesting(tmp_path):
     assert refused(tmp_path / "cell.csv").facts["line"] == 3
     (tmp_path / "deep.jsonl").write_text('{"question": ' + "[" * 100_000 + "]" * 100_000 + "}")
     assert "nested too deeply" in refused(tmp_path / "deep.jsonl").why
+    (tmp_path / "number.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": ' + "9" * 5000 + "}")
+    assert refused(tmp_path / "number.jsonl").facts["line"] == 2
+    for number, whole in enumerate(('[\n{"question": "a"},\n{"question": %s}]', '{"data": [{"question": %s}]}')):
+        (tmp_path / f"{number}.json").write_text(whole % ("9" * 5000))
+        assert "digits" in refused(tmp_path / f"{number}.json").why
     files.xlsx(tmp_path / "wide.xlsx", [("a", "b", *["c"] * 50)])
     assert "cells" in refused(tmp_path / "wide.xlsx").why
+
+
+@pytest.mark.parametrize("before", ["", "\n\n"])
+@pytest.mark.parametrize("rows", [2, 20_000])
+def test_a_fault_in_a_list_is_told_by_its_line(tmp_path, before, rows):
+    whole = before + "[\n" + '{"question": "a", "answer": "b"},\n' * rows
+    (tmp_path / "a.json").write_text(whole + '{"question": wrong}]')
+    assert refused(tmp_path / "a.json").facts["line"] == whole.count("\n") + 1
 
 
 def test_conversations_that_go_in_circles_and_have_odd_parts_end(tmp_path):

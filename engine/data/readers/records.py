@@ -28,9 +28,8 @@ def read_jsonl(path: Path) -> Table:
             if line.strip():
                 try:
                     value = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as problem:
-                    raise bad_line(path, here[1], f"It is no valid JSON: {getattr(problem, 'msg', 'nested too deeply')}.",
-                                   "Every line must be one complete JSON object.") from problem
+                except (ValueError, RecursionError) as problem:
+                    raise bad_line(path, here[1], _why(problem), "Every line must be one complete JSON object.") from problem
                 yield here, here[1], record(path, here[1], value)
     return with_columns(Table(path, "jsonl", [], walk))
 
@@ -71,12 +70,11 @@ def with_columns(table: Table) -> Table:
 def items(text: Text) -> Iterator[Any]:
     """The members of the list that a text holds, one after the other. Raises `BadData` with the line."""
     decoder, blocks = json.JSONDecoder(), text.blocks()
-    buffer, at, line, wanted = next(blocks).lstrip("\ufeff"), 0, 1, 1
-    at = _skip(buffer, 0) + 1              # behind the opening bracket
-    line += buffer.count("\n", 0, at)
-    first = True
+    buffer, line, wanted = next(blocks).lstrip("\ufeff"), 1, 1             # the buffer begins in this line
+    at, first = _skip(buffer, 0) + 1, True     # behind the opening bracket
     while True:
-        after, mark = _skip(buffer, at), buffer[_skip(buffer, at):][:1]
+        after = _skip(buffer, at)
+        mark = buffer[after:after + 1]
         try:
             if mark == "]":
                 return
@@ -90,13 +88,12 @@ def items(text: Text) -> Iterator[Any]:
         except json.JSONDecodeError as problem:
             fresh = [block for _, block in zip(range(wanted), blocks)]
             if not fresh or len(buffer) - at > MAX_LINE:
-                raise bad_line(text.path, line + buffer.count("\n", at, problem.pos), f"It is no valid JSON: {problem.msg}.",
-                               _SAVE_AGAIN) from problem
+                raise bad_line(text.path, line + buffer.count("\n", 0, problem.pos), _why(problem), _SAVE_AGAIN) from problem
             line += buffer.count("\n", 0, at)
             buffer, at, wanted = buffer[at:] + "".join(fresh), 0, 2 * wanted     # twice as much each time: linear in all
             continue
-        except RecursionError as problem:
-            raise bad_line(text.path, line, "It is nested too deeply.", _SAVE_AGAIN) from problem
+        except (ValueError, RecursionError) as problem:
+            raise bad_line(text.path, line + buffer.count("\n", 0, after), _why(problem), _SAVE_AGAIN) from problem
         yield value
         first, wanted, at = False, 1, end
 
@@ -122,7 +119,7 @@ def _skip(buffer: str, at: int) -> int:
 def _is_value(line: str) -> bool:
     try:
         json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -137,7 +134,11 @@ def _whole(text: Text) -> Any:
                           do="Save the examples as a list, or as JSON lines.", path=str(text.path))
     try:
         return json.loads(whole.lstrip("\ufeff"))
-    except json.JSONDecodeError as problem:
-        raise bad_line(text.path, problem.lineno, f"It is no valid JSON: {problem.msg}.", _SAVE_AGAIN) from problem
-    except RecursionError as problem:
-        raise bad_line(text.path, 1, "It is nested too deeply.", _SAVE_AGAIN) from problem
+    except (ValueError, RecursionError) as problem:
+        raise bad_line(text.path, getattr(problem, "lineno", 1), _why(problem), _SAVE_AGAIN) from problem
+
+
+def _why(problem: Exception) -> str:
+    if isinstance(problem, json.JSONDecodeError):
+        return f"It is no valid JSON: {problem.msg}."
+    return "It is nested too deeply." if isinstance(problem, RecursionError) else "It holds a number of more digits than can be read."
