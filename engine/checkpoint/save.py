@@ -96,12 +96,15 @@ def save_adapters(model: nn.Module, folders: Mapping[str, Path], root: Path, sav
     """
     if root.is_file():
         raise ValueError(f"Provided path ({root}) should be a directory, not a file")
-    ready = {}
+    tuner, ready = tuner_of(model), {}
     for name in folders:
-        tensors, config = adapter_tensors(model, name, saving.state_dict, saving.save_embedding_layers), tuner_of(model).peft_config[name]
-        ready[name] = (tensors, config) if saving.initial is None else since(tensors, config, saving.initial)
+        ready[name] = adapter_tensors(model, name, saving.state_dict, saving.save_embedding_layers), tuner.peft_config[name]
+        if saving.initial is not None:
+            blocks = {_key(tuner, layer.tenants[name].site.in_file, key): max(layer.tenants[name].site.groups, layer.tenants[name].site.experts)
+                      for layer in tuner.layers.values() if name in layer.tenants for key in ("lora_A.weight", "lora_embedding_A")}
+            ready[name] = since(*ready[name], saving.initial, blocks)
     for name, (tensors, config) in ready.items():
-        write_adapter(folders[name], tensors, _with_class_of_base(config, tuner_of(model).model))
+        write_adapter(folders[name], tensors, _with_class_of_base(config, tuner.model))
     write_card(model, root)
 
 
@@ -133,8 +136,11 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def since(tensors: Mapping[str, Tensor], config: PeftConfig, initial: Path | str) -> tuple[dict[str, Tensor], PeftConfig]:
+def since(tensors: Mapping[str, Tensor], config: PeftConfig, initial: Path | str,
+          blocks: Mapping[str, int]) -> tuple[dict[str, Tensor], PeftConfig]:
     """What a LoRA has learned since it was saved at ``initial``, as an ordinary one: ``B·A − B₀·A₀ = [B | −B₀] · [A ; A₀]``.
+
+    ``blocks``: in how many blocks, by groups or experts, the rows of an A lie, by its key; one by default.
 
     Raises:
         ValueError: it is no plain LoRA, or the one at ``initial`` has other tensors. BadAdapter: there is none.
@@ -148,9 +154,11 @@ def since(tensors: Mapping[str, Tensor], config: PeftConfig, initial: Path | str
             found[key] = tensor
         elif key not in began or began[key].shape != tensor.shape:
             raise ValueError(f"The adapter at {initial} is not how this one began: {key} is missing there or has another size.")
+        elif axis:
+            found[key] = torch.cat([tensor, -began[key].to(tensor.dtype)], dim=1)
         else:
-            before = began[key].to(tensor.dtype)
-            found[key] = torch.cat([tensor, before if axis == 0 else -before], dim=axis)
+            both = [rows.unflatten(0, (blocks.get(key, 1), -1)) for rows in (tensor, began[key].to(tensor.dtype))]
+            found[key] = torch.cat(both, dim=1).flatten(0, 1)
     config, factor = copy.copy(config), 2 ** 0.5 if config.use_rslora else 2
     config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, factor * config.lora_alpha, True
     config.rank_pattern = {key: 2 * rank for key, rank in config.rank_pattern.items()}

@@ -43,6 +43,8 @@ class Recipe:
             raise ValueError(f"Invalid combination_type: {self.kind}. Choose one of {', '.join(KINDS)}.")
         if self.kind.removesuffix("_svd") not in ("cat", "svd", "linear") and (self.density is None or not 0 <= self.density <= 1):
             raise ValueError(f"The combination {self.kind} needs a density between 0 and 1, not {self.density}.")
+        if self.clamp is not None and not 0 <= self.clamp <= 1:
+            raise ValueError(f"svd_clamp must be between 0 and 1, not {self.clamp}.")
         if self.signs not in ("total", "frequency"):
             raise ValueError(f"majority_sign_method must be “total” or “frequency”, not {self.signs}.")
 
@@ -71,10 +73,16 @@ def _combined(site: Parts, pair: tuple[Tensor, Tensor], recipe: Recipe) -> Facto
     A, B = pair
     if recipe.clamp is not None and recipe.kind.endswith("svd"):
         values = torch.cat([B.flatten(), A.flatten()])
-        limit = torch.quantile(torch.cat([values, -values]), recipe.clamp)     # which way a direction points is nobody's, and must not count
+        limit = _quantile(torch.cat([values, -values]), recipe.clamp)          # which way a direction points is nobody's, and must not count
         A, B = A.clamp(-limit, limit), B.clamp(-limit, limit)
     biases = [w * f.scale * f.bias for w, f in site if f.bias is not None]
     return Factors(A, B, 1.0, sum(biases[1:], biases[0]) if biases else None)
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    """As `torch.quantile`, which takes 16 million values at most."""
+    values, place = values.sort().values, share * (len(values) - 1)
+    return torch.lerp(values[math.floor(place)], values[math.ceil(place)], place % 1)
 
 
 def _pair(site: Parts, recipe: Recipe) -> tuple[Tensor, Tensor]:

@@ -30,27 +30,26 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
     if unknown := [a for a in adapters if not any(a in layer.tenants for layer in layers.values())]:
         raise ValueError(f"Adapter {unknown[0]} does not exist.")
     if all(layer.tenants[a].config.peft_type == "IA3" for layer in layers.values() for a in adapters if a in layer.tenants):
-        return _scalings(model, layers, dict(zip(adapters, weights)))
+        return _scalings(model, layers, [*zip(adapters, weights)])
     parts = {path: _factors(layer, path, adapters) for path, layer in layers.items() if any(a in layer.tenants for a in adapters)}
     ranks = {f.A.shape[0] for found in parts.values() for f in found.values()}
     if kind in SEPARATE and any(len({f.A.shape[0] for f in found.values()}) > 1 for found in parts.values()):
         raise ValueError(f"All adapters must have the same r value when using combination_type {kind}.")
     recipe = Recipe(kind, rank or max(ranks), clamp, density, signs)
-    by_name = dict(zip(adapters, weights))
-    combined = dict(zip(parts, combine([[(by_name[a], f) for a, f in found.items()] for found in parts.values()], recipe)))
+    combined = dict(zip(parts, combine([[(w, found[a]) for a, w in zip(adapters, weights) if a in found] for found in parts.values()], recipe)))
     named = {layers[path].tenants[next(iter(parts[path]))].site.path: f for path, f in combined.items()}   # attention's parts by one name
     config = lora_config(model, {path: f.A.shape[0] for path, f in named.items()})
     config.inference_mode, config.lora_bias = True, any(f.bias is not None for f in named.values())
     return config, {path: METHOD.from_factors(f, layers[path].site) for path, f in combined.items()}
 
 
-def _scalings(model: nn.Module, layers: Mapping[str, Adapted], weights: Mapping[str, float]) -> tuple[PeftConfig, dict[str, Tensors]]:
+def _scalings(model: nn.Module, layers: Mapping[str, Adapted], weighted: Sequence[tuple[str, float]]) -> tuple[PeftConfig, dict[str, Tensors]]:
     """One IA³ that does what they do together, ``1 + Σ weight · (l − 1)``. (PEFT's Σ weight · l is the same where the weights add up to 1.)"""
     found: dict[str, Tensors] = {}
     for path, layer in layers.items():
-        if here := [(weights[a], exactly(layer, a)[SCALES]) for a in weights if a in layer.tenants]:
+        if here := [(weight, exactly(layer, a)[SCALES]) for a, weight in weighted if a in layer.tenants]:
             found[path] = {SCALES: 1 + sum(weight * (scales - 1) for weight, scales in here)}
-    config = copy.copy(next(layer.tenants[a].config for layer in layers.values() for a in weights if a in layer.tenants))
+    config = copy.copy(next(layer.tenants[a].config for layer in layers.values() for a, _ in weighted if a in layer.tenants))
     config.inference_mode, config.target_modules = True, shortest_names(found, (path for path, _ in modules(model) if path not in found))
     return config, found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 
 import pytest
@@ -107,6 +108,30 @@ def test_what_was_learned_since_the_start_is_an_ordinary_lora(settings, tmp_path
         deltas[path] = _delta(tenant, now) - _delta(tenant, then)
     for path, layer in again.adapted.items():
         torch.testing.assert_close(_delta(layer.tenants["default"], layer.tensors("default")), deltas[path], atol=1e-5, rtol=1e-4)
+
+
+class Experts(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(3, 8, 8))
+
+    def forward(self, x):
+        return torch.einsum("bi,eoi->beo", x, self.weight)
+
+
+@pytest.mark.parametrize("make, where, x", [
+    (lambda: torch.nn.Conv1d(8, 8, 3, groups=2), {"target_modules": ["0"]}, torch.randn(2, 8, 5)),
+    (Experts, {"target_parameters": ["0.weight"], "target_modules": []}, torch.randn(2, 8))], ids=["groups", "experts"])
+def test_what_was_learned_since_the_start_stays_with_its_group_or_expert(make, where, x, tmp_path):
+    base = torch.nn.Sequential(make())
+    model = get_peft_model(copy.deepcopy(base), LoraConfig(r=4, init_lora_weights=False, **where)).eval()
+    model.save_pretrained(tmp_path / "start")
+    with torch.no_grad():
+        began = model(x) - base(x)
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(torch.randn_like(parameter))
+        model.save_pretrained(tmp_path / "since", path_initial_model_for_weight_conversion=tmp_path / "start")
+        torch.testing.assert_close(PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "since")(x), model(x) - began, atol=1e-4, rtol=1e-4)
 
 
 def _live(layer, key: str) -> str:
