@@ -32,12 +32,11 @@ from studio.jobs.queue import open_queue                                        
 from studio.jobs.runner_process import ProcessRunner                               # noqa: E402
 
 TICK = 0.005                               # seconds
-LIMITS = {"p99": 8.0, "worst": 50.0, "painted": 1500.0}     # milliseconds
+LIMITS = {"p99": 8.0, "worst": 50.0, "painted": 1000.0}     # milliseconds
 ROOT = Path(__file__).parents[2]
 
 FIRST_PAINT = """
 import os, sys, time
-import psutil
 from PySide6.QtCore import QEvent, QObject, QTimer
 from PySide6.QtWidgets import QMainWindow
 import studio.app
@@ -45,7 +44,7 @@ class Painted(QObject):
     def eventFilter(self, watched, event):
         if event.type() == QEvent.Type.Paint and isinstance(watched, QMainWindow):
             self.studio.app.removeEventFilter(self)
-            print("painted", (time.time() - psutil.Process().create_time()) * 1000, "torch" in sys.modules, flush=True)
+            print("painted", (time.monotonic() - float(sys.argv[2])) * 1000, time.process_time() * 1000, "torch" in sys.modules, flush=True)
             QTimer.singleShot(0, self.studio.window.close)
         return False
 painted, build = Painted(), studio.app.open_studio
@@ -125,15 +124,19 @@ def spin(seconds: float, until=lambda: False) -> None:
 
 
 def first_paint(home: Path) -> float:
-    """Milliseconds from the start of the process to the first painted window, the best of three."""
+    """Milliseconds from the start of the process to the first painted window, the best of three.
+
+    By this program's clock: what the system says of when a process was made may be a second off.
+    """
     times = []
     for _ in range(3):
-        out = subprocess.run([sys.executable, "-c", FIRST_PAINT, str(home)], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-        _, milliseconds, torch_there = next(line for line in out.splitlines() if line.startswith("painted")).split()
+        command = [sys.executable, "-c", FIRST_PAINT, str(home), str(time.monotonic())]
+        out = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+        _, milliseconds, own, torch_there = next(line for line in out.splitlines() if line.startswith("painted")).split()
         assert torch_there == "False", "the window's process has imported torch"
-        times.append(float(milliseconds))
-    print("first painted window after", ", ".join(f"{t:.0f}" for t in times), "ms")
-    return min(times)
+        times.append((float(milliseconds), float(own)))
+    print("first painted window after", ", ".join(f"{wall:.0f} ({own:.0f} of computing)" for wall, own in times), "ms")
+    return min(times)[0]
 
 
 def material(folder: Path, base: str | None) -> specs.TrainSpec:
