@@ -91,6 +91,7 @@ class PeftConfig:
 class TargetedConfig(PeftConfig):
     """Config of a method that sits on chosen layers; the fields decide which (see `engine.model.targets`)."""
 
+    custom_modules: ClassVar[dict[type, Any]] = {}            # class of module → what makes the target of one (`engine.compat.custom`)
     positive: ClassVar[tuple[str, ...]] = ()                  # settings that are whole numbers from 1; of a pattern, its values
 
     target_modules: list[str] | str | None = knob(

@@ -140,6 +140,7 @@ class Method(ABC):
     thrifty: ClassVar[bool] = False        # `apply` costs less than the products of `factors`; without rounding one weight may cost less still
     adds_to_loss: ClassVar[bool] = False   # `extra_loss` belongs to the loss that the model's own forward gives out, too, as in PEFT
     layers: ClassVar[Mapping[str, list[str]]] = {}             # by family (`config.model_type`): what learns by default, where not LoRA's layers
+    why_unmerged: ClassVar[str] = ""       # why no weight can say what it does, in a sentence: then it never merges
     hears: ClassVar[tuple[str, ...]] = ()  # arguments of the model's call that are meant for it: it finds them in `Run.extras`
 
     def settle(self, cfg: Any, model_type: str | None) -> None:
@@ -266,7 +267,6 @@ class Routed(Method):
     """What it does depends on more than the layer's input vector by vector, so that no weight can say it: it runs by `apply`, and never merges."""
 
     light = True
-    why_unmerged: ClassVar[str]            # the reason, in a sentence
 
     def factors(self, p: Tensors, cfg: Any, site: Site) -> Factors | None:
         return None

@@ -32,7 +32,12 @@ class Told(type):
 
 
 class BaseTunerLayer(metaclass=Told):
-    """Any layer with adapters."""
+    """Any layer with adapters. A program's own class may be derived from it; see `engine.compat.custom`."""
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str | None = None, config: Any = None, r: int = 0, lora_alpha: float = 1, **kwargs: Any):
+        self.make_shelves()
+        if adapter_name is not None:       # PEFT's own classes of layers; ``LoraLayer`` is not told for whom it is
+            self.update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
 
     holds = staticmethod(lambda thing: isinstance(thing, (Adapted, Replaced)) and not isinstance(thing, (SavedModule, TrainableTokensWrapper)))
 

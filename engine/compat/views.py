@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from types import SimpleNamespace
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.compat import blocks
 from engine.compat.kinds import AuxiliaryTrainingWrapper, TrainableTokensLayer, TrainableTokensWrapper, layer_class
 from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced, SavedModule
-from engine.hosts.shelves import Fixed
+from engine.hosts.shelves import Fixed, Slot
 from engine.hosts.beside import BIAS, SAVED
 from engine.methods.frod import category
 
@@ -28,7 +29,7 @@ def attach(views: type, cls: type) -> None:
 
 def attach_all() -> None:
     """Dress the engine's classes; once a process."""
-    from engine.compat import configs, model, names, xlora
+    from engine.compat import configs, custom, model, names, xlora
     from engine.methods.registry import config_class
     from engine.methods.registry import names as known
     from engine.model.graph import GraphTuner
@@ -40,11 +41,13 @@ def attach_all() -> None:
     for peft_type in known():
         if peft_type in names._CONFIGS:
             configs.dress(config_class(peft_type), peft_type)
+    config_class("LORA")._register_custom_module = custom.register
     attach(configs.ConfigViews, configs.PeftConfig)
     for cls in (Adapted, Replaced):
         attach(WrapperViews, cls)
     attach(LayerViews, Adapted)
     attach(ReplacedViews, Replaced)
+    attach(SlotViews, Slot)
     attach(model.TunerViews, Tuner)
     attach(model.LoneViews, LoneTuner)
     attach(model.GraphViews, GraphTuner)
@@ -75,6 +78,8 @@ class _PerAdapter(MutableMapping):
         return self[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
+        if repr(value) == repr(self.get(name)):
+            return
         if self._write is None:
             raise TypeError("This setting cannot be changed from outside of its adapter's config.")
         self._layer.tenants[name] = self._write(self._layer.tenants[name], value)
@@ -386,6 +391,13 @@ class LayerViews:
         if not isinstance(self, TrainableTokensLayer):
             raise AttributeError("trainable_tokens_original")
         return _PerAdapter(self, lambda tenant: tenant.method._rows(tenant.config, tenant.site, self.canonical()))
+
+
+class SlotViews:
+    """What an adapter's factor is in PEFT, for `Slot`: a linear layer."""
+
+    def forward(self: Slot, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self._parameters.get("bias"))
 
 
 class ReplacedViews:

@@ -44,7 +44,7 @@ class Placement:
 def placements(targets: Sequence[Target], method: Method, config: TargetedConfig) -> list[Placement]:
     """The same method on all these layers."""
     peers = tuple(t.site for t in targets)
-    return [Placement(t, method, config, t.site.among(peers, i)) for i, t in enumerate(targets)]
+    return [Placement(t, t.law or method, config, t.site.among(peers, i)) for i, t in enumerate(targets)]
 
 
 _TAKEN = frozenset({Samples.BASE, *dir(nn.ModuleDict()), *dir(nn.ParameterDict())})

@@ -57,6 +57,7 @@ class Target(NamedTuple):
     host: Layout | None                    # None: it is replaced as a whole
     site: Site
     wrapper: type[Adapted | Replaced] = Adapted
+    law: Method | None = None              # if it is another one than the adapter's
     in_vain: Site | None = None            # whose tensors PEFT draws once in vain before this one's: the same seed must give the same adapter
 
 
@@ -112,7 +113,11 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig, held: Held | 
         if closed_off and (closed := next((whole for whole in closed_off if path.startswith(f"{whole}.")), None)):
             raise UnsupportedLayer(f"No adapter can sit on {path}.", f"Another adapter replaces {closed} as a whole.",
                                    "Leave it out of `target_modules`, or delete the other adapter first.")
-        for target in [whole_target(path, module, method.title)] if isinstance(method, Whole) else on_module(path, module, model):
+        if own := vars(module).get("remade") or next((make for kind, make in config.custom_modules.items() if isinstance(module, kind)), None):
+            targets = [own(path, module, method, config)]
+        else:
+            targets = [whole_target(path, module, method.title)] if isinstance(method, Whole) else on_module(path, module, model)
+        for target in targets:
             result.add(target, method, config)
         result.reasons[path] = "matched"
     named = getattr(config, "target_parameters", None) or []

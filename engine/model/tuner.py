@@ -25,7 +25,7 @@ from engine.hosts.quantized.protocol import settle
 from engine.hosts.replaced import Replaced
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack, Samples
-from engine.law import Method, PeftConfig, Routed, Schedule, TargetedConfig, Tensors, TensorSpec
+from engine.law import Method, PeftConfig, Schedule, TargetedConfig, Tensors, TensorSpec
 from engine.methods.registry import law
 from engine.model.abandoned import clear_abandoned
 from engine.model.companions import with_companions, with_heads
@@ -348,8 +348,8 @@ class Tuner(TrainingHooks, Shelves):
             raise TypeError("adapter_names should be a list of strings")
         names = self.known(self.stack.names if names is None else names)
         for name in names:
-            if routed := next((t.method for t in self.tenants(name).values() if isinstance(t.method, Routed)), None):
-                raise CannotMerge(f"{routed.title} does not support merging ({name}).", routed.why_unmerged, "Keep it beside the model.")
+            if law := next((t.method for t in self.tenants(name).values() if t.method.why_unmerged), None):
+                raise CannotMerge(f"{law.title} does not support merging ({name}).", law.why_unmerged, "Keep it beside the model.")
         if requantize is not None and not (error := self.requantization_error(names)).total <= requantize:
             raise ValueError(f"{error.sentence()} That is more than the {requantize:.0%} that `requantize` allows.")
         for path, layer in self.layers.items() if safe else ():

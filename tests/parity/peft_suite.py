@@ -1,12 +1,12 @@
 """PEFT's own test files, run against PEFT and against this engine in its place, and the two compared test by test.
 
-    python -m tests.parity.peft_suite test_config test_custom_models --every 40
+    python -m tests.parity.peft_suite test_config test_custom_models --every 40 --at 7
     python -m tests.parity.peft_suite test_mixed --only engine --show 30
     python -m tests.parity.peft_suite --readme            # writes tests/parity/README.md from the last results
 
 PEFT's source distribution is fetched with pip into a cache folder when it is first needed; nothing of it is kept here. The Hub
 models that the tests name are replaced by local stand-ins (`tests.parity.stand_ins`). Each test starts from a seed made of its name,
-so that a sample (``--every N`` keeps the tests whose name's checksum is a multiple of N) gives what the whole run gives.
+so that a sample (``--every N --at K`` keeps the tests whose name's checksum is K more than a multiple of N) gives what the whole run gives.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.parity.differences import DIFFERENCES
 
@@ -88,11 +89,11 @@ except ImportError:
 from . import testing_utils
 testing_utils.hub_online_once = lambda model_id: contextlib.nullcontext()      # it would try the network, again and again
 
-EVERY, OUT = int(os.environ["SUITE_EVERY"]), open(os.environ["SUITE_OUT"], "a")
+EVERY, AT, OUT = int(os.environ["SUITE_EVERY"]), int(os.environ["SUITE_AT"]), open(os.environ["SUITE_OUT"], "a")
 
 
 def pytest_collection_modifyitems(config, items):
-    kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % EVERY == 0]
+    kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % EVERY == AT]
     OUT.write(json.dumps({"collected": len(items), "kept": len(kept), "commit": os.environ["SUITE_COMMIT"]}) + "\\n")
     items[:] = kept
 
@@ -142,13 +143,35 @@ def _commit() -> str:
     return subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def run(name: str, side: str, every: int, choose: str | None = None, tests: list[str] | None = None) -> Path:
+class Sample(NamedTuple):
+    """The tests whose name's checksum leaves the rest ``at`` when it is divided by ``every``."""
+
+    every: int = 1
+    at: int = 0
+
+    @classmethod
+    def of(cls, results: Path) -> "Sample":
+        """Which a file of results holds."""
+        return cls(*map(int, results.name.split(".")[2].split("+")))
+
+    def __str__(self) -> str:
+        return f"{self.every}+{self.at}" if self.at else str(self.every)
+
+    def __contains__(self, test: str) -> bool:
+        return zlib.crc32(test.encode()) % self.every == self.at
+
+    def holds_all_of(self, other: "Sample") -> bool:
+        return other.every % self.every == 0 and other.at % self.every == self.at
+
+
+def run(name: str, side: str, sample: Sample, choose: str | None = None, tests: list[str] | None = None) -> Path:
     """Run one of PEFT's files in a process of its own; one line of JSON a test goes to the file returned."""
     suite = fetch()
-    out = CACHE / "results" / f"{name}.{side}.{'chosen' if choose or tests else every}.jsonl"
+    out = CACHE / "results" / f"{name}.{side}.{'chosen' if choose or tests else sample}.jsonl"
     out.parent.mkdir(exist_ok=True)
     out.unlink(missing_ok=True)
-    environment = {**os.environ, "SUITE_SIDE": side, "SUITE_EVERY": str(1 if tests else every), "SUITE_OUT": str(out),
+    every, at = Sample() if tests else sample
+    environment = {**os.environ, "SUITE_SIDE": side, "SUITE_EVERY": str(every), "SUITE_AT": str(at), "SUITE_OUT": str(out),
                    "SUITE_COMMIT": _commit(), "HF_HOME": str(CACHE / "hf"),
                    "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false",
                    "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(CACHE / "packages")])}
@@ -181,12 +204,12 @@ class Outcomes:
         return self
 
     @classmethod
-    def of(cls, name: str, side: str, every: int) -> "Outcomes":
+    def of(cls, name: str, side: str, sample: Sample) -> "Outcomes":
         """The sample's, or its part of a larger one's: the tests are the same, and each has a seed of its own."""
-        known = {int(path.name.split(".")[2]): path for path in (CACHE / "results").glob(f"{name}.{side}.[0-9]*.jsonl")}
-        larger = max((n for n in known if every % n == 0), default=None)
+        known = {Sample.of(path): path for path in (CACHE / "results").glob(f"{name}.{side}.[0-9]*.jsonl")}
+        larger = max((one for one in known if one.holds_all_of(sample)), default=None)
         self = cls() if larger is None else cls.read(known[larger])
-        self.tests = {test: entry for test, entry in self.tests.items() if zlib.crc32(test.encode()) % every == 0}
+        self.tests = {test: entry for test, entry in self.tests.items() if test in sample}
         return self
 
     def passed(self) -> set[str]:
@@ -203,7 +226,7 @@ class Comparison:
     """One file: tests that pass for PEFT here, and what became of them with the engine in its place."""
 
     name: str
-    every: int
+    sample: Sample
     collected: int
     run: int
     reference: int                         # pass for PEFT
@@ -213,8 +236,8 @@ class Comparison:
     more: int                              # pass for the engine though not for PEFT
 
     @classmethod
-    def of(cls, name: str, every: int) -> "Comparison":
-        theirs, ours = (Outcomes.of(name, side, every) for side in SIDES)
+    def of(cls, name: str, sample: Sample) -> "Comparison":
+        theirs, ours = (Outcomes.of(name, side, sample) for side in SIDES)
         reference, passed = theirs.passed(), ours.passed()
         if strangers := {_unnumbered(test) for test in passed - theirs.tests.keys()}:       # more configs have a setting here, so numbers shift
             passed |= {test for test in reference - ours.tests.keys() if _unnumbered(test) in strangers}
@@ -225,7 +248,7 @@ class Comparison:
                 by_intent[reason] += 1
             else:
                 failed.append(ours.tests.get(test, {"test": test, "outcome": "not run", "error": "NotCollected", "message": "", "place": ""}))
-        return cls(name, every, theirs.collected, len(theirs.tests), len(reference), len(reference & passed), by_intent, failed,
+        return cls(name, sample, theirs.collected, len(theirs.tests), len(reference), len(reference & passed), by_intent, failed,
                    len(passed - reference))
 
     @property
@@ -234,7 +257,8 @@ class Comparison:
         return self.passed / counted if counted else 0.0
 
     def row(self) -> str:
-        sample = "all" if self.every == 1 else f"1 in {self.every}"
+        every, at = self.sample
+        sample = "all" if every == 1 else f"1 in {every}" + f", from {at}" * bool(at)
         return (f"| `{self.name}` | {self.collected:,} | {sample}: {self.run:,} | {self.reference:,} | {self.passed:,} | "
                 f"{sum(self.by_intent.values())} | {f'{self.ratio:.1%}' if self.reference else 'PEFT passes none offline'} |")
 
@@ -272,7 +296,7 @@ def _empty(names: list[str], rows: list[Comparison]) -> list[str]:
 
 def readme(rows: list[Comparison]) -> str:
     """The page that stands beside this file."""
-    commits = " ".join(Outcomes.of(row.name, "engine", row.every).commit for row in rows)
+    commits = " ".join(Outcomes.of(row.name, "engine", row.sample).commit for row in rows)
     commits = ", ".join(sorted(set(commits.replace(",", " ").split())))
     reasons = Counter()
     for row in rows:
@@ -301,7 +325,7 @@ architecture, there is no network.
 
 {tables}
 
-A sample holds the tests whose name's checksum is divisible by the number given: it is the same on every machine.
+A sample holds the tests whose name's checksum is divisible by the number given ("from K": leaves the rest K): it is the same on every machine.
 Files that are not named here have not been run with this state of the engine. The tiers are those of what a file imports: a third has files
 that test PEFT's private structure, a fourth needs graphics cards or packages that are not here.
 
@@ -315,20 +339,21 @@ that test PEFT's private structure, a fourth needs graphics cards or packages th
 """
 
 
-def known_results(files: list[str]) -> list[tuple[str, int]]:
+def known_results(files: list[str]) -> list[tuple[str, Sample]]:
     """(file, sample) of what both sides have run, in the order of the tiers."""
     latest: dict[str, Path] = {}
     for path in sorted((CACHE / "results").glob("*.engine.[0-9]*.jsonl"), key=lambda path: path.stat().st_mtime):
         latest[path.name.split(".")[0]] = path
     order = [f"test_{name}" for names in TIERS.values() for name in names]
-    found = [(name, int(latest[name].name.split(".")[2])) for name in [*(n for n in order if n in latest), *sorted(latest.keys() - set(order))]]
-    return [(name, every) for name, every in found if Outcomes.of(name, "peft", every).collected and (not files or name in files)]
+    found = [(name, Sample.of(latest[name])) for name in [*(n for n in order if n in latest), *sorted(latest.keys() - set(order))]]
+    return [(name, sample) for name, sample in found if Outcomes.of(name, "peft", sample).collected and (not files or name in files)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", help=f"of PEFT's test files, without “.py”; by default {' '.join(FIRST)}")
     parser.add_argument("--every", type=int, default=1, help="run one test in so many")
+    parser.add_argument("--at", type=int, default=0, help="which of so many: another sample for each number below")
     parser.add_argument("--only", choices=SIDES, help="run this side alone (and compare with the other's last run)")
     parser.add_argument("--again", action="store_true", help="run PEFT's side too where there are results already")
     parser.add_argument("--failed", action="store_true", help="run only what failed for the engine the last time; prints, records nothing")
@@ -337,27 +362,26 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="run nothing; write README.md from the last results of each file")
     options = parser.parse_args()
     if options.readme:
-        README.write_text(readme([Comparison.of(name, every) for name, every in known_results(options.files)]))
+        README.write_text(readme([Comparison.of(name, sample) for name, sample in known_results(options.files)]))
         return
     from tests.parity.stand_ins import build
 
     fetch()
     build(CACHE / "hf")
-    rows: list[Comparison] = []
+    rows, sample = [], Sample(options.every, options.at)
     for name in options.files or FIRST:
-        every = options.every
         if options.failed or options.choose:
-            tests = [e["test"] for e in Comparison.of(name, every).failed] if options.failed else None
-            done = Outcomes.read(run(name, options.only or "engine", every, options.choose, tests))
+            tests = [e["test"] for e in Comparison.of(name, sample).failed] if options.failed else None
+            done = Outcomes.read(run(name, options.only or "engine", sample, options.choose, tests))
             entries = [e for e in done.tests.values() if e["outcome"] == "failed"]
             print(Counter(e["outcome"] for e in done.tests.values()))
-            print(causes(Comparison(name, every, 0, 0, 0, 0, Counter(), entries, 0), options.show))
+            print(causes(Comparison(name, sample, 0, 0, 0, 0, Counter(), entries, 0), options.show))
             continue
         for side in SIDES:
-            known = side == "peft" and not options.again and Outcomes.of(name, side, every).collected > 0
+            known = side == "peft" and not options.again and Outcomes.of(name, side, sample).collected > 0
             if options.only in (None, side) and not known:
-                run(name, side, every)
-        rows.append(Comparison.of(name, every))
+                run(name, side, sample)
+        rows.append(Comparison.of(name, sample))
         print(HEAD if len(rows) == 1 else "", rows[-1].row(), causes(rows[-1], options.show), sep="\n", flush=True)
 
 
