@@ -44,6 +44,7 @@ PAIRS = (
     Pair("text/label", "texts with their labels", _names("text,sentence,content,satz,inhalt,texte,phrase,texto,testo"),
          _names("label,class,category,sentiment,klasse,kategorie,etikett,étiquette,classe,catégorie,etiqueta,etichetta")),
 )
+VAGUE = _names("thema,problem,input,text in,suite,ziel,target,q,f,a,r,user,agent,shop,email,mail")      # where a better name stands beside, no role
 CONTEXT = _names("input,context,background,eingabe,kontext,hintergrund,zusatz,contexte,entrée,contexto,contesto")
 SYSTEM = _names("system,system prompt,systemprompt,role description,systemanweisung,rolle,système")
 MESSAGES = _names("messages,conversations,conversation,chat,dialog,dialogue,turns,nachrichten,gespräch,unterhaltung")
@@ -53,6 +54,7 @@ REJECTED = _names("rejected,dispreferred,abgelehnt,verworfen,rejeté")
 SPEAKERS = {**dict.fromkeys(_names("user,human,customer,prompter,kunde,nutzer,benutzer,mensch,utilisateur,client"), "user"),
             **dict.fromkeys(_names("assistant,gpt,bot,model,ai,chatgpt,agent,assistent"), "assistant"),
             **dict.fromkeys(_names("system,developer"), "system")}
+TOOLS = _names("tool,function,function call,tool call,tool response,observation,ipython")
 EXPECTED = ("question and answer (or Frage and Antwort, question and réponse), instruction and output, prompt and completion, "
             "user and assistant, messages, conversations, or text")
 QUESTIONS, ANSWERS = (frozenset().union(*(getattr(pair, side) for pair in PAIRS[:-1])) for side in ("question", "answer"))

@@ -23,7 +23,8 @@ MAX_FILES = 10_000
 
 
 def _read_txt(path: Path) -> Table:
-    return chats.read_chat_text(open_text(path)) or documents.read_txt(path)
+    text = open_text(path)
+    return chats.read_chat_text(text) or (tables.read_csv(path) if tables.is_table(text) else documents.read_txt(path))
 
 
 _READERS: dict[str, Callable[[Path], Table]] = {

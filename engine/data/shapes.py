@@ -147,7 +147,7 @@ def understand(table: Table, roles: dict[str, str] | None = None) -> Part:
         by_fold.setdefault(fold(column), column)
 
     def find(known: frozenset[str], but: str | None = None) -> str | None:
-        return next((column for key, column in by_fold.items() if key in known and column != but), None)
+        return next((by_fold[key] for key in sorted(by_fold, key=names.VAGUE.__contains__) if key in known and by_fold[key] != but), None)
 
     chosen, rejected = find(names.CHOSEN), find(names.REJECTED)
     if chosen and rejected:
@@ -157,8 +157,9 @@ def understand(table: Table, roles: dict[str, str] | None = None) -> Part:
     if messages := find(names.MESSAGES):
         first = next((r[messages] for r in table.head(_GUESS_FROM) if isinstance(r.get(messages), list) and r[messages]), None)
         if first is not None:
-            sharegpt = isinstance(first[0], dict) and "from" in first[0]
-            return Part(table, _conversation(messages), "conversations" if sharegpt else "messages", "conversations", {messages: "messages"})
+            sharegpt, system = isinstance(first[0], dict) and "from" in first[0], find(names.SYSTEM)
+            return Part(table, _conversation(messages, system), "conversations" if sharegpt else "messages", "conversations",
+                        {messages: "messages", **({system: "system"} if system else {})})
     question, answer, shape, noun = _pair(find, table.columns)
     if question and answer:
         context, system = find(names.CONTEXT, but=question), find(names.SYSTEM)
@@ -219,7 +220,7 @@ def _by_roles(table: Table, roles: dict[str, str]) -> Part:
 
     used = {column: role for column, role in roles.items() if role != "ignore"}
     if of("messages"):
-        return Part(table, _conversation(of("messages")[0]), "messages", "conversations", used)
+        return Part(table, _conversation(of("messages")[0], next(iter(of("system")), None)), "messages", "conversations", used)
     if of("question") and of("answer"):
         return Part(table, _asked(used), "question/answer", "question and answer pairs", used)
     if of("text"):
@@ -282,6 +283,8 @@ def _asked(roles: dict[str, str]) -> Callable[[dict], list[dict]]:
     (question, *more), (answer, *_), contexts, systems = of("question"), of("answer"), of("context"), of("system")
 
     def convert(record: dict) -> list[dict]:
+        if isinstance(record.get(question), list) and isinstance(record.get(answer), list):     # prompt and completion as messages
+            return _ended([*map(_turn, record[question]), *map(_turn, record[answer])])
         asked, answered = _filled(record, question, "question"), _filled(record, answer, "answer")
         asked = "\n\n".join([asked, *(extra for column in (*more, *contexts) if (extra := _text(record.get(column))))])
         start = [{"role": "system", "content": text} for column in systems[:1] if (text := _text(record.get(column)))]
@@ -312,12 +315,15 @@ def _speakers(table: Table, roles: dict[str, str]) -> Part:
     return Part(table, convert, "chat", "conversations", {who: role for who, role in roles.items() if role != "ignore"})
 
 
-def _conversation(column: str) -> Callable[[dict], list[dict]]:
+def _conversation(column: str, system: str | None = None) -> Callable[[dict], list[dict]]:
+    """Messages, behind what a column of its own says to the model unless they say it themselves."""
     def convert(record: dict) -> list[dict]:
         turns = record.get(column)
         if not isinstance(turns, list):
             raise LeftOut("it holds no list of messages")
-        return _ended([_turn(turn) for turn in turns])
+        messages = _ended([_turn(turn) for turn in turns])
+        told = _text(record.get(system)) if system and messages[0]["role"] != "system" else ""
+        return [{"role": "system", "content": told}, *messages] if told else messages
     return convert
 
 
@@ -337,7 +343,12 @@ def _ended(messages: list[dict]) -> list[dict]:
 def _turn(turn: Any) -> dict:
     if not isinstance(turn, dict):
         raise LeftOut("a message is not an object with role and content")
-    role = names.SPEAKERS.get(fold(str(turn.get("role", turn.get("from", "")))))
+    said = fold(str(turn.get("role", turn.get("from", ""))))
+    if turn.get("tool_calls") or turn.get("function_call") or said in names.TOOLS:
+        raise LeftOut("a tool is called in it, which cannot be learned yet")
+    if turn.get("weight") == 0:
+        raise LeftOut("an answer in it is marked as one not to learn (weight 0)")
+    role = names.SPEAKERS.get(said)
     if role is None:
         raise LeftOut("somebody else than user, assistant or system speaks in it")
     content = turn.get("content", turn.get("value"))

@@ -22,7 +22,7 @@ from engine.errors import BadData
 PAUSE = timedelta(hours=6)                 # after so long a silence another conversation begins
 MAX_SPEAKERS = 30
 _GAP = r"[\s\u202f\u00a0]"
-_CLOCK = r"(\d{1,2}):(\d{2})(?::\d{2})?(?:[\s\u202f\u00a0]*([AaPp])\.?[Mm]\.?)?"
+_CLOCK = r"(\d{1,2}):(\d{2})(?::\d{2})?(?:[\s\u202f\u00a0]*([AaPp])\.?[\s\u00a0]?[Mm]\.?)?"
 _DAY = r"(\d{1,4})[./-](\d{1,2})[./-](\d{2,4})"
 _STARTS = (                                # groups: day (3), clock (3), speaker, text
     re.compile(rf"^{_DAY},?{_GAP}+(?:um |at |à )?{_CLOCK}{_GAP}*(?:Uhr )?[-–][ \u00a0]([^:]{{1,60}}?): (.*)$"),     # WhatsApp, Android
@@ -32,7 +32,10 @@ _COPIED = re.compile(rf"^(.{{1,60}}?), ?\[{_DAY},?{_GAP}+{_CLOCK}\]:?\s*(.*)$") 
 _NOTICE = re.compile(rf"^\[?{_DAY},?{_GAP}+(?:um |at |à )?{_CLOCK}\]?{_GAP}*(?:Uhr )?[-–]?[ \u00a0]")
 _NO_TEXT = re.compile(r"^\s*(?:<[^>]{3,40}>|[^\n]{0,20}\b(?:omitted|weggelassen|ausgeschlossen|absente?|omis(?:e)?|omitido)\b\.?|"
                       r"(?:This message was|You) deleted.*|(?:Diese Nachricht wurde|Du hast diese Nachricht) gelöscht.*|"
-                      r"Ce message a été supprimé.*|null)\s*$", re.IGNORECASE)
+                      r"Ce message a été supprimé.*|null|(?:Missed|Verpasster?) [\w -]{0,20}(?:call|anruf)\b[^\n]{0,40})\s*$", re.IGNORECASE)
+_APP = "\u200e"                            # stands before what WhatsApp says itself: “image omitted”, “Anna was added”, “edited”
+_ATTACHED = re.compile(r"[^\n]*\.\w{2,5} \((?:file attached|Datei angehängt|fichier joint|archivo adjunto|file allegato)\)")
+_EDITED = re.compile(_APP + r"?<(?:This message was edited|Diese Nachricht wurde bearbeitet|Ce message a été modifié|Se editó este mensaje)\.?>\s*$")
 
 
 @dataclass(frozen=True)
@@ -57,32 +60,40 @@ def read_chat_text(text: Text) -> Table | None:
 
     def said() -> Iterator[Said]:
         found: Said | None = None
+
+        def ended() -> Iterator[Said]:
+            if found and (words := _words(found.what)):
+                yield Said(found.line, found.when, found.who, words)
         for (_, number), raw, _ in text.lines():
             line = _clean(raw)
             if match := _match(line):
-                if found:
-                    yield found
+                yield from ended()
                 day, clock, who, what = match
-                found = Said(number, _time(day, clock, month_first), who.strip(), what)
+                found = Said(number, _time(day, clock, month_first), who.strip(f"~ \u00a0\u202f{_APP}"), what)
             elif _NOTICE.match(line):      # “Messages are end-to-end encrypted”, “Anna added Ben”
-                if found:
-                    yield found
+                yield from ended()
                 found = None
             elif found:
                 found = Said(found.line, found.when, found.who, f"{found.what}\n{line}")
-        if found:
-            yield found
+        yield from ended()
     return chat_table(text.path, said)
 
 
 def _clean(line: str) -> str:
-    return re.sub("[\u200e\u200f\u202a-\u202c\ufeff]", "", line).rstrip()
+    return re.sub("[\u200f\u202a-\u202c\ufeff]", "", line).strip(f"{_APP}\r\n")
+
+
+def _words(what: str) -> str:
+    """What a person said of a message: without what the app says in it or adds to it."""
+    lines = _EDITED.sub("", what).rstrip().split("\n")
+    return "\n".join(line.replace(_APP, "") for n, line in enumerate(lines)
+                     if not (line.startswith(_APP) or f"• {_APP}" in line or n == 0 and _ATTACHED.fullmatch(line)))
 
 
 def _match(line: str) -> tuple[tuple, tuple, str, str] | None:
-    """(day, clock, speaker, text) if a message begins on this line."""
+    """(day, clock, speaker, text) if a message begins on this line. A quotation never closed is no name: “Ann created the group "Team: North"”."""
     for start in _STARTS:
-        if found := start.match(line):
+        if (found := start.match(line)) and sum(found[7].count(mark) for mark in '"„“”«»') % 2 == 0:
             parts = found.groups()
             return parts[:3], parts[3:6], parts[6], parts[7]
     if found := _COPIED.match(line):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,29 +69,43 @@ def read_md(path: Path) -> Table:
 
 
 def read_docx(path: Path) -> Table:
-    """Word: a table with known columns is one; else like markdown, by its headings."""
+    """Word: tables that name known columns, or that ask on the left and answer on the right, are such; else like markdown, by its headings."""
     careful_zip(path, "word/document.xml")
     import docx
 
     source = seekable(path)
     word = opened(path, lambda: docx.Document(str(source) if isinstance(source, Path) else source))
-    tables = [rows for table in word.tables if len(rows := opened(path, lambda table=table: _table(table))) > 1
-              and sum(is_known(cell) for cell in rows[0]) >= 2]
-    if tables:
-        columns = tables[0][0]
-        records = [(n, dict(zip(columns, cells))) for n, cells in enumerate((c for rows in tables if rows[0] == columns for c in rows[1:]), 2)]
-        return Table(path, "docx", columns, numbered(lambda: records))
-    paragraphs = opened(path, lambda: [(n, p.text.strip(), (p.style.name or "").startswith(("Heading", "Title", "Überschrift", "Titre")))
-                                        for n, p in enumerate(word.paragraphs, 1) if p.text.strip()])
-    paragraphs += [(len(paragraphs) + n, " | ".join(cells), False) for table in word.tables
-                   for n, cells in enumerate(opened(path, lambda table=table: _table(table)), 1) if any(cells)]
+    parts = opened(path, lambda: [_cells(part) if hasattr(part, "rows") else (part.text.strip(), _is_heading(part))
+                                  for part in word.iter_inner_content()])
+    tables = [part for part in parts if isinstance(part, list) and part]
+    around = ["The text around the tables was left out."] if any(not isinstance(part, list) and part[0] for part in parts) else []
+    columns = next((rows[0] for rows in tables if len(rows) > 1 and sum(map(is_known, rows[0])) >= 2), None)
+    pairs, known = [cells for rows in tables for cells in rows if len(cells) == 2], {}
+    if columns:
+        records = [cells for rows in tables if rows[0] == columns for cells in rows[1:]]
+    elif len(pairs) > 1 and sum(_asks(question) for question, _ in pairs) > len(pairs) / 2:
+        columns, records, known = ["question", "answer"], pairs, {"question": "question", "answer": "answer"}
+    if columns:
+        return Table(path, "docx", columns, numbered(lambda: ((n, dict(zip(columns, cells))) for n, cells in enumerate(records, 2 - bool(known)))),
+                     notes=around, known=known)
+    paragraphs = [(number, text, heading) for number, (text, heading) in enumerate((one for part in parts for one in (
+        [(" | ".join(cells), False) for cells in part if any(cells)] if isinstance(part, list) else [part])), 1) if text]
     if not paragraphs:
         raise BadData(f"The file {path.name} has no text.", "Pictures and drawings cannot be learned.", "Choose another file.", path=str(path))
     return document(path, "docx", lambda: paragraphs)
 
 
-def _table(table) -> list[list[str]]:
-    return [[cell.text.strip() for cell in row.cells] for row in table.rows]
+def _is_heading(paragraph) -> bool:
+    """By its style, or because all of it is bold: so most people write a heading."""
+    text = paragraph.text.strip()
+    return (paragraph.style.name or "").startswith(("Heading", "Title", "Überschrift", "Titre")) or (
+        0 < len(text) <= 200 and all(run.bold for run in paragraph.runs if run.text.strip()))
+
+
+def _cells(table) -> list[list[str]]:
+    """The rows of a table; a cell that spans several columns stands in the first of them."""
+    return [[cell.text.strip() if n == 0 or cell._tc is not cells[n - 1]._tc else "" for n, cell in enumerate(cells)]
+            for cells in (row.cells for row in table.rows)]
 
 
 def read_pdf(path: Path) -> Table:
@@ -149,14 +163,21 @@ def _page(text: str) -> list[str]:
 # --- what the paragraphs say -------------------------------------------------------------------
 
 def document(path: Path, kind: str, paragraphs: Callable[[], Iterable[Paragraph]]) -> Table:
-    """Questions and answers if they are marked, or if most headings ask; else passages of about `PASSAGE` letters."""
+    """Questions and answers if they are marked, or if most headings or every third paragraph ask; else passages of about `PASSAGE` letters."""
     if table := _asked(path, kind, paragraphs):
         return table
-    headings = [text for _, text, heading in islice(paragraphs(), 5000) if heading]
-    if len(headings) >= 2 and sum(text.rstrip().endswith("?") for text in headings) > len(headings) / 2:
-        return Table(path, kind, ["question", "answer"], numbered(lambda: _by_headings(paragraphs())),
+    first = list(islice(paragraphs(), 5000))
+    headings, asking = [_asks(text) for _, text, heading in first if heading], [_asks(text) for _, text, _ in first]
+    by_headings = len(headings) >= 2 and sum(headings) > len(headings) / 2
+    if by_headings or sum(asking) >= max(3, len(asking) / 3) and (True, True) not in pairwise(asking):
+        marked = lambda: ((n, text, heading or not by_headings and _asks(text)) for n, text, heading in paragraphs())    # noqa: E731
+        return Table(path, kind, ["question", "answer"], numbered(lambda: _by_headings(marked())),
                      known={"question": "question", "answer": "answer"})
     return Table(path, kind, ["text"], numbered(lambda: _passages(paragraphs())), known={"text": "text"})
+
+
+def _asks(text: str) -> bool:
+    return len(text) <= 200 and text.rstrip().endswith("?")
 
 
 def _asked(path: Path, kind: str, lines: Callable[[], Iterable[Paragraph]]) -> Table | None:
@@ -202,7 +223,7 @@ def _by_headings(paragraphs: Iterable[Paragraph]) -> Iterator[tuple[int, dict[st
         if heading:
             if question and answer:
                 yield line, {"question": question, "answer": "\n\n".join(answer)}
-            question, line, answer = (text if text.rstrip().endswith("?") else ""), number, []
+            question, line, answer = (re.sub(r"^\(?\d{1,3}[.)]\s+", "", text) if _asks(text) else ""), number, []
         elif question:
             answer.append(text)
     if question and answer:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import datetime
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from engine.data.names import is_known
+from engine.data.names import TEXT, fold, is_known
 from engine.data.readers.archive import careful_zip, seekable
-from engine.data.readers.text import open_text
+from engine.data.readers.text import Text, open_text
 from engine.data.table import MAX_CELL, START, Mark, Table, Walk, bad_line, damaged, numbered
 from engine.errors import BadData
 
@@ -46,8 +46,19 @@ def read_csv(path: Path, kind: str = "csv") -> Table:
     return with_header(path, kind, rows)
 
 
+def is_table(text: Text) -> bool:
+    """Whether a text begins with the names of columns, as “Unicode text” from a spreadsheet does."""
+    head = text.head()
+    first = next((line for line in head.splitlines() if line.strip()), "")
+    cells = next(csv.reader([first], delimiter=_delimiter(head)), [])
+    return len(cells) > 1 and sum(map(is_known, cells)) > 1
+
+
 def _delimiter(text: str) -> str:
-    """The separator that cuts the first lines into the most columns, equally many in most of them."""
+    """The separator that cuts the first lines into the most columns, equally many in most of them; the comma last, for texts have commas, too."""
+    if fold(next((line for line in text.splitlines() if line.strip()), "")) in TEXT:
+        return "\x1f"                      # one column of texts: nothing separates
+
     def score(delimiter: str) -> tuple[float, int]:
         try:
             rows = [row for row, _ in zip(csv.reader(text.splitlines(True), delimiter=delimiter, skipinitialspace=True), range(20)) if row]
@@ -57,24 +68,27 @@ def _delimiter(text: str) -> str:
         usual = max(set(widths), key=lambda width: (widths.count(width), width)) if widths else 0
         return (widths.count(usual) / len(widths), usual) if usual > 1 else (0.0, 0)
 
-    return max((",", ";", "\t", "|"), key=score)
+    return max(("\t", ";", "|", ","), key=score)
 
 
 # --- the header, for every kind of table -------------------------------------------------------
 
 def with_header(path: Path, kind: str, rows: Rows, start: Mark = START) -> Table:
-    """Find the line that names the columns, and give every row after it these names."""
-    first = list(islice(rows(start), _LOOK))
+    """Find the line that names the columns, and give every row after it these names.
+
+    A cell beyond the last name was cut off another in a text (refused), but is a remark beside the table in a spreadsheet (passed over).
+    """
+    loose, first = kind in ("csv", "tsv"), list(islice(rows(start), _LOOK))
     if not first:
         raise BadData(f"The file {path.name} has no examples.", "It is empty.", "Choose a file with at least one example.", path=str(path))
     at, named = _header_row([cells for _, _, cells in first])
-    columns = _names(path, first[at][2]) if named else [f"Column {n}" for n in range(1, len(first[at][2]) + 1)]
+    columns = _names(first[at][2]) if named else [f"Column {n}" for n in range(1, len(first[at][2]) + 1)]
 
     def walk(mark: Mark) -> Walk:
         for number, (here, line, cells) in enumerate(rows(mark)):
             if mark == start and number < at + named:
                 continue
-            if extra := [cell for cell in cells[len(columns):] if cell.strip()]:
+            if loose and (extra := [cell for cell in cells[len(columns):] if cell.strip()]):
                 raise bad_line(path, line, f"It has {len(cells)} cells, but the first line names {len(columns)} columns: "
                                f"“{extra[0][:40]}” belongs to none.",
                                "Put texts that contain a separator in quotation marks, or save the file again from your program.")
@@ -83,39 +97,38 @@ def with_header(path: Path, kind: str, rows: Rows, start: Mark = START) -> Table
 
 
 def _header_row(rows: list[list[str]]) -> tuple[int, bool]:
-    """(number of the row, whether it names the columns): the first full row, or one before it that holds known names."""
+    """(number of the row, whether it names the columns): the first full row, or the one up to there with the most known names."""
     widths = [sum(bool(cell.strip()) for cell in cells) for cells in rows]
     usual = max(set(widths), key=lambda width: (widths.count(width), width))
     first = next(n for n, width in enumerate(widths) if width >= usual)
-    for number, cells in enumerate(rows[:first + 1]):
-        if widths[number] >= min(2, usual) and any(is_known(cell) for cell in cells):
-            return number, True
+    known = [sum(map(is_known, cells)) * (width >= min(2, usual)) for cells, width in zip(rows[:first + 1], widths)]
+    if any(known):                         # of “Customer | Us” above “Date | Question | Answer”, the wider one
+        return max(range(first + 1), key=lambda number: (known[number], widths[number])), True
     cells = [cell.strip() for cell in rows[first]]
     return first, not any(len(cell) > 60 or cell.endswith(("?", ".", "!", "…")) for cell in cells)
 
 
-def _names(path: Path, cells: list[str]) -> list[str]:
-    names = [" ".join(cell.split()).lstrip("\ufeff") for cell in cells]
-    while names and not names[-1]:
-        names.pop()
-    names = [name or f"Column {n}" for n, name in enumerate(names, 1)]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadData(f"Two columns of {path.name} are both named “{twice}”.", do="Give every column its own name in the first line.",
-                      columns=names, path=str(path))
+def _names(cells: list[str]) -> list[str]:
+    """Names of columns, none empty and none twice: “Note”, “Note 2”."""
+    names: list[str] = []
+    while cells and not cells[-1].strip():
+        cells = cells[:-1]
+    for number, cell in enumerate(cells, 1):
+        name = " ".join(cell.split()).lstrip("\ufeff") or f"Column {number}"
+        names.append(next(free for n in count(1) if (free := name if n == 1 else f"{name} {n}") not in names))
     return names
 
 
 # --- xlsx --------------------------------------------------------------------------------------
 
 def read_xlsx(path: Path) -> Table:
-    """A workbook: every sheet whose first line names the same columns as the first sheet that has rows."""
+    """A workbook: the first of its sheets that name the most known columns, and every other sheet that has these, too."""
     from openpyxl import load_workbook
 
     careful_zip(path, "xl/workbook.xml")
 
-    def sheets() -> Iterator[tuple[str, Rows]]:
-        book = opened(path, lambda: load_workbook(seekable(path), read_only=True, data_only=True))
+    def sheets(formulas: bool = False) -> Iterator[tuple[str, Rows]]:
+        book = opened(path, lambda: load_workbook(seekable(path), read_only=True, data_only=not formulas))
         try:
             for sheet in book.worksheets:
                 sheet.reset_dimensions()   # what the file claims about its own size is not believed
@@ -123,28 +136,36 @@ def read_xlsx(path: Path) -> Table:
         finally:
             book.close()
 
-    tables, notes = [], []
-    for title, rows in sheets():
+    tables, uncounted = {}, False
+    for (title, rows), (_, formulas) in zip(sheets(), sheets(formulas=True)):
         try:
-            found = with_header(path, "xlsx", rows)
+            tables[title] = with_header(path, "xlsx", rows).columns
+            uncounted = uncounted or _counted_nothing(formulas, rows)
         except BadData as problem:
             if "has no examples" not in problem.what:
                 raise
-            continue
-        if not tables or found.columns == tables[0][1]:
-            tables.append((title, found.columns))
-        else:
-            notes.append(f"The sheet “{title}” was left out: it has other columns ({', '.join(found.columns[:4])}).")
     if not tables:
         raise BadData(f"The file {path.name} has no examples.", "No sheet of it has a filled cell.", "Choose a file with at least one example.",
                       path=str(path))
-    wanted = {title for title, _ in tables}
+    columns = max(tables.values(), key=lambda names: (sum(map(is_known, names)), len(names) > 1))
+    needed = set(filter(is_known, columns)) or set(columns)
+    notes = [f"The sheet “{title}” was left out: it has other columns ({', '.join(names[:4])})."
+             for title, names in tables.items() if not needed <= set(names)]
+    if uncounted:
+        notes.append("Formulas in it have no results, and their cells are taken for empty: open the file in its program and save it there.")
 
     def records() -> Iterator[tuple[int, dict[str, Any]]]:
         for title, rows in sheets():
-            if title in wanted:
+            if needed <= set(tables.get(title, ())):
                 yield from with_header(path, "xlsx", rows)
-    return Table(path, "xlsx", tables[0][1], numbered(records), notes=notes)
+    return Table(path, "xlsx", columns, numbered(records), notes=notes)
+
+
+def _counted_nothing(formulas: Rows, results: Rows) -> bool:
+    """Whether one of the first rows has a formula whose result was never saved, as in a file that a program wrote."""
+    shown = {line: cells for _, line, cells in islice(results(START), _LOOK)}
+    return any(cell.startswith("=") and not (shown.get(line, []) + [""] * len(cells))[n]
+               for _, line, cells in islice(formulas(START), _LOOK) for n, cell in enumerate(cells))
 
 
 def _cells(path: Path, sheet) -> Iterator[tuple[Mark, int, list[str]]]:
@@ -158,14 +179,17 @@ def _cells(path: Path, sheet) -> Iterator[tuple[Mark, int, list[str]]]:
 
 
 def as_text(value: Any) -> str:
-    """A cell as a person reads it: whole numbers without point, days without a midnight."""
-    if value is None:
+    """A cell as a person reads it: whole numbers without point, days without a midnight, nothing for a formula that went wrong."""
+    if value is None or value in _ERRORS:
         return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     if isinstance(value, datetime.datetime):
         return value.date().isoformat() if value.time() == datetime.time() else value.isoformat(" ", "minutes")
-    return str(value)
+    return value.isoformat("minutes") if isinstance(value, datetime.time) else str(value)
+
+
+_ERRORS = ("#N/A", "#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#NULL!", "#NUM!")      # what a formula gives that went wrong
 
 
 def opened(path: Path, make: Callable[[], Any]) -> Any:

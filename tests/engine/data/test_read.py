@@ -69,7 +69,6 @@ WRONG = {
     "half.txt": (b"\xff\xfea\x00b\x00c", "damaged"),
     "quote.csv": (b'question,answer\n"never closed,b\nc,d\n', "quotation mark"),
     "wide.csv": (b"question,answer\na,b,c\n", "3 cells"),
-    "twice.csv": (b"a,a\n1,2\n", "both named"),
     "broken.json": (b'[{"a": 1},\n{"b": ]', "Line 2"),
     "broken.jsonl": (b'{"a": "b"}\n{"a": \n', "Line 2"),
     "numbers.json": (b"[1, 2]", "single value"),
