@@ -34,6 +34,7 @@ from studio.jobs.runner import Runner
 from studio.jobs.runner_process import ProcessRunner
 from studio.jobs.talk import ProcessTalk, Talk
 from studio.models.background import Background
+from studio.models.steps import Steps
 from studio.models.undo import UndoStack
 from studio.views import notify, theme
 from studio.views.activity_bar import ActivityBar
@@ -74,7 +75,7 @@ class Studio(QObject):
         self.queue: JobQueue = open_queue(home, runner or ProcessRunner(home.root / "logs" / "worker.log"))
         self.queue.start()
         self.talk = talk or ProcessTalk(home.root / "logs" / "talk.log")
-        self.background = Background(self)
+        self.background, self._dresser = Background(self), Steps(self)
         self.queue_bridge = QueueBridge(self.queue, self)
         self.talk_bridge = TalkBridge(self.talk, self)
         self.actions = ActionRegistry()
@@ -334,8 +335,8 @@ class Studio(QObject):
             self.dress()
 
     def dress(self, *_) -> None:
-        """Show theme and text size as they are set."""
-        theme.apply(self.app, self.settings.get("theme"), self.settings.get("text_size"))
+        """Show theme and text size as they are set, without holding up the window."""
+        self._dresser.begin(theme.change(self.app, self.settings.get("theme"), self.settings.get("text_size")))
 
     # --- closing ---
 
@@ -344,6 +345,7 @@ class Studio(QObject):
         for panel in self.window.panels.values():
             if hasattr(panel, "closing"):
                 panel.closing()
+        self._dresser.stop()
         self.window.remember()
         self.keep_stack()
         self._settled = True               # what had not begun to settle shall not begin now

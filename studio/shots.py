@@ -14,6 +14,7 @@ from studio.app import Studio
 from studio.frame_actions import WORKSPACES
 from studio.jobs.runner import Watch
 from studio.jobs.talk import Talk
+from studio.views import theme
 
 SIZE = (1360, 860)
 SETTLE = 400                               # milliseconds in which a panel may ask for what it shows
@@ -46,8 +47,7 @@ def take(app: QApplication, home: Home, folder: Path, *, modes: tuple[str, ...] 
         if studio.catalogue.adapters:
             studio.library.select(studio.catalogue.adapters[0].path)
         for mode in modes:
-            studio.settings.values.theme = mode
-            studio.dress()
+            theme.apply(app, mode, studio.settings.get("text_size"))
             for key in WORKSPACES:
                 studio.window.go(key)
                 _let_settle()

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from inspect import ismethod, signature
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from weakref import WeakMethod
 
 from PySide6.QtCore import QDir, QSize, Qt
@@ -25,6 +25,7 @@ from PySide6.QtSvg import QSvgRenderer
 from PySide6.QtWidgets import QApplication, QWidget
 
 from engine.store.resources import resource
+from studio.views.dressing import dressing
 
 RESOURCES = resource()
 ICONS = RESOURCES / "icons"
@@ -94,8 +95,10 @@ class _Changed:
     def disconnect(self, callback: Callable) -> None:
         self._callbacks = [entry for entry in self._callbacks if entry[0]() != callback]
 
-    def emit(self, tokens: Tokens) -> None:
+    def tell(self, tokens: Tokens) -> Iterator[None]:
+        """Call them, one a step."""
         for entry in list(self._callbacks):
+            yield
             found, takes = entry
             try:
                 if (callback := found()) is not None:
@@ -125,22 +128,30 @@ def color(role: str, alpha: float = 1.0) -> QColor:
 
 def apply(app: QApplication, mode: str = "system", text_size: float = 1.0) -> Tokens:
     """Dress the whole program: ``mode`` is light, dark, contrast or system; ``text_size`` is a factor (1 is normal)."""
-    global _now
+    for _ in change(app, mode, text_size):
+        pass
+    return _now
+
+
+def change(app: QApplication, mode: str, text_size: float) -> Iterator[None]:
+    """`apply` in short steps."""
     if mode == "system":
         mode = "dark" if app.styleHints().colorScheme() == Qt.ColorScheme.Dark else "light"
     if app.property("dressed") == [mode, text_size]:
-        return _now
+        return
     app.setProperty("dressed", [mode, text_size])
-    _now = _BY_NAME[mode]
+    QDir.setSearchPaths("icons", [str(ICONS)])
+
+    def put_on() -> None:
+        global _now
+        _now = _BY_NAME[mode]
+        app.setFont(_font(text_size))
+        app.setPalette(_palette(_now))
+        app.setStyleSheet(_sheet(_now, app.font().pointSizeF()))
+        _tinted.cache_clear()
     if not app.styleSheet():               # the first time (a style sheet hides the style's name)
         app.setStyle("Fusion")
-    QDir.setSearchPaths("icons", [str(ICONS)])
-    app.setFont(_font(text_size))
-    app.setPalette(_palette(_now))
-    app.setStyleSheet(_sheet(_now, app.font().pointSizeF()))
-    _tinted.cache_clear()
-    changed.emit(_now)
-    return _now
+    yield from dressing(app, put_on, lambda: changed.tell(_now))
 
 
 def look(widget: QWidget, looks: str) -> QWidget:

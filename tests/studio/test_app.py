@@ -143,7 +143,8 @@ def test_the_palette_runs_and_refuses(open_studio, qtbot):
     studio.window.open_palette()
     QTest.keyClicks(palette.field, "dark")
     QTest.keyClick(palette.field, Qt.Key.Key_Return)
-    assert theme.tokens().name == "dark" and studio.settings.get("theme") == "dark" and not palette.isVisible()
+    assert studio.settings.get("theme") == "dark" and not palette.isVisible()
+    qtbot.waitUntil(lambda: theme.tokens().name == "dark")
     studio.window.open_palette()
     QTest.keyClicks(palette.field, "redo")
     QTest.keyClick(palette.field, Qt.Key.Key_Return)
@@ -331,9 +332,9 @@ def test_only_one_studio_a_home(open_studio, qapp, home):
 def test_text_size_and_theme_stay(open_studio, qtbot):
     studio = open_studio()
     studio.window.run("view.text.larger")
-    assert QApplication.font().pointSizeF() == 11.5
+    qtbot.waitUntil(lambda: QApplication.font().pointSizeF() == 11.5)
     studio.window.run("view.text.normal")
-    assert QApplication.font().pointSizeF() == 10
+    qtbot.waitUntil(lambda: QApplication.font().pointSizeF() == 10)
     studio.settings.set("text_size", TEXT_SIZES[-1])
     studio.window.run("view.text.larger")
     assert studio.activity.said.whole() == "The text is as large as it can be."
