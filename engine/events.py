@@ -103,7 +103,7 @@ class Evaluated(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """A checkpoint that can be resumed from is safely on disk."""
+    """A checkpoint that can be resumed from is safely on disk. Without ``path``: none is left, it would begin anew."""
 
     kind: ClassVar[str] = "saved"
     step: int

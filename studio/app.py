@@ -6,6 +6,7 @@ The window is painted before anything slow happens: what needs a plot, a folder 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from pathlib import Path
@@ -208,8 +209,14 @@ class Studio(QObject):
             self.undo.clear()
         except FileNotFoundError:
             log.debug("no stack yet")
-        except (OSError, UnicodeDecodeError, StudioError) as error:
-            notify.show_error(self.window, explain(error))
+        except (OSError, UnicodeDecodeError, StudioError) as problem:
+            error, beside = explain(problem), self._stack_file.with_name("stack-damaged.json")
+            try:                           # the next change writes a new one
+                os.replace(self._stack_file, beside)
+                error.do = f"{error.do} What was saved is kept as {beside.name}."
+            except OSError:
+                log.exception("the damaged stack stays where it is")
+            notify.show_error(self.window, error)
 
     @property
     def _stack_file(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,7 +16,7 @@ from engine.bases.load import check_folder
 from engine.errors import BadModel, Cancelled, StudioError, Unreachable
 from engine.events import Event, Finished, Note, Progress, Stopped
 from engine.specs import FetchSpec
-from engine.store.atomic import replacing_folder
+from engine.store.atomic import recover, replacing_folder
 from engine.store.home import Home, safe_name
 from engine.store.lock import FileLock
 from engine.store.runs import RunFolder
@@ -42,10 +41,10 @@ def fetch(spec: FetchSpec, run: RunFolder) -> Iterator[Event]:
 
     try:
         with FileLock(out.parent / f".{out.name}.lock", f"{out.name} is already being fetched.", "Wait until it is done."):
+            recover(out)                   # of a job that was killed
             if _is_whole(out):
                 yield Note(f"{out.name} is already in the library.")
             else:
-                _sweep(out)
                 yield from _heeding(_way(spec.model)(out, downloads, stopped), stopped)
         (out.parent / f".{out.name}.lock").unlink(missing_ok=True)
     except Cancelled:
@@ -172,9 +171,3 @@ def _is_whole(out: Path) -> bool:
         return True
     except StudioError:
         return False
-
-
-def _sweep(out: Path) -> None:
-    """Remove what a killed job left beside ``out`` (we hold the lock, so nobody is writing it)."""
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
-        shutil.rmtree(left, ignore_errors=True)

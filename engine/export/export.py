@@ -5,10 +5,8 @@ Nothing appears under the chosen name before all of this is done. What fails its
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +22,7 @@ from engine.merge.plan import MergePlan, plan_merge
 from engine.merge.stream import check_room, merge_into
 from engine.mix.stack import StackOnBase
 from engine.specs.jobs import ExportSpec
-from engine.store.atomic import replacing_folder
+from engine.store.atomic import recover, replacing_folder
 from engine.store.library import ModelInfo, folder_bytes, read_model
 from engine.store.runs import RunFolder
 
@@ -44,8 +42,7 @@ def export(spec: ExportSpec, run: RunFolder) -> Iterator[Event]:
         yield _finished(out, began)
         return
     check_place(out, base, [Path(entry.adapter) for entry in spec.stack])
-    for left_over in out.parent.glob(f".{glob.escape(out.name)}.*.part"):   # of an attempt that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
+    recover(out)                           # of an attempt that was killed
     try:
         yield from _carry_out(spec, run, out, base)
     except Cancelled:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 from collections.abc import Iterator
+
+
+PATIENCE = (0.01, 0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ()     # seconds between tries: nothing moves there while somebody reads it
+
+
+def _move(source: Path, target: Path) -> None:
+    for pause in PATIENCE:
+        with contextlib.suppress(PermissionError):
+            return os.replace(source, target)
+        time.sleep(pause)
+    os.replace(source, target)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -35,7 +48,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        _move(temporary, path)
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -45,7 +58,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
 def replacing_folder(path: Path | str) -> Iterator[Path]:
     """Yield an empty temporary folder beside ``path``; on success its files are synced and it takes the place of ``path``.
 
-    An existing folder at ``path`` is replaced as a whole; on any exception it is untouched.
+    An existing folder at ``path`` is replaced as a whole; on any exception it is untouched. After a kill in the middle, `recover` it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,18 +73,31 @@ def replacing_folder(path: Path | str) -> Iterator[Path]:
         old = None
         if path.exists():
             old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
-            os.replace(path, old)
+            _move(path, old)
         try:
-            os.replace(temporary, path)
+            _move(temporary, path)
         except OSError:
             if old is not None:
-                os.replace(old, path)
+                _move(old, path)
             raise
         _sync_folder(path.parent)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover(path: Path | str) -> None:
+    """What a kill in the middle of `replacing_folder` left beside ``path`` goes; what had stood there stands there again.
+
+    Nobody may be writing ``path`` meanwhile.
+    """
+    path = Path(path)
+    for left in sorted(path.parent.glob(f".{glob.escape(path.name)}.????????.*")):
+        if left.suffix == ".old" and not path.exists():
+            _move(left, path)
+        elif left.suffix in (".old", ".part"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -5,6 +5,7 @@ There is therefore no stale lock: the file of a dead process is simply taken ove
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -49,10 +50,11 @@ class FileLock:
                     os.close(handle)
                     raise Busy(self.what, do=self.do, pid=owner(self.path)) from None
                 time.sleep(0.05)
-        os.ftruncate(handle, 0)
-        os.lseek(handle, 0, os.SEEK_SET)
-        os.write(handle, str(os.getpid()).encode())
         self._handle = handle
+        with contextlib.suppress(OSError):     # on a full disk nobody learns whose it is, but it is ours
+            os.ftruncate(handle, 0)
+            os.lseek(handle, 0, os.SEEK_SET)
+            os.write(handle, str(os.getpid()).encode())
         return self
 
     def release(self) -> None:

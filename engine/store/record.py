@@ -47,9 +47,9 @@ def _written(job: Job, spec: Spec, run: RunFolder, log: EventLog) -> Iterator[ev
 
 
 def last_step(run: RunFolder) -> int | None:
-    """The step of the newest checkpoint that the log tells of, None if there is none."""
+    """The step of the newest checkpoint that the log tells of, None if there is none (any more)."""
     step = None
     for event in run.events():
         if isinstance(event, events.Saved):
-            step = event.step
+            step = event.step if event.path else None
     return step

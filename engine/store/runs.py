@@ -132,13 +132,19 @@ class EventLog:
         (run.path / "outcome.json").unlink(missing_ok=True)
 
     def write(self, event: events.Event) -> events.Event:
-        """Number, stamp and append; a final event is also kept as ``outcome.json``. Returns the stamped event."""
+        """Number, stamp and append, whole or not at all; a final event is also kept as ``outcome.json``. Returns the stamped event."""
+        event, before = replace(event, seq=self.seq + 1, time=time.time()), self._file.tell()
+        try:
+            left = memoryview(json.dumps(event.to_dict(), ensure_ascii=False).encode() + b"\n")
+            while left:                    # a nearly full disk takes a part
+                left = left[self._file.write(left):]
+            if event.final:
+                os.fsync(self._file.fileno())
+                write_json(self.run.path / "outcome.json", event.to_dict())
+        except OSError:
+            self._file.truncate(before)
+            raise
         self.seq += 1
-        event = replace(event, seq=self.seq, time=time.time())
-        self._file.write(json.dumps(event.to_dict(), ensure_ascii=False).encode() + b"\n")
-        if event.final:
-            os.fsync(self._file.fileno())
-            write_json(self.run.path / "outcome.json", event.to_dict())
         return event
 
     def close(self) -> None:
@@ -152,10 +158,10 @@ class EventLog:
 
 
 class EventTail:
-    """Follows ``events.jsonl`` cheaply: each `poll` reads only the bytes that came since the last one."""
+    """Follows ``events.jsonl`` cheaply: each `poll` reads only the lines that came since the last one."""
 
     def __init__(self, run: RunFolder, after: int = 0):
-        self._path, self._after, self._offset, self._rest = run.path / "events.jsonl", after, 0, b""
+        self._path, self._after, self._offset = run.path / "events.jsonl", after, 0
 
     def poll(self) -> list[events.Event]:
         """Events that arrived since the last poll, oldest first."""
@@ -165,8 +171,8 @@ class EventTail:
                 fresh = file.read()
         except FileNotFoundError:
             return []
-        self._offset += len(fresh)
-        *lines, self._rest = (self._rest + fresh).split(b"\n")
+        *lines, rest = fresh.split(b"\n")
+        self._offset += len(fresh) - len(rest)                # half a line may yet be taken back
         found = [e for line in lines if line and (e := _parse(line)) is not None and e.seq > self._after]
         if found:
             self._after = found[-1].seq

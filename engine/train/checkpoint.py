@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine.errors import BadData, DamagedCheckpoint
 from engine.merge.shards import NAMES, ShardWriter, plan_entries
-from engine.store.atomic import replacing_folder
+from engine.store.atomic import recover, replacing_folder
 from engine.store.headers import TensorEntry
 
 FORMAT, KEPT = 2, 2
@@ -77,7 +77,7 @@ def _unpack(text: str) -> Tensor:
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint and drop all but the two newest. Raises `OSError` (full disk …); what was there before is then untouched."""
-    target = folder / f"step-{checkpoint.step:08d}"
+    target = place(folder, checkpoint.step)
     with replacing_folder(target) as new:
         state = {"format": FORMAT, "step": checkpoint.step, "progress": checkpoint.progress, "identity": checkpoint.identity,
                  "generators": checkpoint.generators}
@@ -119,15 +119,20 @@ def found(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
 
 
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of this step lies."""
+    return folder / f"step-{step:08d}"
+
+
 def step_of(path: Path) -> int:
     """How many steps a checkpoint folder's run had done."""
     return int(path.name.removeprefix("step-"))
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a kill in the middle of a save left behind."""
-    for rest in folder.glob(".step-*") if folder.is_dir() else []:
-        shutil.rmtree(rest, ignore_errors=True)
+    """Clear up after a kill in the middle of a save."""
+    for left in sorted(folder.glob(".step-*.*.*")) if folder.is_dir() else []:
+        recover(folder / left.name[1:].split(".")[0])
 
 
 def read(path: Path) -> Checkpoint:

@@ -235,10 +235,9 @@ class Training:
         """The error is no number: go back to the last good checkpoint, say so. Raises `Diverged`."""
         self.optimizer.forget()
         slowed = [turn.step for turn in self.course.turns if turn.what == "slow"]
-        good, at = self.team.lead(lambda: runaway.go_back(self.run_folder.checkpoints, self.errors, slowed)), 0
-        if good is not None:
-            at = self._saved_step = checkpoints.step_of(good)
-            yield Saved(at, str(good))     # the last one that there is
+        good = self.team.lead(lambda: runaway.go_back(self.run_folder.checkpoints, self.errors, slowed))
+        at = 0 if good is None else checkpoints.step_of(good)
+        yield Saved(at, str(good or ""))   # the last one that there is
         to_blame = self.team.lead(lambda: runaway.numberless(self.model, self.objective, rows))
         error = runaway.told(step, self.optimizer.rate * factor, at, [lines[place] for place in to_blame])
         yield Note(error.what, "warning", self.step)
@@ -340,6 +339,8 @@ class Training:
         state, notes = checkpoints.newest(self.run_folder.checkpoints, self.material.identity)
         for text in notes:
             yield Note(text, "warning")
+        if notes:                          # the last one that there is
+            yield Saved(state.step, str(checkpoints.place(self.run_folder.checkpoints, state.step))) if state else Saved(0, "")
         if state is None:
             return
         self._put(state.adapter)

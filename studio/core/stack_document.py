@@ -160,7 +160,7 @@ class StackDocument:
             base, trial = Path(data["base"]) if data["base"] else None, Trial.from_dict(data.get("trial"))
             if len({e.id for e in entries}) != len(entries):
                 raise ValueError("two entries share an id")
-        except (ValueError, KeyError, TypeError) as problem:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as problem:
             raise StudioError("The saved stack cannot be read.", "The file is damaged or of a newer version.",
                               "Put the adapters into the stack again.", details=str(problem)) from problem
         self.base, self._entries, self.trial = base, entries, trial

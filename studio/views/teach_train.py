@@ -176,7 +176,8 @@ class TrainPage(QWidget):
                 self.curve.unseen(event.step, event.error)
             case events.Saved():
                 self._saved = event.step
-                self.curve.mark(event.step, words.TRAIN_SAVED())
+                if event.path:
+                    self.curve.mark(event.step, words.TRAIN_SAVED())
             case events.Sample():
                 self.answers.setdefault(event.step, {})[event.prompt] = event.answer
                 if not self._past.reading:

@@ -250,10 +250,13 @@ def test_the_stack_is_written_down_while_one_works(open_studio, qtbot):
     assert json.loads((studio.home.root / "stack.json").read_text())["entries"][0]["name"] == "alpha"
 
 
-def test_a_damaged_stack_file_is_told_and_the_window_opens(open_studio, home):
+def test_a_damaged_stack_file_is_told_and_kept_and_the_window_opens(open_studio, home, qtbot):
     (home.root / "stack.json").write_text("{")
     studio = open_studio()
     assert studio.window.notices.notices()[0].words == "The saved stack cannot be read."
+    studio.add_to_stack([studio.home.adapters / "alpha"])
+    qtbot.waitUntil(lambda: (home.root / "stack.json").exists())
+    assert (home.root / "stack-damaged.json").read_text() == "{"
 
 
 # --- jobs --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 
 from engine.errors import BadData, DamagedCheckpoint
 from engine.train import checkpoint as checkpoints
-from engine.train.checkpoint import Checkpoint, found, newest, read, restore_generators, save
+from engine.train.checkpoint import Checkpoint, found, newest, read, restore_generators, save, sweep
 
 IDENTITY = {"settings": "s", "examples": "e", "model": "m"}
 
@@ -79,6 +79,15 @@ def test_a_damaged_one_is_passed_over_and_said(tmp_path, name, harm):
         read(file.parent)
     checkpoint, notes = newest(tmp_path, IDENTITY)
     assert checkpoint.step == 1 and len(notes) == 1 and "step-00000002" in notes[0]
+
+
+def test_a_kill_while_one_takes_another_s_place_loses_none(tmp_path):
+    """A step that is done once more is saved once more: the folder of before has been moved away, the new one is not there yet."""
+    where = save(tmp_path, state())
+    where.rename(tmp_path / f".{where.name}.01234567.old")
+    (tmp_path / f".{where.name}.89abcdef.part").mkdir()
+    sweep(tmp_path)
+    assert newest(tmp_path, IDENTITY)[0].step == 3 and list(tmp_path.iterdir()) == [where]
 
 
 def test_weights_alone_are_no_checkpoint(tmp_path):

@@ -64,6 +64,7 @@ def test_a_speed_that_breaks_it_is_halved_until_it_holds_and_rebuilding_does_the
         told, error = go(spec, tmp_path / "run")
         assert of(Step, told)[0].step == good + 1
         good = error.facts["good"] if error is not None else 0
+        assert error is None or (of(Saved, told)[-1].step, bool(of(Saved, told)[-1].path)) == (good, good > 0), "what would be resumed from"
     assert halvings < 8 and isinstance(told[-1], Finished)
     assert [turn[1:] for turn in read_recipe(spec.out)["course"]] == [["slow", 0.5]] * halvings
     kept = safetensors.torch.load_file(Path(spec.out) / "adapter_model.safetensors")

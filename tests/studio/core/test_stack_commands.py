@@ -142,7 +142,9 @@ def test_strength_stays_within_what_the_engine_accepts():
     assert document.to_specs()[0].problems() == {}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99, "entries": [], "base": null}', '{"version": 1}',
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000,
+                                  '{"version":1,"base":null,"entries":[{"id":1e999,"adapter":"a","name":"a","strength":1,"enabled":true}]}',
+                                  '{"version": 99, "entries": [], "base": null}', '{"version": 1}',
                                   '{"version": 1, "base": null, "entries": [{"id": 1}]}',
                                   '{"version":1,"base":null,"entries":[{"id":1,"adapter":"a","name":"a","strength":99,"enabled":true}]}',
                                   '{"version":1,"base":null,"entries":[{"id":1,"adapter":"a","name":"a","strength":1,"enabled":true},'
