@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.errors import BadAdapter, WrongBase
 from engine.checkpoint.keys import file_key, sort_by_site
@@ -110,6 +110,16 @@ def unknown_settings(folder: Path) -> list[str]:
     """Settings in an adapter's config that this version does not know (of a newer PEFT, most likely)."""
     data = read_json(folder / "adapter_config.json", BadAdapter)
     return config_class(data.get("peft_type")).unknown_keys(data)
+
+
+def fill(live: Tensors, values: Mapping[str, Tensor], home: torch.device) -> None:
+    """Copy values into an adapter's tensors in place. A tensor without memory gets some at ``home``, and stays the same object."""
+    for key, value in values.items():
+        tensor = live[key]
+        if tensor.is_meta:
+            there = torch.empty_like(tensor, device="cpu" if home.type == "meta" else home)
+            torch.utils.swap_tensors(tensor, nn.Parameter(there, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there)
+        tensor.copy_(value)
 
 
 class Place(Protocol):

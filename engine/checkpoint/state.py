@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint.keys import PREFIX, SHARED_PREFIX
-from engine.checkpoint.load import match
+from engine.checkpoint.load import fill, match
 from engine.checkpoint.report import LoadReport
 from engine.checkpoint.save import adapter_tensors
 from engine.checkpoint.shared import shared_specs
+from engine.hosts.adapted import Tenant
 from engine.hosts.shelves import Shelves
+from engine.law import Method
 from engine.model.lone import LoneTuner
 from engine.model.tuner import AT, inside, tuner_of
 
@@ -55,21 +57,21 @@ def set_peft_model_state_dict(model: nn.Module, peft_model_state_dict: Mapping[s
         return tuner.load_all(adapter_name, dict(peft_model_state_dict))
     tenants = {path: layer.tenants[adapter_name] for path, layer in tuner.layers.items() if adapter_name in layer.tenants}
     given, report = match(dict(peft_model_state_dict), tenants, shared_specs(tenants.values()), ignore_mismatched_sizes=ignore_mismatched_sizes)
+    home = next(iter(tuner.layers.values()))
     for path, tensors in given.items():
-        live = tuner.layers[path].tensors(adapter_name) if path else tuner.tensors(adapter_name)
-        for key, tensor in tensors.items():
-            _fill(live[key], tensor)
+        layer = tuner.layers[path] if path else tuner
+        fill(layer.tensors(adapter_name), tensors, (layer if path else home).like.device)
+    for path, tenant in tenants.items() if "" in given else ():
+        _begin_again(tuner.layers[path], tenant)
     tuner.stack.changed()                  # stacked copies are stale
     return report
 
 
-def _fill(live: Tensor, value: Tensor) -> None:
-    """Copy in place; a tensor without memory becomes one on the CPU, and stays the same object."""
-    if not live.is_meta:
-        live.copy_(value)
-        return
-    there = torch.empty_like(live, device="cpu").copy_(value)
-    torch.utils.swap_tensors(live, nn.Parameter(there, requires_grad=live.requires_grad) if isinstance(live, nn.Parameter) else there)
+def _begin_again(layer: Any, tenant: Tenant) -> None:
+    """Make again what no file holds and W0 gives together with what all layers share, which has just come."""
+    unsaved = {key for key, spec in tenant.specs.items() if not spec.saved}
+    if unsaved and type(tenant.method).start_shared is not Method.start_shared:
+        layer.begin(tenant, layer.all_tensors(next(name for name, there in layer.tenants.items() if there is tenant)), unsaved)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

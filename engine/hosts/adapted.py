@@ -126,7 +126,7 @@ class Adapted(Shelves):
         stack = self._stack
         version, learning, training, samples, program, basis, glance = self._now
         if (version != stack.version or samples is not stack.samples or learning != torch.is_grad_enabled() or training != self.training
-                or x.numel() > glance and basis.moved()):
+                or (x.numel() > glance or x.dim() < 3) and basis.moved()):
             samples = stack.samples
             program = self._program(None, stack) if samples is None else self._mixed_program(samples) or self._per_sample
             basis = (self._programs[None] if samples is None else self._mixed)[4]
@@ -143,7 +143,7 @@ class Adapted(Shelves):
         return known[3]
 
     def _glance(self, samples: Samples | None) -> int:
-        """Numbers that a frozen linear layer takes word by word, as in a chat: there, to look at tensors again would cost a fiftieth and more."""
+        """Numbers that a linear layer takes word by word, as in a chat: there, to look at tensors again would cost a fiftieth and more."""
         rows = 1 if samples is None else len(samples)
         return 0 if torch.is_grad_enabled() or self.site.kind != "linear" else rows * self.site.columns
 

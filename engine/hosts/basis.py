@@ -1,7 +1,8 @@
 """What something was computed from: whether it is still the same.
 
 Programs change parameters in every way that PyTorch has: in place, through ``.data``, by putting others in their places (an assignment,
-``torch.func.functional_call``), by letting frozen ones learn. Only what is written into ``.data`` in place leaves no trace.
+``torch.func.functional_call``), by letting frozen ones learn. What is written into ``.data`` in place leaves no trace, and neither does what
+an optimizer writes in one go (``fused``): so of what learns hardly anything is kept from one pass to the next, and nothing over a backward pass.
 """
 
 from __future__ import annotations

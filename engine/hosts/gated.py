@@ -33,7 +33,7 @@ def gated(layer: "Adapted", stack: LiveStack, name: str) -> "Path":
 
     def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
         stamp = tuple(t._version for t in watched)
-        if known[0] != stamp or torch.is_grad_enabled() and any(t.requires_grad for t in watched):
+        if known[0] != stamp or any(t.requires_grad for t in watched):
             known[:] = [stamp, *routes()]
         experts, gate = known[1], known[2]
         if not experts:

@@ -75,6 +75,7 @@ class Read(Adapted):
         if not heard:
             return own, bias
         if torch.is_grad_enabled():
+            self._known = (None, None, None)                  # a step may follow that leaves no trace (see `Basis`)
             if not any(cannot_be_read(self.tenants[name].method) for name in heard):
                 return self._learning(heard, own), self._learning_bias(heard, own, bias)
             return self._on_present(heard, own)               # as exactly as when nothing learns, without what training drops

@@ -202,9 +202,13 @@ def _origin(layer: "Adapted", x: Tensor, y: Tensor) -> Tensor:
 # --- one weight for the whole stack ---
 
 def _composed(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
-    """Run the layer once with everything baked in; composed anew only when a strength or a tensor has changed."""
+    """Run the layer once with everything baked in; composed anew only when a strength or a tensor has changed.
+
+    A tensor that learns may have changed at every pass, but not from word to word of an answer.
+    """
     host, base = layer.host, layer.base_layer
     watched = [t for name in heard for t in layer.all_tensors(name).values()]
+    learns = any(t.requires_grad for t in (*watched, *base.parameters(recurse=False)))
     known: list = [None, None, None]       # [[tick, versions of the tensors …], canonical weight, bias]
     dtype, plain, columns, out = layer.pristine_weight.dtype, type(base) is nn.Linear, layer.site.columns, layer.site.out
     exact, device = plain and dtype in (torch.float32, torch.float64), layer.like.device.type
@@ -212,7 +216,7 @@ def _composed(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         stamp = [stack.tick, *[t._version for t in watched]]
-        if known[0] != stamp:
+        if known[0] != stamp or learns and not (x.dim() == 3 and x.shape[1] == 1):
             weight, bias = layer.on_present(heard, stack)
             weight = host.canonical(host.native(weight, layer.pristine_weight).to(dtype).contiguous())
             known[:] = [stamp, weight, bias.to(dtype) if plain and bias is not None else bias]

@@ -148,10 +148,11 @@ class Replaced(Shelves):
         self._known, self._state = ((), {}), ((), [], None)
 
     def _present(self, stack: LiveStack, heard: list[str]) -> Tensors:
-        """What the module runs with; composed anew only when a strength or a tensor has changed."""
-        if torch.is_grad_enabled():
+        """What the module runs with; where nothing learns, composed anew only when a strength or a tensor has changed."""
+        tensors = [t for name in heard for t in self.all_tensors(name).values()]
+        if torch.is_grad_enabled() or any(t.requires_grad for t in tensors):
             return self.composed(heard, stack, onto=state_of(self.bare))
-        stamp = (stack.version, stack.tick, *heard, *(t._version for name in heard for t in self.all_tensors(name).values()))
+        stamp = (stack.version, stack.tick, *heard, *(t._version for t in tensors))
         if self._known[0] != stamp:
             self._known = (stamp, self.composed(heard, stack, onto=state_of(self.bare)))
         return self._known[1]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint.keys import file_key, split
+from engine.checkpoint.load import fill
 from engine.checkpoint.report import LoadReport
 from engine.law import Tensors
 from engine.model.lone import LoneTuner, match
@@ -41,8 +42,7 @@ class GraphTuner(LoneTuner, nn.Module):
     def load(self, name: str, tensors: Mapping[str, Tensor]) -> LoadReport:
         live = self.tensors(self.known(name)[0])
         given, report = match(self._by_our_keys(tensors, self._paths[name]), {key: t.shape for key, t in live.items()})
-        for key, tensor in given.items():
-            live[key].copy_(tensor)
+        fill(live, given, next(self.model.parameters()).device)
         return report
 
     def to_file(self, name: str) -> Tensors:

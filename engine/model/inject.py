@@ -146,6 +146,8 @@ def _tensors(tenant: Tenant, specs: Mapping[str, TensorSpec], layer: Adapted | R
     if fresh and (method.starts_from_base(tenant.config) or BIAS in fresh):
         if weight.is_meta:
             return tenant._replace(fresh=fresh), made
+        if any(tensor.is_meta for tensor in tenant.shared.values()):           # a file will bring it; see `engine.checkpoint.state`
+            return tenant, made
         layer.begin(tenant, {**tenant.shared, **made}, fresh)
     return tenant, made
 

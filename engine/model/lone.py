@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint.keys import split
-from engine.checkpoint.load import check_finite
+from engine.checkpoint.load import check_finite, fill
 from engine.checkpoint.load import match as match_layers
 from engine.checkpoint.report import LoadReport
 from engine.errors import BadAdapter, CannotMerge, WrongBase
@@ -167,9 +167,7 @@ class LoneTuner(ABC):
         given, more = match_layers(of_saved, places, {}) if of_saved else ({}, LoadReport(missing=sorted(places)))
         report = self.load(name, rest) + more
         for path, values in given.items():
-            live = self.layers[path].tensors(name)
-            for key, value in values.items():
-                live[key].copy_(value)
+            fill(self.layers[path].tensors(name), values, self.layers[path].like.device)
         return report
 
     # --- which are heard, and what trains ---

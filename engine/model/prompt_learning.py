@@ -38,7 +38,7 @@ class Heard(NamedTuple):
     method: PromptMethod
     encoder: BasePromptEncoder
     places: list[tuple[dict[str, Any], str]]                  # where the encoder's tensors are held
-    dated: bool                            # whether those say when they are written
+    dated: bool                            # whether those are frozen, and say when they are written
     length: int                            # tokens that it stands for
 
 
@@ -78,7 +78,7 @@ class Prompts(LoneTuner):
     def _find(self, name: str) -> Heard:
         config, encoder = self.peft_config[name], self.encoders[name]
         places = [(module._parameters, key) for module in encoder.modules() for key in module._parameters]
-        return Heard(name, config, _method(config), encoder, places, not any(t.is_inference() for t in encoder.parameters()),
+        return Heard(name, config, _method(config), encoder, places, not any(t.is_inference() or t.requires_grad for t in encoder.parameters()),
                      config.num_virtual_tokens)
 
     @property

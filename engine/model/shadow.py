@@ -69,8 +69,9 @@ class Shadows(GraphTuner):
         for path in paths:
             for key, spec in METHOD.tensors(config, width).items():
                 ready[path][key] = nn.Parameter(_made(spec, kind, device or weight.device))
+        home = weight.device if device is None or device.type == "meta" else device      # its buffers are in no file
         for module in parts.values():
-            module.to(device or weight.device, weight.dtype)
+            module.to(home, weight.dtype)
         report = LoadReport()
         if file is not None:
             live = _by_key(ready, parts)

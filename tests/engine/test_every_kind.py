@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import engine
-from engine import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from engine import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from engine.errors import BadAdapter, CannotMerge, WrongBase
 from engine.law import MapMethod, Routed
 from engine.methods.registry import _BUILT_IN, law
@@ -197,6 +197,50 @@ def test_a_file_brings_it_back_and_tells_what_it_did(kind, dtype, tmp_path):
     with pytest.raises((WrongBase, BadAdapter)):              # a file of which nothing fits is an error, and nothing has changed
         PeftModel.from_pretrained(model, tmp_path / "a", **({"adapters": EXPERTS} if kind == "xlora" else {}))
     assert same(state(model), state(plain(dtype))) and all(p.requires_grad for p in model.parameters())
+
+
+@kinds
+def test_without_values_it_waits_for_its_file(kind):
+    peft = rig(kind)
+    config = KINDS[kind]()
+    config.task_type = "CAUSAL_LM"
+    empty = get_peft_model(base(), config, "a", low_cpu_mem_usage=True).eval()
+    for name in ("b", "c") if kind == "arrow" else ():
+        empty.add_adapter(name, LoraConfig(**LAYERS, r=2), low_cpu_mem_usage=True)
+    for name in peft.peft_config:
+        assert set_peft_model_state_dict(empty, get_peft_model_state_dict(peft, adapter_name=name), name).complete
+    assert not any(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
+    close(logits(empty, kind), logits(peft, kind), torch.float32)
+    assert kind == "p-tuning" or [p.requires_grad for p in empty.parameters()] == [p.requires_grad for p in peft.parameters()]   # is a table then
+
+
+@kinds
+@pytest.mark.parametrize("way", ["fused", "data", "in place"])
+def test_what_is_written_is_heard_at_once(kind, way):
+    """A fused optimizer's step and a running average's ``.data`` leave no trace that PyTorch shows."""
+    config = KINDS[kind]()
+    config.task_type = "CAUSAL_LM"
+    if isinstance(config, LoraConfig):
+        config.modules_to_save = ["lm_head"]
+    peft = get_peft_model(base(), config, "a").eval()
+    for name in ("b", "c") if kind == "arrow" else ():
+        peft.add_adapter(name, LoraConfig(**LAYERS, r=2, init_lora_weights=False))
+    peft.stack.set_strength("a", 1.0 if peft.lone else 0.5)
+    for _ in range(2):
+        before = logits(peft, kind)
+        for parameter in learning(peft):
+            if way == "data":
+                parameter.data.copy_(parameter + 0.1 * torch.randn_like(parameter))
+            elif way == "in place":
+                with torch.no_grad():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        if way == "fused":
+            logits(peft, kind, grad=True).pow(2).mean().backward()
+            torch.optim.AdamW(learning(peft), lr=0.1, fused=True).step()
+        heard = logits(peft, kind)
+        assert kind in ("arrow", "cpt") or (heard[:, -10:] - before[:, -10:]).abs().max() > 1e-4
+        peft.stack.changed()               # forgets all that was kept
+        assert torch.equal(heard, logits(peft, kind))
 
 
 def saved_alone(peft: PeftModel, name: str, folder) -> Any:

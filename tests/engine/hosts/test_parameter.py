@@ -135,6 +135,22 @@ def test_experts_learn_and_the_base_does_not():
     assert all(p.grad.abs().sum() > 0 for n, p in peft.named_parameters() if n in learned)
 
 
+def test_a_fused_step_which_leaves_no_trace_is_heard():
+    peft, _, x = rig(lora("gate_up_proj"))
+    trained = [p for p in peft.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.1, fused=True)
+    for _ in range(2):
+        with torch.no_grad():
+            before = peft(x)
+        peft(x).pow(2).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            heard = peft(x)
+            assert not torch.allclose(heard, before)
+            peft.stack.changed()
+            assert torch.equal(heard, peft(x))
+
+
 def test_the_adapted_parameter_is_what_code_reads_that_reads_it():
     peft, before, _ = rig(lora("gate_up_proj", "shared"))
     module = peft.base_model.model.experts
