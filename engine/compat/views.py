@@ -17,6 +17,7 @@ from engine.hosts.replaced import Replaced, SavedModule
 from engine.hosts.shelves import Fixed, Slot
 from engine.hosts.beside import BIAS, SAVED
 from engine.methods.frod import category
+from engine.methods.trainable_tokens import ROWS
 
 
 def attach(views: type, cls: type) -> None:
@@ -308,8 +309,11 @@ class LayerViews:
         self.__class__ = _classes(self)[0]
 
     def named_modules(self: Adapted, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
-        """Where kinds of adapters meet on a layer, PEFT has a layer round the layer: here the same one shows once more for each further kind."""
-        yield from LayerViews.native["named_modules"](self, memo, prefix, remove_duplicate)
+        """Where kinds of adapters meet on a layer, PEFT has a layer round the layer: here the same one shows once more for each further kind.
+        Words beside another adapter have one, too, which is in their names."""
+        words = self._modules.get(ROWS) if isinstance(self, TrainableTokensWrapper) else None
+        for path, module in LayerViews.native["named_modules"](self, memo, prefix, remove_duplicate):
+            yield (f"{prefix}.token_adapter.{ROWS}" if module is words and words is not None else path), module
         for cls in _classes(self)[1:]:
             twin = cls.__new__(cls)
             twin.__dict__ = self.__dict__
@@ -390,7 +394,7 @@ class LayerViews:
     def trainable_tokens_original(self: Adapted) -> _PerAdapter:
         if not isinstance(self, TrainableTokensLayer):
             raise AttributeError("trainable_tokens_original")
-        return _PerAdapter(self, lambda tenant: tenant.method._rows(tenant.config, tenant.site, self.canonical()))
+        return _PerAdapter(self, lambda tenant: tenant.method.rows(tenant.config, tenant.site, self.canonical()))
 
 
 class SlotViews:

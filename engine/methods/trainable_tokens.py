@@ -64,16 +64,16 @@ class TrainableTokens(Method):
 
     def start(self, p: Tensors, cfg: TrainableTokensConfig, site: Site, W0: Tensor, fresh: Set[str]) -> None:
         if ROWS in fresh and cfg.init_weights:
-            p[ROWS].copy_(self._rows(cfg, site, W0))
+            p[ROWS].copy_(self.rows(cfg, site, W0))
 
     def delta(self, p: Tensors, cfg: TrainableTokensConfig, site: Site, W0: Tensor | None = None) -> Tensor:
-        places, change = self._places(cfg, site, W0), p[ROWS] - self._rows(cfg, site, W0)
+        places, change = self.places(cfg, site, W0), p[ROWS] - self.rows(cfg, site, W0)
         if site.kind == "embedding":
             return torch.zeros_like(W0).index_copy(1, places, change.T.to(W0.dtype))
         return torch.zeros_like(W0).index_copy(0, places, change.to(W0.dtype))
 
     def apply(self, p: Tensors, cfg: TrainableTokensConfig, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor:
-        places, change = self._places(cfg, site, W0), p[ROWS] - self._rows(cfg, site, W0)
+        places, change = self.places(cfg, site, W0), p[ROWS] - self.rows(cfg, site, W0)
         if site.kind == "embedding":       # to each word its row of the change, to all others the empty one behind them
             rows = torch.full((site.columns,), len(places), device=W0.device).index_copy(0, places, torch.arange(len(places), device=W0.device))
             return F.embedding(rows[x], F.pad(change, (0, 0, 0, 1)))
@@ -81,12 +81,14 @@ class TrainableTokens(Method):
         return known.new_zeros(*known.shape[:-1], site.out).index_copy(-1, places, known)
 
     @staticmethod
-    def _places(cfg: Any, site: Site, W0: Tensor) -> Tensor:
+    def places(cfg: Any, site: Site, W0: Tensor) -> Tensor:
+        """Where the words stand."""
         words = site.columns if site.kind == "embedding" else site.out
         return torch.tensor([i % words for i in cfg.token_indices], dtype=torch.long, device=W0.device)
 
-    def _rows(self, cfg: Any, site: Site, W0: Tensor) -> Tensor:
-        places = self._places(cfg, site, W0)
+    def rows(self, cfg: Any, site: Site, W0: Tensor) -> Tensor:
+        """Their vectors in W0."""
+        places = self.places(cfg, site, W0)
         return W0[:, places].T if site.kind == "embedding" else W0[places]
 
 

@@ -92,14 +92,15 @@ def _pair(site: Parts, recipe: Recipe) -> tuple[Tensor, Tensor]:
     if recipe.kind == "cat":
         return torch.cat([s * f.A for s, f in zip(strengths, factors)]), torch.cat([f.B for f in factors], dim=1)
     if recipe.kind in SEPARATE:
-        return (_arithmetic([f.A for f in factors], [math.copysign(math.sqrt(abs(s)), s) for s in strengths], recipe),
-                _arithmetic([f.B for f in factors], [math.sqrt(abs(s)) for s in strengths], recipe))
-    return dense(_arithmetic([f.scale * (f.B @ f.A) for f in factors], list(weights), recipe)).cut(recipe.rank)
+        return (arithmetic([f.A for f in factors], [math.copysign(math.sqrt(abs(s)), s) for s in strengths], recipe),
+                arithmetic([f.B for f in factors], [math.sqrt(abs(s)) for s in strengths], recipe))
+    return dense(arithmetic([f.scale * (f.B @ f.A) for f in factors], list(weights), recipe)).cut(recipe.rank)
 
 
 # --- arithmetic on whole tensors ---
 
-def _arithmetic(tensors: list[Tensor], weights: list[float], recipe: Recipe) -> Tensor:
+def arithmetic(tensors: list[Tensor], weights: list[float], recipe: Recipe) -> Tensor:
+    """The weighted sum of tensors of one shape, thinned out and elected as the recipe says."""
     kind = recipe.kind.removesuffix("_svd")
     thin: Callable[[Tensor, float], Tensor] | None = {"ties": keep_largest, "magnitude_prune": keep_largest, "dare_linear": keep_random,
                                                       "dare_ties": keep_random}.get(kind)

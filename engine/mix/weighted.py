@@ -6,13 +6,14 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.hosts.adapted import Adapted
 from engine.law import Factors, PeftConfig, Tensors
 from engine.hosts.beside import BIAS
 from engine.methods.lora import METHOD, LoraConfig
-from engine.mix.combine import SEPARATE, Recipe, combine
+from engine.methods.trainable_tokens import ROWS, TOKEN_ADAPTER, TokenAdapter, TrainableTokensConfig
+from engine.mix.combine import SEPARATE, Recipe, arithmetic, combine
 from engine.model.targets import modules, shortest_names
 
 SCALES = "ia3_l"
@@ -31,7 +32,9 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
         raise ValueError(f"Adapter {unknown[0]} does not exist.")
     if all(layer.tenants[a].config.peft_type == "IA3" for layer in layers.values() for a in adapters if a in layer.tenants):
         return _scalings(model, layers, [*zip(adapters, weights)])
-    parts = {path: _factors(layer, path, adapters) for path, layer in layers.items() if any(a in layer.tenants for a in adapters)}
+    there = {path: [layer.tenants[a].method for a in adapters if a in layer.tenants] for path, layer in layers.items()}
+    parts = {path: _factors(layers[path], path, adapters) for path, laws in there.items()
+             if laws and not all(isinstance(law, TokenAdapter) for law in laws)}
     ranks = {f.A.shape[0] for found in parts.values() for f in found.values()}
     if kind in SEPARATE and any(len({f.A.shape[0] for f in found.values()}) > 1 for found in parts.values()):
         raise ValueError(f"All adapters must have the same r value when using combination_type {kind}.")
@@ -40,7 +43,26 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
     named = {layers[path].tenants[next(iter(parts[path]))].site.path: f for path, f in combined.items()}   # attention's parts by one name
     config = lora_config(model, {path: f.A.shape[0] for path, f in named.items()})
     config.inference_mode, config.lora_bias = True, any(f.bias is not None for f in named.values())
-    return config, {path: METHOD.from_factors(f, layers[path].site) for path, f in combined.items()}
+    words = {path: _words(layers[path], [*zip(adapters, weights)], recipe) for path in there.keys() - parts.keys() if there[path]}
+    words = {path: found for path, found in words.items() if found is not None}
+    config.trainable_token_indices = {path: indices for path, (indices, _) in words.items()} or None
+    config.ensure_weight_tying = any(getattr(layer.tenants[a].config, "ensure_weight_tying", False)
+                                     for layer in layers.values() for a in adapters if a in layer.tenants)
+    return config, {path: METHOD.from_factors(f, layers[path].site) for path, f in combined.items()} | {
+        path: {ROWS: rows} for path, (_, rows) in words.items()}
+
+
+def _words(layer: Adapted, weighted: Sequence[tuple[str, float]], recipe: Recipe) -> tuple[list[int], Tensor] | None:
+    """(numbers of the words that any of these adapters has learned, their vectors when combined); None if those are another layer's."""
+    heard = [(layer.tenants[a].config, weight, exactly(layer, a)[ROWS]) for a, weight in weighted if ROWS in layer.tensors(a)]
+    if not heard:
+        return None
+    W0, site = layer.canonical(), layer.site
+    places = [TOKEN_ADAPTER.places(config, site, W0) for config, _, _ in heard]
+    indices = torch.cat(places).unique()
+    base = TOKEN_ADAPTER.rows(TrainableTokensConfig(token_indices=indices.tolist()), site, W0).to(heard[0][2].dtype)
+    changes = [base.index_copy(0, torch.searchsorted(indices, own), rows) - base for own, (_, _, rows) in zip(places, heard)]
+    return indices.tolist(), base + arithmetic(changes, [weight for _, weight, _ in heard], recipe)
 
 
 def _scalings(model: nn.Module, layers: Mapping[str, Adapted], weighted: Sequence[tuple[str, float]]) -> tuple[PeftConfig, dict[str, Tensors]]:

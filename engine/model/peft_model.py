@@ -202,13 +202,14 @@ class PeftModel(PromptParts, nn.Module):
             return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
-        """The base's ``generate``; ``adapter_names`` as in `forward` (repeated for each beam)."""
+        """The base's ``generate``; ``adapter_names`` as in `forward` (one for all beams and answers of a sample)."""
         if self.prompts and self.prompts.heard and adapter_names is None:
             return self.generate_with_prompt(*args, **kwargs)
         if adapter_names is None:
             return self.tuner.generate(*args, **self.plain(kwargs))
-        beams = kwargs.get("num_beams") or getattr(kwargs.get("generation_config"), "num_beams", None) or 1
-        with self.tuner.sampled([name for name in adapter_names for _ in range(beams)]):
+        from engine.model.tasks import copies_made
+
+        with self.tuner.sampled(adapter_names, copies_made(self.get_base_model(), kwargs)):
             return self.tuner.generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -98,7 +98,7 @@ class PeftModelForCausalLM(TaskModel):
     def generate(self, *args: Any, adapter_names: list[str] | None = None, alora_offsets: Offsets | None = None, **kwargs: Any) -> Any:
         """As `PeftModel.generate`; ``alora_offsets`` as in `forward`."""
         ids = next((found for found in (kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1]) if found is not None), None)
-        copies = _copies(_settled(self.get_base_model(), kwargs, kwargs.get("generation_config"))[2])
+        copies = copies_made(self.get_base_model(), kwargs)
         with activated(self, ids, adapter_names, alora_offsets, copies):
             return super().generate(*args, adapter_names=adapter_names, **kwargs)
 
@@ -284,6 +284,11 @@ def _mask(source: Tensor, setting: Any) -> Tensor:
 def _decoder_mask(kwargs: Inputs, source: Tensor) -> Tensor:
     mask, ids = kwargs.pop("decoder_attention_mask", None), kwargs.get("decoder_input_ids")
     return mask if mask is not None else torch.ones(len(source), 1 if ids is None else ids.shape[1], dtype=torch.long, device=source.device)
+
+
+def copies_made(base: nn.Module, kwargs: Inputs) -> int:
+    """`_copies` of a call with these arguments."""
+    return _copies(_settled(base, kwargs, kwargs.get("generation_config"))[2])
 
 
 def _copies(setting: Any) -> int:

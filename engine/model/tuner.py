@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from engine.checkpoint.load import match
 from engine.checkpoint.report import LoadReport
@@ -271,21 +272,35 @@ class Tuner(TrainingHooks, Shelves):
                 self.merge_adapter(merged)
 
     @contextmanager
-    def sampled(self, names: Sequence[str]) -> Iterator[None]:
-        """Inside the block each sample of a batch is heard through its own adapter. Raises `ValueError`; see `PeftModel.forward`."""
+    def sampled(self, names: Sequence[str], copies: int = 1) -> Iterator[None]:
+        """Inside the block each sample of a batch is heard through its own adapter. Raises `ValueError`; see `PeftModel.forward`.
+
+        Args:
+            copies: how many of each sample stand in the batch, one next to the other; an encoder gets one.
+        """
         if self.training:
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
         if self.stack.merged:
             raise ValueError("Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first.")
         if unknown := sorted(set(names) - self.peft_config.keys() - {BASE}):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}.")
-        if self._batch is None or self._batch.names != list(names):
-            self._batch = Samples(names)
+        batch = [name for name in names for _ in range(copies)]
+        if self._batch is None or self._batch.names != batch:
+            self._batch = Samples(batch)
         self.stack.samples = self._batch
+        hooks = self._hearing(Samples(names)) if copies > 1 and getattr(getattr(self.model, "config", None), "is_encoder_decoder", False) else []
         try:
             yield
         finally:
             self.stack.samples = None
+            for hook in hooks:
+                hook.remove()
+
+    def _hearing(self, samples: Samples) -> list[RemovableHandle]:
+        """Let the encoder hear these while it runs."""
+        encoder, others = self.model.get_encoder(), self.stack.samples
+        return [encoder.register_forward_pre_hook(lambda *_: setattr(self.stack, "samples", samples)),
+                encoder.register_forward_hook(lambda *_: setattr(self.stack, "samples", others), always_call=True)]
 
     # --- merging ---
 

@@ -11,6 +11,8 @@ _COPIES = ("Copies of a module, learned biases and rows of words are deltas that
 _SEEDS = ("Every adapter has projections of its own, so another seed needs no refusal. "
           f"{_RIGHT}::test_projections_of_other_seeds_stand_beside_one_another")
 _PROMPTS = f"A prompt can be taken away; PEFT's model has no `unload` then. {_RIGHT}::test_a_prompt_can_be_taken_away"
+_UNHEARD = ("A prefix for a model without a cache would be heard by nobody: PEFT's changes nothing there, here it is refused. "
+            f"{_RIGHT}::test_a_prefix_that_nobody_would_hear_is_refused")
 _INJECTED = ("Methods that share tensors between layers can be injected as well; PEFT refuses them. "
              "tests/engine/compat/cases/test_direct.py::test_what_layers_share_is_injected_too")
 _PRIVATE = ("It looks at private parts of PEFT's layers that are not needed here, as W0 is kept and what does not learn is a buffer. "
@@ -31,6 +33,7 @@ DIFFERENCES: list[tuple[str, str]] = [
     ("*::test_frod_projection_buffers_share_memory_with_layers", _SEEDS),
     *((f"*::test_unload_adapter*[[]{kind}-*", _PROMPTS) for kind in (
         "CPTConfig", "CartridgeConfig", "PrefixTuningConfig", "PromptEncoderConfig", "PromptTuningConfig")),
+    ("*::test_passing_input_embeds_works[[]PrefixTuningConfig-*/tiny-random-Deberta*", _UNHEARD),
     ("*::test_inject_adapter_in_model_rejects_shared_state_tuners*", _INJECTED),
     ("*::TestMixedAdapterTypes::test_get_nb_trainable_parameters", _PRIVATE),
     ("*::TestDeftMerge::*", _PRIVATE),

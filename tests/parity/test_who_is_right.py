@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import DebertaV2Config, DebertaV2Model, T5Config, T5ForConditionalGeneration
 
 import engine
 from tests.support.tiny import make_model
@@ -210,6 +210,19 @@ def test_a_prompt_can_be_taken_away():
     model = built(engine, base, lambda package: package.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
     assert gap(model(ids).logits[:, -6:], expected) > 1e-4
     assert torch.equal(model.unload()(ids).logits, expected)
+
+
+def test_a_prefix_that_nobody_would_hear_is_refused():
+    """DeBERTa has no cache that a prefix could be put into. PEFT's model takes one all the same and says what the base says, to the bit."""
+    torch.manual_seed(0)
+    base, ids = DebertaV2Model(DebertaV2Config(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+                               ).eval(), torch.arange(6)[None]
+    config = lambda package: package.PrefixTuningConfig(num_virtual_tokens=3, task_type="FEATURE_EXTRACTION")  # noqa: E731
+    theirs = built(peft, base, config)
+    nn.init.normal_(theirs.prompt_encoder["a0"].embedding.weight, std=9.0)
+    assert torch.equal(theirs(inputs_embeds=base.get_input_embeddings()(ids))[0], base(ids)[0])
+    with pytest.raises(ValueError, match="does not support past key values"):
+        built(engine, base, config)(input_ids=ids)
 
 
 def test_generate_takes_what_the_model_takes():

@@ -23,3 +23,29 @@ def test_half_and_half_of_an_adapter_is_that_adapter(config, how):
     once = model(x)
     model.set_adapter("both")
     torch.testing.assert_close(model(x), once, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", [{"combination_type": "cat"}, {"combination_type": "svd"}, {"combination_type": "linear"},
+                                 {"combination_type": "ties", "density": 1.0}], ids=lambda how: how["combination_type"])
+def test_words_that_were_learned_beside_are_combined_too(how):
+    model = nn.Sequential(nn.Embedding(10, 16), nn.Linear(16, 24))
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=["1"], trainable_token_indices={"0": [7, 1]}), "a").eval()
+    model.add_adapter("b", LoraConfig(r=4, target_modules=["1"], trainable_token_indices={"0": [3, -3]}))        # 3 is new, -3 is 7 again
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith((".a", ".b")):
+                parameter.normal_()
+    embedding = model.get_base_model()[0]
+    W0, rows = embedding.base_layer.weight, {name: embedding.trainable_tokens_delta[name] for name in "ab"}
+    model.add_weighted_adapter(["a", "b"], [0.5, 2.0], "both", **how)
+    model.set_adapter("both")
+    a, b = rows["a"] - W0[[7, 1]], rows["b"] - W0[[3, 7]]
+    seven = 0.5 * a[0] + 2 * b[1]
+    if how["combination_type"] == "ties":  # only those count of which the sign is that of the sum, and on average
+        signs = torch.where(a[0] + b[1] >= 0, 1, -1)
+        kept = torch.stack([a[0].sign() == signs, b[1].sign() == signs])
+        seven = (torch.stack([0.5 * a[0], 2 * b[1]]) * kept).sum(0) / kept.sum(0).clamp(min=1)
+    expected = W0.clone()
+    expected[[1, 3, 7]] += torch.stack([0.5 * a[1], 2 * b[0], seven])
+    torch.testing.assert_close(embedding(torch.arange(10)), expected)
+    assert model.peft_config["both"].trainable_token_indices == {"0": [1, 3, 7]}

@@ -1,4 +1,4 @@
-"""What fails leaves a model as it was; names that would break one are refused."""
+"""What fails leaves a model as it was; names that would break one are refused; each sample of a batch has its own adapter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from engine import LoHaConfig, LoraConfig, OFTConfig, get_peft_model
 from engine.errors import UnsupportedLayer
+from tests.support.families import family, ids
 
 
 class Grouped(nn.Module):
@@ -77,3 +78,24 @@ def test_names_that_a_module_needs_for_itself_are_refused(config, name):
     with pytest.raises(ValueError, match="cannot be named"):
         get_peft_model(model, copy.copy(config), name)
     assert type(model.first) is nn.Linear and model.first.weight.requires_grad
+
+
+@pytest.mark.parametrize("name, head", [("Llama", "ForCausalLM"), ("Bart", "ForConditionalGeneration"), ("T5", "ForConditionalGeneration")])
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}], ids=["one", "beams", "answers"])
+@torch.no_grad()
+def test_each_sample_generates_through_its_own_adapter(name, head, how):
+    peft = get_peft_model(family(name, head), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False), "a").eval()
+    peft.add_adapter("b", LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    for key, tensor in peft.named_parameters():
+        if ".lora_" in key:                # loud enough to be heard in what is said
+            tensor.mul_(5)
+    names, given = ["b", "__base__", "a", "b"], {"input_ids": ids(4), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    mixed = peft.generate(**given, **how, adapter_names=names).view(4, how.get("num_return_sequences", 1), -1)
+    said = {}
+    for adapter in "ab":
+        peft.set_adapter(adapter)
+        said[adapter] = peft.generate(**given, **how).view(mixed.shape)
+    with peft.disable_adapter():
+        said["__base__"] = peft.generate(**given, **how).view(mixed.shape)
+    assert all(torch.equal(mixed[row], said[name][row]) for row, name in enumerate(names))
+    assert not torch.equal(said["a"], said["b"]) and peft.stack.samples is None

@@ -87,3 +87,16 @@ def test_words_cannot_be_learned_on_the_layer_that_the_adapter_sits_on():
 
     with pytest.raises(TypeError, match="modules of type <class 'peft.tuners.lora.layer.Embedding'>"):
         peft.get_peft_model(family("Llama", "ForCausalLM"), lora(target_modules=["embed_tokens"], trainable_token_indices=[0, 1]))
+
+
+def test_words_beside_another_adapter_are_called_as_in_peft():
+    from tests.support.families import family
+
+    model = peft.get_peft_model(family("Llama", "ForCausalLM"), lora(target_modules=["q_proj"], trainable_token_indices=[0, 1]))
+    model(input_ids=torch.arange(6)[None]).logits.sum().backward()
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learned == {name for name, _ in model.named_parameters() if "lora_" in name or "token_adapter.trainable_tokens" in name}
+    name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta.default"
+    assert name in learned and model.get_parameter(name) is model.base_model.model.model.embed_tokens.trainable_tokens_delta["default"]
+    alone = peft.get_peft_model(family("Llama", "ForCausalLM"), peft.TrainableTokensConfig(token_indices=[0]))
+    assert "base_model.model.model.embed_tokens.trainable_tokens_delta.default" in dict(alone.named_parameters())
