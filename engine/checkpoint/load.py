@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +36,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if strange := sorted(kinds - _DTYPES.keys()):
         raise BadAdapter(f"The adapter {folder.name} holds numbers of the kind {', '.join(strange)}.", "This version cannot use them.",
                          "Get the adapter in 16 or 32 bit.")
-    whole = _room(max((t.end for t in header.tensors.values()), default=0))
+    whole = torch.empty(max((t.end for t in header.tensors.values()), default=0), dtype=torch.uint8)
     with open(path, "rb") as file:
         file.seek(header.data_start)
         if file.readinto(whole.numpy()) != whole.numel():
@@ -46,13 +45,6 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         parts = whole.view(_DTYPES[kinds.pop()]).split([entry.numel for entry in header.tensors.values()])
         return {name: part.view(entry.shape) for (name, entry), part in zip(header.tensors.items(), parts)}
     return {name: _view(whole, t) for name, t in header.tensors.items()}
-
-
-def _room(size: int) -> Tensor:
-    """So many bytes, without values; where the system can, all their pages at once: one by one, at the first touch, they cost more."""
-    if not size or not (at_once := getattr(mmap, "MAP_POPULATE", 0)):
-        return torch.empty(size, dtype=torch.uint8)
-    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | at_once), dtype=torch.uint8)
 
 
 def rename(tensors: dict[str, Tensor], key_mapping: Mapping[str, str] | None) -> dict[str, Tensor]:
@@ -95,15 +87,12 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _are_one_sound_file(tensors: list[Tensor]) -> bool:
-    """Whether all lie in one block of memory that holds nothing but numbers of one kind: then a single look at it is enough."""
-    storages, dtypes = {t.untyped_storage().data_ptr() for t in tensors}, {t.dtype for t in tensors}
-    if len(storages) != 1 or len(dtypes) != 1 or not tensors[0].is_floating_point():
+    """Whether all are parts of one block of memory that holds nothing but numbers of one kind: then a single look at it is enough."""
+    whole, dtype = tensors[0]._base, tensors[0].dtype
+    if whole is None or not dtype.is_floating_point or any(t._base is not whole or t.dtype is not dtype for t in tensors):
         return False
-    storage, dtype = tensors[0].untyped_storage(), tensors[0].dtype
-    if storage.nbytes() % dtype.itemsize or not storage.nbytes():
-        return False
-    block = torch.empty(0, dtype=dtype, device=tensors[0].device).set_(storage)
-    return bool(torch.isfinite(torch.stack(torch.aminmax(block))).all())
+    sound = whole.dim() == 1 and whole.nbytes and whole.nbytes % dtype.itemsize == 0
+    return bool(sound and torch.isfinite(torch.stack(torch.aminmax(whole.view(dtype)))).all())
 
 
 def unknown_settings(folder: Path) -> list[str]:
