@@ -64,6 +64,11 @@ def read(path: Path | archive.Inside | str) -> Table:
     return table
 
 
+def passed(file: Path | archive.Inside, problem: BadData) -> str:
+    note = f"{file.name} was passed over: {' '.join(filter(None, (problem.what, problem.why)))}"
+    return note
+
+
 def read_all(path: Path | str) -> tuple[list[Table], list[str]]:
     """The tables of a file, or of all files in a folder or a zip (letters in it together), and sentences about what was passed over.
 
@@ -83,7 +88,7 @@ def read_all(path: Path | str) -> tuple[list[Table], list[str]]:
             try:
                 found.append(read(file))
             except BadData as problem:
-                notes.append(f"{file.name} was passed over: {problem.what}")
+                notes.append(passed(file, problem))
     if letters:
         found.append(mails.mail_folder(path, letters))
     others = [file.name for file in files if kind_of(file) not in _READERS]
@@ -103,7 +108,7 @@ def _in_folder(path: Path) -> tuple[list[Path | archive.Inside], list[str]]:
             try:
                 inside, passed_over = _in_zip(file)
             except BadData as problem:
-                inside, passed_over = [], [f"{file.name} was passed over: {problem.what}"]
+                inside, passed_over = [], [passed(file, problem)]
             files += inside
             notes += passed_over
         else:

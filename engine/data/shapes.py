@@ -18,7 +18,7 @@ from typing import Any
 from engine.data import names
 from engine.data.edits import edited
 from engine.data.names import fold
-from engine.data.read import read_all
+from engine.data.read import passed, read_all
 from engine.data.rows import Index, LeftOut, Part, Row, Watch, unwatched
 from engine.data.table import Table
 from engine.errors import BadData
@@ -86,12 +86,12 @@ def _load(path: Path, asked: tuple, roles: dict[str, str], edits: Sequence[Edit]
         shelf.edited.clear()
         tables, passed_over = read_all(path)
         parts = understood(tables, passed_over, roles, path)
-        index = Index(parts, lambda stage, done, total=0: watch(_sentence([part for part in parts if part.rows], done), done), head)
+        index = _indexed(parts, passed_over, lambda stage, done, total=0: watch(_sentence([part for part in parts if part.rows], done), done), head)
         if not len(index):
             raise BadData(f"No row of {path.name} can be used.", " ".join(n for part in parts for n in part.notes()),
                           "Fill in the missing parts and try again.", columns=parts[0].table.columns, path=str(path))
         known = shelf.read[asked] = (index, [part for part in parts if part.rows],
-                                     [note for part in parts for note in part.notes()] + passed_over)
+                                     _notes(parts) + passed_over)
     index, parts, notes = known
     rows, unmatched = edited(index, edits)
     if unmatched and index.whole:
@@ -102,6 +102,31 @@ def _load(path: Path, asked: tuple, roles: dict[str, str], edits: Sequence[Edit]
                    list(dict.fromkeys(column for part in parts for column in part.table.columns)),
                    {column: role for part in reversed(parts) for column, role in part.roles.items()}, rows,
                    _identity(index.digest, edits), list(notes), parts, index)
+
+
+def _indexed(parts: list[Part], passed_over: list[str], watch: Watch, head: int) -> Index:
+    """The index of all rows. Of several files one that turns out to be broken far below is passed over; ``parts`` loses it."""
+    while True:
+        try:
+            return Index(parts, watch, head)
+        except BadData as problem:
+            broken = next((part for part in parts if str(part.table.path) == problem.facts.get("path")), None)
+            if broken is None or len(parts) == 1:
+                raise
+            passed_over.append(passed(broken.table.path, problem))
+            parts.remove(broken)
+            for part in parts:
+                part.reasons.clear()
+                part.first.clear()
+
+
+def _notes(parts: list[Part]) -> list[str]:
+    """What is said of the files; of several, each sentence once, with the names of the files that it is about."""
+    about: dict[str, list[str]] = {}
+    for part in parts:
+        for note in part.notes():
+            about.setdefault(note, []).append(part.table.path.name)
+    return [note if len(parts) == 1 else f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}: {note}" for note, names in about.items()]
 
 
 def _state(path: Path) -> tuple:
@@ -125,7 +150,7 @@ def understood(tables: list[Table], passed_over: list[str], roles: dict[str, str
             parts.append(understand(table, roles))
         except BadData as problem:
             problems.append(problem)
-            passed_over.append(f"{table.path.name} was passed over: {problem.what}")
+            passed_over.append(passed(table.path, problem))
     if not parts:
         raise problems[0]
     if chats := [part for part in parts if part.table.speakers]:      # an export's other files list users, projects, ratings

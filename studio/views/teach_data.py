@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from PySide6.QtCore import QTimer, Qt, Signal
@@ -214,7 +215,9 @@ class DataPage(QWidget):
     def dropEvent(self, event) -> None:    # noqa: N802
         theme.look(self.drop, "drop")
         local = [url.toLocalFile() for url in event.mimeData().urls() if url.isLocalFile()]
-        if local:
+        if len(local) > 1:
+            self.said.emit(words.DATA_ONE_ONLY())
+        elif local:
             event.acceptProposedAction()
             self.use(Path(local[0]))
 
@@ -302,7 +305,7 @@ class DataPage(QWidget):
         self._of.setText(words.DATA_OF(n=report.rows) if report.whole else words.DATA_OF_FIRST(n=report.rows))
         self._show_counting(not report.whole)
         self.problems.setVisible(report.whole)
-        if report.whole and shown is not None and not shown.whole and shown.path == report.path:
+        if report.whole and shown is not None and not shown.whole and shown.path == report.path and shown.examples == report.examples:
             self.list.grow(report)         # what is looked at stays
         else:
             self._row = 0
@@ -397,10 +400,11 @@ def _endless(name: str) -> QProgressBar:
 def kind_of(written: str) -> str:
     """The file kind of pasted text: json, jsonl, tsv, csv or txt."""
     lines = [line for line in written.strip().splitlines() if line.strip()]
-    if lines[0].lstrip().startswith("["):
-        return "json"
     if all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines):
         return "jsonl"
+    if re.match(r"\s*[\[{]\s*[\[{\"]", written):
+        return "json"
     if "\t" in lines[0]:
         return "tsv"
-    return "csv" if "," in lines[0] or ";" in lines[0] else "txt"
+    chat = re.match(r"\[?\d+[./-]\d+[./-]\d+,? ", lines[0])
+    return "csv" if not chat and re.search(r';[\w"¿¡]|[^\s\d],[^\s\d]|",', lines[0]) else "txt"     # in a sentence a blank follows the sign

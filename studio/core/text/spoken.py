@@ -104,6 +104,8 @@ def _value(value: str, language: str) -> str:
     if len(value) <= LONGEST_VALUE and (" " in value or value.isalpha()):
         if (whole := _whole(value, language)) is not None:
             return whole
+        if _ENDS.search(value):            # several sentences
+            return _spoken(value, language)
         if ", " in value or ". " in value:
             return _THOUSANDS.sub(lambda n: text.local(n[0]), ", ".join(_whole(part, language) or part for part in value.split(", ")))
     return value

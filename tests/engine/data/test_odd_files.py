@@ -185,6 +185,20 @@ def test_rows_that_cannot_be_learned_as_they_are_meant_are_left_out_with_that_re
     assert len(load(path).rows) == 1 and why in load(path).notes[0]
 
 
+def test_of_several_files_one_that_is_broken_is_passed_over_with_the_reason_however_far_below(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\n" + "".join(f"{n}?,{n}\n" for n in range(600)) + "a,b,c\n")
+    (tmp_path / "b.csv").write_text("question,answer\nWhy?,So.\n,empty\n")
+    (tmp_path / "c.csv").write_text("question,answer\nWhen?,Now.\n,empty\n")
+    data = load(tmp_path)
+    assert [chat[0][1] for chat in chats_of(tmp_path)] == ["Why?", "When?"] and "2 files" in data.sentence
+    assert data.notes == ["b.csv, c.csv: 1 row was left out because the question is empty (first: line 3).",
+                          "a.csv was passed over: Line 602 of a.csv cannot be read. It has 3 cells, but the first line names 2 columns: “c” belongs to none."]
+    (tmp_path / "b.csv").unlink()
+    (tmp_path / "c.csv").unlink()
+    with pytest.raises(BadData, match="Line 602"):
+        load(tmp_path)
+
+
 def test_a_cell_too_many_is_refused_only_where_a_separator_may_have_cut_a_text(tmp_path):
     files.xlsx(tmp_path / "a.xlsx", [("Wann?", "Um acht.", "", "", "Rand")])
     assert chats_of(tmp_path / "a.xlsx") == [[("user", "Wann?"), ("assistant", "Um acht.")]]

@@ -257,6 +257,15 @@ def test_a_folder_is_dropped_like_a_file(teach, stocked, tmp_path):
     assert teach.draft.draft.data == str(tmp_path)
 
 
+def test_of_several_dropped_files_none_is_taken_in_silence(teach, stocked, tmp_path):
+    said, drop = [], QMimeData()
+    teach.data.said.connect(said.append)
+    drop.setUrls([QUrl.fromLocalFile(str(tmp_path / name)) for name in ("a.csv", "b.csv")])
+    QApplication.sendEvent(teach.data, QDropEvent(QPointF(50, 50), Qt.DropAction.CopyAction, drop, Qt.MouseButton.LeftButton,
+                                                  Qt.KeyboardModifier.NoModifier))
+    assert not teach.draft.draft.data and said == [words.DATA_ONE_ONLY()]
+
+
 def test_every_problem_and_every_fix_has_its_words_in_both_languages():
     from tests.studio.core.test_text import phrases
 
