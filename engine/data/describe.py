@@ -25,7 +25,7 @@ def describe(request: DescribeData, watch: Watch = unwatched) -> DataReport:
     if data.whole and not held and request.holdout > 0:
         notes.append("There are too few different examples to hold some back for testing.")
     return DataReport(path=str(data.path), sentence=data.sentence, rows=len(data.rows), held_out=len(held), shape=data.shape,
-                      columns=_columns(data), roles=data.roles, choices=list(_choices(data)), notes=notes,
+                      columns=list(_choices(data)), roles=data.roles, choices=_choices(data), notes=notes,
                       examples=[_shortened(row.messages, LETTERS) for row in islice(data.rows, SHOWN)],
                       found=[[part.noun, part.rows] for part in data.parts], files=len(data.parts),
                       guessed=any(part.guessed for part in data.parts), whole=data.whole)
@@ -61,11 +61,8 @@ def _shortened(messages: tuple[dict, ...], letters: int) -> list[dict]:
     return [m if not letters or len(m["content"]) <= letters else {**m, "content": m["content"][:letters].rstrip() + " …"} for m in messages]
 
 
-def _columns(data: Dataset) -> list[str]:
-    """Columns whose meaning can be changed: not those of texts that have none."""
-    return list(dict.fromkeys(column for part in data.parts if part.table.speakers or not part.table.known and part.table.kind != "txt"
-                              for column in part.table.columns))[:40]
-
-
-def _choices(data: Dataset) -> tuple[str, ...]:
-    return SPEAKER_ROLES if all(part.table.speakers for part in data.parts) else ROLES
+def _choices(data: Dataset) -> dict[str, list[str]]:
+    """Columns whose meaning can be changed, with what each can be: not those of texts that have none."""
+    parts = [part for part in data.parts if part.table.speakers or not part.table.known and part.table.kind != "txt"]
+    found = {column: list(SPEAKER_ROLES if part.table.speakers else ROLES) for part in parts for column in part.table.columns}
+    return dict(islice(found.items(), 40))

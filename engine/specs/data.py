@@ -77,7 +77,7 @@ class DataReport(Spec):
     shape: str = ""                        # name of the recognised shape, e.g. "question/answer"
     columns: list[str] = knob(factory=list, label="Columns", help="Names as they stand in the file, or the people of a chat.")
     roles: dict = knob(factory=dict, label="Roles", help="Column name → role (question, answer, system, messages, text).")
-    choices: list[str] = knob(factory=list, label="Choices", help="Roles that a column of this file can have.")
+    choices: dict = knob(factory=dict, label="Choices", help="Column name → the roles that it can have.")
     examples: list = knob(factory=list, label="Examples", help="Rows as lists of {role, content}.")
     notes: list[str] = knob(factory=list, label="Notes", help="What was left out and why, in sentences.")
     found: list = knob(factory=list, label="Found", help="[what, how many] for each part, e.g. [\"question and answer pairs\", 120].")

@@ -31,12 +31,12 @@ class ColumnRoles(QScrollArea):
     def show_report(self, report: DataReport) -> None:
         """Columns in the order of the file. Those of a kind of file whose meaning is known are not shown."""
         self._report, self.boxes = report, {}
-        columns = report.columns if report.choices else []
+        columns = list(report.choices)
         holder, row = QWidget(), Row(spacing=theme.M)
         theme.look(holder, "page")
         for column in columns:
             box = QComboBox()
-            for role in report.choices:
+            for role in report.choices[column]:
                 box.addItem(words.DATA_ROLES[role](), role)
             given = report.roles.get(column, "ignore")
             box.setCurrentIndex(max(0, box.findData(given)))

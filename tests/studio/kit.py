@@ -124,7 +124,8 @@ def data_report(request: specs.DescribeData) -> specs.DataReport:
              for i in range(1, 9)]
     return specs.DataReport(path=request.data, sentence="159 question and answer pairs, from the columns question and answer.", rows=159,
                             held_out=16,
-                            shape="question/answer", columns=["question", "answer"], choices=["question", "answer", "context", "ignore"],
+                            shape="question/answer", columns=["question", "answer"],
+                            choices=dict.fromkeys(["question", "answer"], ["question", "answer", "context", "ignore"]),
                             roles=request.roles or {"question": "question", "answer": "answer"}, examples=chats,
                             notes=["3 examples stand in the file more than once."])
 

@@ -39,6 +39,11 @@ class _Form(NamedTuple):
             begin = at + len(piece)
         return [*found, said[begin:end]] if begin < end else None
 
+    def filled(self, values: list[str], language: str) -> str:
+        """The translation with these values; columns are called what they are called, though “messages” is a word of ours, too."""
+        names = next((n for n, piece in enumerate(self.pieces) if "column" in piece), len(values))
+        return self.translated.format(*(value if n >= names else _value(value, language) for n, value in enumerate(values)))
+
 
 def _table(kind: str, language: str) -> dict[str, str]:
     file = resource("translations") / kind / f"{language}.json"
@@ -91,10 +96,13 @@ def _whole(said: str, language: str) -> str | None:
     fixed, forms = _forms(language)
     if said in fixed:
         return fixed[said]
-    for form in forms:
-        if (found := form.values(said)) is not None:
-            return form.translated.format(*(_value(value, language) for value in found))
-    return None
+    found = ((form, values) for form in forms if (values := form.values(said)) is not None)
+    spare = None                           # where a value has a colon within, the colon may be that of a form further down
+    for form, values in found:
+        if not any(": " in value for value in values):
+            return form.filled(values, language)
+        spare = spare or (form, values)
+    return spare[0].filled(spare[1], language) if spare else None
 
 
 def _value(value: str, language: str) -> str:

@@ -7,8 +7,10 @@ import docx as word
 import pytest
 from openpyxl import Workbook
 
+from engine.data.describe import describe
 from engine.data.shapes import load
 from engine.errors import BadData
+from engine.specs import DescribeData
 from tests.support import files
 
 PAIRS = [(f"Was kostet Artikel {n}?", f"Er kostet {n},50 Euro.") for n in range(1, 5)]
@@ -197,6 +199,14 @@ def test_of_several_files_one_that_is_broken_is_passed_over_with_the_reason_howe
     (tmp_path / "c.csv").unlink()
     with pytest.raises(BadData, match="Line 602"):
         load(tmp_path)
+
+
+def test_beside_a_table_people_still_ask_and_answer(tmp_path):
+    (tmp_path / "chat.txt").write_text(GROUP, encoding="utf-8")
+    (tmp_path / "b.csv").write_text("question,answer\nWhy?,So.\n")
+    report = describe(DescribeData(str(tmp_path)))
+    assert report.choices["Chefin"] == ["user", "assistant", "ignore"] and "context" in report.choices["answer"]
+    assert all(role in report.choices[column] for column, role in report.roles.items()) and report.columns == list(report.choices)
 
 
 def test_a_cell_too_many_is_refused_only_where_a_separator_may_have_cut_a_text(tmp_path):

@@ -123,6 +123,11 @@ def test_values_that_are_sentences_or_numbers_are_german_too(german):
         "1.200 Paare aus Frage und Antwort, aus den Spalten Frage und Antwort."
     assert spoken("3 rows were left out because the answer is empty (first: line 7).") == \
         "3 Zeilen wurden ausgelassen: die Antwort ist leer (zuerst: Zeile 7)."
+    assert spoken("27 examples from 4 files: 3 conversations, 24 question and answer pairs.") == \
+        "27 Beispiele aus 4 Dateien: 3 Gespräche, 24 Paare aus Frage und Antwort."
+    assert spoken("5 conversations, from the columns conversations and system.") == "5 Gespräche, aus den Spalten conversations und system."
+    assert spoken("a.csv was passed over: Line 2 of a.csv cannot be read. It has more than 9 characters.") == \
+        "a.csv wurde übergangen: Zeile 2 von a.csv ist nicht zu lesen. Sie hat mehr als 9 Zeichen."
     assert spoken("a.xlsx was passed over: The file a.xlsx is damaged or is not what its name says.") == \
         "a.xlsx wurde übergangen: Die Datei a.xlsx ist beschädigt oder nicht das, was ihr Name sagt."
 

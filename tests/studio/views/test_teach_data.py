@@ -261,6 +261,8 @@ def test_of_several_dropped_files_none_is_taken_in_silence(teach, stocked, tmp_p
     said, drop = [], QMimeData()
     teach.data.said.connect(said.append)
     drop.setUrls([QUrl.fromLocalFile(str(tmp_path / name)) for name in ("a.csv", "b.csv")])
+    QApplication.sendEvent(teach.data, QDragEnterEvent(QPoint(50, 50), Qt.DropAction.CopyAction, drop, Qt.MouseButton.LeftButton,
+                                                       Qt.KeyboardModifier.NoModifier))
     QApplication.sendEvent(teach.data, QDropEvent(QPointF(50, 50), Qt.DropAction.CopyAction, drop, Qt.MouseButton.LeftButton,
                                                   Qt.KeyboardModifier.NoModifier))
     assert not teach.draft.draft.data and said == [words.DATA_ONE_ONLY()]

@@ -86,7 +86,8 @@ def test_pasted_text_becomes_a_file_and_survives_a_restart(teach, stocked, qtbot
 @pytest.mark.parametrize("text, kind", [("a,b\n1,2", "csv"), ("a\tb\n1\t2", "tsv"), ('{"a": 1}\n{"a": 2}', "jsonl"),
                                         ('[{"a": 1}]', "json"), ("Hello there", "txt"),
                                         ('{\n "a": 1\n}', "json"), ("Frage;Antwort\nA;B", "csv"), ('"What, then?","So, so"', "csv"),
-                                        ("Wann öffnen Sie?;Um sieben.", "csv"), ("Hello, my friend; what now?", "txt"), ("Q: Hi, when?\nA: At 7,30", "txt"),
+                                        ("Wann öffnen Sie?;Um sieben.", "csv"), ("Hello, my friend; what now?", "txt"),
+                                        ("Q: Hi, when?\nA: At 7,30", "txt"),
                                         ("12.03.24, 10:00 - Anna: ja,nein", "txt"), ("[12.03.24, 10:00:12] Anna: Hi ;-)", "txt")])
 def test_the_kind_of_what_is_pasted(text, kind):
     assert kind_of(text) == kind
