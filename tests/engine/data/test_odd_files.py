@@ -194,7 +194,8 @@ def test_of_several_files_one_that_is_broken_is_passed_over_with_the_reason_howe
     data = load(tmp_path)
     assert [chat[0][1] for chat in chats_of(tmp_path)] == ["Why?", "When?"] and "2 files" in data.sentence
     assert data.notes == ["b.csv, c.csv: 1 row was left out because the question is empty (first: line 3).",
-                          "a.csv was passed over: Line 602 of a.csv cannot be read. It has 3 cells, but the first line names 2 columns: “c” belongs to none."]
+                          "a.csv was passed over: Line 602 of a.csv cannot be read. "
+                          "It has 3 cells, but the first line names 2 columns: “c” belongs to none."]
     (tmp_path / "b.csv").unlink()
     (tmp_path / "c.csv").unlink()
     with pytest.raises(BadData, match="Line 602"):

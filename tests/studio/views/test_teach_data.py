@@ -162,7 +162,8 @@ def test_a_problem_leads_to_its_examples_one_after_the_other(teach, stocked, tmp
 
 def test_many_columns_each_have_their_meaning_over_them_and_scroll(teach, stocked, tmp_path):
     names = [f"Column {n}" for n in range(1, 31)]
-    million(stocked, rows=9, columns=names, roles={"Column 20": "question", "Column 21": "answer"})
+    million(stocked, rows=9, columns=names, choices=dict.fromkeys(names, ["question", "answer", "ignore"]),
+            roles={"Column 20": "question", "Column 21": "answer"})
     take(teach, stocked, tmp_path / "a.csv")
     columns = teach.data.columns
     assert list(columns.boxes) == names and columns.boxes["Column 21"].currentData() == "answer"
