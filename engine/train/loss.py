@@ -1,7 +1,7 @@
 """Answers-only cross-entropy that never holds the whole logits.
 
 The model's own forward is run with its output head taken out; of the hidden states that would have gone into it, only those whose next
-token is learned go through the head, a few at a time, so that the logits in memory stay under `LOGITS` bytes whatever the batch. Each
+token is learned go through the head, a few at a time (`_chunk`), so that few logits are in memory whatever the batch. Each
 chunk's loss is differentiated at once and only its gradient with respect to the hidden states is kept; one backward through the model
 follows. Losses are *sums*: the caller divides by the learned tokens of the whole step, so that accumulation equals one big batch (a
 mean of means does not).
@@ -21,7 +21,9 @@ from engine.train.attention import fits, reach, side_by_side
 from engine.train.batching import Batch, collate, common_prefix, micro_batches
 from engine.train.lean import Lean
 
-LOGITS = 48_000_000                        # bytes of logits, and of what is computed from them, that exist at one time
+LOGITS = 48_000_000                        # bytes of logits and their gradients that may always exist at one time
+AT_ONCE = 256                              # hidden states in one product with the head: with fewer its rate falls, with more it does not rise
+CACHED = 2_000_000                         # bytes of logits whose errors a processor works out in one go
 SHAKE = 0.02                               # how far a fresh adapter is moved for the trials: one without effect would pass them all
 
 Tail = Callable[[Tensor], Tensor]          # what a model still does to its head's output
@@ -109,9 +111,9 @@ class Objective:
             if not self.lean:
                 return self._whole_error(batch, "none").tolist()
             chosen, targets = self._hidden(batch), batch.targets.to(self.device)
-            size = self._chunk()
+            size = self._chunk(chosen)
             return [e for part, target in zip(chosen.split(size), targets.split(size))
-                    for e in F.cross_entropy(self._tail(self.head(part)).float(), target, reduction="none").tolist()]
+                    for e in self._errors(self._tail(self.head(part)), target).tolist()]
 
     # --- from ids to hidden states ---
 
@@ -151,25 +153,45 @@ class Objective:
 
     # --- from hidden states to the error ---
 
-    def _chunk(self) -> int:
-        """Hidden states that go through the head together."""
-        width = self.config.vocab_size * (2 * self.inner.get_input_embeddings().weight.element_size() + 4)
-        return max(8, LOGITS // width)
+    def _chunk(self, states: Tensor) -> int:
+        """How many of these hidden states go through the head together, so that what it makes of them stays below `LOGITS`.
+
+        Or below a quarter of what the head's own weight takes, where that is more: the wider a model, the dearer is a pass over that weight.
+        """
+        count, hidden = states.shape
+        room = max(8, hidden // 8, LOGITS // (2 * states.element_size() * self.config.vocab_size))
+        return max(1, -(-count // -(-max(1, count) // min(room, AT_ONCE))))    # none has many fewer than another
 
     def _head_backward(self, states: Tensor, targets: Tensor, learned: int) -> tuple[float, Tensor]:
         """(summed error, gradient of error / ``learned`` with respect to ``states``); a head that learns gets its own gradient."""
-        total, gradient, size = 0.0, torch.empty_like(states), self._chunk()
+        total, gradient, size = 0.0, torch.empty_like(states), self._chunk(states)
         for start in range(0, len(states), size):
-            part, target = states[start:start + size].requires_grad_(), targets[start:start + size, None]
+            part = states[start:start + size].requires_grad_()
             logits = self._tail(self.head(part))
-            with torch.no_grad():
-                chances = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-                total -= float(chances.gather(1, target).sum())
-                chances.exp_().scatter_add_(1, target, chances.new_full(target.shape, -1.0)).mul_(1 / learned)
-            logits.backward(chances.to(logits.dtype))
-            del logits, chances
+            wrong = torch.empty_like(logits)
+            total += float(self._errors(logits.detach(), targets[start:start + size], wrong, 1 / learned).sum())
+            logits.backward(wrong)
+            del logits, wrong
             gradient[start:start + size] = part.grad
         return total, gradient
+
+    def _errors(self, logits: Tensor, targets: Tensor, wrong: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        """The error in nats of each token, float32; into ``wrong`` goes the gradient of their sum times ``factor``.
+
+        A processor does it for a few rows at a time, all of whose steps then find them in its cache.
+        """
+        found = torch.empty(len(targets), device=logits.device)
+        size = max(1, CACHED // (4 * logits.shape[-1])) if logits.device.type == "cpu" else max(1, len(targets))
+        for start in range(0, len(targets), size):
+            own = slice(start, start + size)
+            part, target = logits[own].float(), targets[own, None]
+            chances = torch.softmax(part, dim=-1)
+            # The likeliest token's chance, from whose logarithm that of the sum is told, is never too small to be a number.
+            likeliest = part.amax(1, keepdim=True) - chances.amax(1, keepdim=True).log()
+            found[own] = (likeliest - part.gather(1, target))[:, 0]
+            if wrong is not None:
+                wrong[own] = chances.scatter_add_(1, target, chances.new_full(target.shape, -1.0)).mul_(factor)
+        return found
 
     def _whole_error(self, batch: Batch, reduction: str = "sum") -> Tensor:
         ids = batch.ids.to(self.device)

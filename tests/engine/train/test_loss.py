@@ -103,7 +103,7 @@ def test_accumulation_equals_one_big_batch(budget):
 
 
 def test_the_whole_logits_are_never_held(monkeypatch):
-    monkeypatch.setattr(loss_module, "LOGITS", 16 * 384 * 12)
+    monkeypatch.setattr(loss_module, "LOGITS", 16 * 384 * 8)
     model, seen = student(), []
     objective = Objective(model)
     model.get_base_model().lm_head.register_forward_hook(lambda module, args, out: seen.append(out.shape) if out.shape[-1] == 384 else None)
@@ -111,8 +111,32 @@ def test_the_whole_logits_are_never_held(monkeypatch):
     assert seen and max(shape[0] for shape in seen) <= 16 and sum(shape[0] for shape in seen) == sum(r.learned for r in rows())
 
 
+@pytest.mark.parametrize("hidden, vocabulary, count, together", [
+    (64, 384, 400, 200), (2048, 32_000, 510, 255), (4096, 128_256, 300, 150), (576, 49_152, 480, 120), (64, 1_000_000, 20, 7), (64, 384, 0, 1)])
+def test_as_many_go_through_the_head_together_as_is_quick_and_takes_little(monkeypatch, hidden, vocabulary, count, together):
+    """Never more than its rate gains from, always about alike, and no more bytes than are allowed or than a quarter of the head's weight."""
+    objective = Objective(make_model())
+    monkeypatch.setattr(objective.config, "vocab_size", vocabulary)
+    assert objective._chunk(torch.empty(count, hidden)) == together
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_errors_and_their_gradient_are_those_of_cross_entropy(monkeypatch, dtype, tolerance):
+    monkeypatch.setattr(loss_module, "CACHED", 3 * 4 * 384)                       # three rows in one go, of ten
+    torch.manual_seed(0)
+    logits, targets, wrong = (torch.randn(10, 384) * 20).to(dtype), torch.randint(384, (10,)), torch.empty(10, 384, dtype=dtype)
+    logits[3, targets[3]] = 300                                                 # sure of the right one
+    logits[4, (targets[4] + 1) % 384] = 300                                     # sure of a wrong one: the right one's chance is 0 in float32
+    plainly = logits.float().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(plainly, targets, reduction="none")
+    (expected.sum() / 7).backward()
+    found = Objective(make_model())._errors(logits, targets, wrong, 1 / 7)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(wrong.float(), plainly.grad, rtol=tolerance, atol=1e-7)
+
+
 def test_an_adapter_on_the_head_gets_its_gradient(monkeypatch):
-    monkeypatch.setattr(loss_module, "LOGITS", 8 * 384 * 12)
+    monkeypatch.setattr(loss_module, "LOGITS", 8 * 384 * 8)
     torch.manual_seed(0)
     model = get_peft_model(make_model(tied=False), LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))
     with torch.no_grad():
