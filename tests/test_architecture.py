@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = sorted(p for room in ("engine", "studio") for p in (ROOT / room).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LONGEST_FILE, LONGEST_CLASS, LONGEST_LINE = 600, 400, 150       # lines, lines, characters
-SCREEN = {"PySide6", "shiboken6", "PyQt6", "PyQt5"}
+SCREEN = {"PySide6", "shiboken6", "pyqtgraph", "PyQt6", "PyQt5"}
 ARITHMETIC = {"torch", "transformers", "tokenizers", "safetensors", "gguf", "accelerate", "peft"}
 ROOMS_BETWEEN = ("engine.specs", "engine.events", "engine.errors", "engine.store")
 
@@ -183,7 +183,7 @@ def test_the_whole_window_loads_without_torch():
 
 def test_the_whole_engine_loads_without_qt():
     code = ("import importlib, pkgutil, sys\n"
-            "for name in ('PySide6', 'shiboken6', 'studio'): sys.modules[name] = None\n"
+            "for name in ('PySide6', 'shiboken6', 'pyqtgraph', 'studio'): sys.modules[name] = None\n"
             "import engine\n"
             "for module in pkgutil.walk_packages(engine.__path__, 'engine.'):\n"
             "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"

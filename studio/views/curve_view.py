@@ -1,15 +1,16 @@
 """The live curve: error on learned and on unseen examples, the best point, and what happened. With a table twin and a sentence.
 
-Points go into `Series` as they come; the picture is drawn at most four times a second, only while it can be seen, and from at most
-two points a pixel.
+Points go into `Series` as they come; the picture is drawn at most ten times a second, only while it can be seen, and from at most
+two points a pixel. pyqtgraph is loaded a moment after the window stands, or when the curve is first seen.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+import time
 
+import numpy as np
 from PySide6.QtCore import QTimer, Qt, Signal
+from PySide6.QtGui import QColor
 from PySide6.QtWidgets import QAbstractItemView, QComboBox, QStackedWidget, QTableView, QWidget
 
 from studio.core.series import Series, Smooth
@@ -19,11 +20,13 @@ from studio.models.series_table import EVENT, LEARNED, UNSEEN, SeriesTable
 from studio.views import a11y, theme
 from studio.views.flow import Flow
 from studio.views.parts import Column, Row, button, text
-from studio.views.plot import Line, Mark, Plot
+from studio.views.plot import loaded, quiet_plot
 
 PLOT, TABLE, NOTHING = range(3)
 CALM_POINTS = 150                          # a thick, smooth line costs by its points, not by its length
-REDRAW = 250                               # milliseconds between two pictures, at least
+REDRAW, SLOWEST = 100, 1500                # milliseconds between two pictures: at least, at most
+WARM_AFTER = 1500                          # milliseconds after the window was built
+SHARE = 40                                 # a picture may take one part in so many of the window's time
 
 
 class CurveView(QWidget):
@@ -34,11 +37,10 @@ class CurveView(QWidget):
     def __init__(self):
         super().__init__()
         self.table = SeriesTable(self)
-        self._tabular = False
-        self._line_raw, self._line_smooth, self._line_unseen = Line("curve_learned"), Line("curve_learned", 2), Line("curve_unseen", 2, dots=True)
-        self._plot = Plot(self._line_raw, self._line_smooth, self._line_unseen, below=words.TRAIN_STEP())
+        self._plot, self._tabular = None, False
         self._timer = QTimer(self, interval=REDRAW, singleShot=True)
         self._timer.timeout.connect(self._draw)
+        QTimer.singleShot(WARM_AFTER, self, self._warm)                # while nothing is going on yet
         self._swap = button(words.TRAIN_SHOW_TABLE(), self.toggle_table, "quiet")
         self._swap.setCheckable(True)
         self.kind = QComboBox()
@@ -49,7 +51,9 @@ class CurveView(QWidget):
         a11y.quiet_wheel(self.kind)
         self.kind.currentIndexChanged.connect(lambda _: self._soon())
         self._stack = QStackedWidget()
-        self._stack.addWidget(self._plot)
+        self._place = QWidget()
+        Column(parent=self._place)
+        self._stack.addWidget(self._place)
         self._table = self._table_view()
         self._stack.addWidget(self._table)
         nothing = text(words.TRAIN_NO_POINTS(), "muted")
@@ -57,13 +61,14 @@ class CurveView(QWidget):
         self._stack.addWidget(nothing)
         self._stack.setCurrentIndex(NOTHING)
         self._stack.setMinimumHeight(220)
+        self._legend = [(text("●", wrap=False), "curve_learned"), (text("●", wrap=False), "curve_unseen")]
         title, learned, unseen = (theme.look(a11y.ElidedLabel(said, mode=Qt.TextElideMode.ElideRight), looks) for said, looks in (
             (words.TRAIN_CURVE(), "strong"), (words.TRAIN_LEARNED(), "muted small"), (words.TRAIN_UNSEEN(), "muted small")))
         head = Flow(title, self.kind, self._swap, spacing=theme.M)
-        Column(head,
-               Row(text("●", "curve-learned", wrap=False), learned, theme.M, text("●", "curve-unseen", wrap=False), unseen, None, spacing=6),
-               self._stack, parent=self)
+        Column(head, Row(self._legend[0][0], learned, theme.M, self._legend[1][0], unseen, None, spacing=6), self._stack, parent=self)
+        theme.changed.connect(self._restyle)
         self.clear()
+        self._restyle()
 
     # --- what comes in ---
 
@@ -173,33 +178,115 @@ class CurveView(QWidget):
         self._stack.setCurrentIndex(TABLE if self._tabular else NOTHING if empty else PLOT)
         if self._tabular or empty:
             return
+        self._make_plot()
         kind = self.kind.currentData()
-        height = _logarithms if kind == "log" else list
-        self._plot.logarithmic = kind == "log"
-        self._line_smooth.shown, self._line_raw.faint = kind != "raw", kind != "raw"
+        height = _logarithm if kind == "log" else np.asarray
+        self._plot.getAxis("left").setLogMode(False, kind == "log")
+        self._line_smooth.setVisible(kind != "raw")
+        self._line_raw.setPen(self._pens["raw" if kind == "raw" else "behind"])
         width = max(self._plot.width(), 50)
         first, last = (self._raw.x[0], self._raw.x[-1]) if len(self._raw) else (0.0, 1.0)
         if len(self._unseen):
             first, last = min(first, self._unseen.x[0]), max(last, self._unseen.x[-1])
-        for line, (x, y) in ((self._line_raw, self._raw.window(first, last, width)), (self._line_smooth, self._smooth.series.thinned(CALM_POINTS)),
-                             (self._line_unseen, self._unseen.window(first, last, width))):
-            line.x, line.y = x, height(y)
+        x, y = self._raw.window(first, last, width)
+        self._line_raw.setData(x, height(y))
+        began = time.perf_counter()
+        calm = self._smooth.series.thinned(CALM_POINTS)
+        self._line_smooth.setData(calm[0], height(calm[1]))
+        x, y = self._unseen.window(first, last, width)
+        self._line_unseen.setData(x, height(y))
         best = self.best()
-        self._plot.ring = (best[0], height([best[1]])[0]) if best and (kind != "log" or best[1] > 0) else None
-        self._plot.ring_words = words.TRAIN_BEST(step=round(best[0])) if best and len(self._unseen) > 1 else ""
-        self._plot.upright = self._pointed
-        self._plot.marks = [Mark(step, f"{words.TRAIN_STEP()} {number(step, 0)}: {'; '.join(what)}", step in self._loud)
-                            for step, what in sorted(self._marks.items())]
-        self._scale(first, last, [*self._line_smooth.y, *self._line_unseen.y], above=-math.inf if kind == "log" else 0.0)
+        self._dot_best.setData([best[0]] if best else [], [height(best[1])] if best else [])
+        if best:
+            self._label_best.setText(words.TRAIN_BEST(step=round(best[0])))
+            late = best[0] > first + 0.7 * (max(last, self._end) - first)
+            self._label_best.setAnchor((1.06, -0.15) if late else (-0.06, -0.15))
+            self._label_best.setPos(best[0], float(height(best[1])))
+        self._line_pointed.setVisible(self._pointed is not None)
+        if self._pointed is not None:
+            self._line_pointed.setPos(self._pointed)
+        self._label_best.setVisible(best is not None and len(self._unseen) > 1)
+        self._scale(first, last, height(np.concatenate((calm[1], y))), above=-np.inf if kind == "log" else 0.0)
+        self._draw_marks()
         a11y.name(self._plot, words.TRAIN_CURVE(), self.sentence())
-        self._plot.update()
+        QTimer.singleShot(0, self, lambda: self._pace(began))
         self.drawn.emit()
 
-    def _scale(self, first: float, last: float, shown: list[float], above: float) -> None:
-        shown = [value for value in shown if math.isfinite(value)]
-        low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
+    def _pace(self, began: float) -> None:
+        """Called when the picture has been painted: dear pictures come more rarely."""
+        spent = 1000 * (time.perf_counter() - began)
+        self._timer.setInterval(int(min(SLOWEST, max(REDRAW, SHARE * spent))))
+
+    def _scale(self, first: float, last: float, shown: np.ndarray, above: float) -> None:
+        shown = shown[np.isfinite(shown)]
+        low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
         room = max(0.12 * (high - low), 0.1 if above == 0 else 0.01)
-        self._plot.across, self._plot.up = (first, max(last, self._end, first + 1)), (max(above, low - room), high + 1.6 * room)
+        self._plot.setRange(xRange=(first, max(last, self._end)), yRange=(max(above, low - room), high + 1.6 * room), padding=0.02)
+
+    def _draw_marks(self) -> None:
+        """A small tick on the axis for each thing that happened, a larger one where it is worth a look; the words are its tooltip and stand
+        in the table."""
+        loud = {"size": 13, "brush": self._pg.mkBrush(theme.tokens().accent)}
+        spots = [{"pos": (step, 0), "data": "; ".join(what), **(loud if step in self._loud else {})} for step, what in sorted(self._marks.items())]
+        bottom = self._plot.getPlotItem().getViewBox().viewRange()[1][0]
+        for spot in spots:
+            spot["pos"] = (spot["pos"][0], bottom)
+        self._ticks.setData(spots)
+
+    def _warm(self) -> None:
+        if loaded():
+            self._make_plot()
+        else:
+            QTimer.singleShot(REDRAW, self, self._warm)
+
+    def _make_plot(self) -> None:
+        if self._plot is not None:
+            return
+        pg, self._plot = quiet_plot()
+        self._pg = pg
+        self._line_raw = self._plot.plot([], [])
+        self._line_smooth = self._plot.plot([], [], antialias=True)
+        self._line_unseen = self._plot.plot([], [], antialias=True, symbol="o", symbolSize=5)
+        for line in (self._line_raw, self._line_smooth, self._line_unseen):
+            line.curve.setSegmentedLineMode("on")      # single strokes: many times faster than one long path
+        self._dot_best = pg.ScatterPlotItem(size=13)
+        self._ticks = pg.ScatterPlotItem(symbol="t1", size=9, hoverable=True, tip=lambda x, y,
+                                         data: f"{words.TRAIN_STEP()} {number(x, 0)}: {data}")
+        self._label_best = pg.TextItem()
+        self._line_pointed = pg.InfiniteLine(angle=90)
+        for item in (self._line_pointed, self._dot_best, self._ticks, self._label_best):
+            self._plot.addItem(item, ignoreBounds=True)
+        self._place.layout().addWidget(self._plot)
+        self._restyle()
+
+    def _restyle(self, *_: object) -> None:
+        t = theme.tokens()
+        for dot, role in self._legend:
+            dot.setStyleSheet(f"color: {getattr(t, role)}")
+        if self._plot is None:
+            return
+        pg, faint = self._pg, _between(t.curve_learned, t.card)
+        self._plot.setBackground(t.card)
+        self._pens = {"raw": pg.mkPen(t.curve_learned, width=1), "behind": pg.mkPen(faint, width=1)}
+        self._line_smooth.setPen(pg.mkPen(t.curve_learned, width=2))
+        self._line_unseen.setPen(pg.mkPen(t.curve_unseen, width=2))
+        self._line_unseen.setSymbolBrush(t.curve_unseen)
+        self._line_unseen.setSymbolPen(t.curve_unseen)
+        self._dot_best.setPen(pg.mkPen(t.curve_unseen, width=2))
+        self._dot_best.setBrush(pg.mkBrush(t.card))
+        self._line_pointed.setPen(pg.mkPen(t.text, width=1, style=Qt.PenStyle.DashLine))
+        self._ticks.setBrush(pg.mkBrush(t.muted))
+        self._ticks.setPen(pg.mkPen(None))
+        self._label_best.setColor(t.text)
+        self._label_best.fill = pg.mkBrush(QColor(t.card))
+        for side in ("left", "bottom"):
+            axis = self._plot.getAxis(side)
+            axis.setPen(pg.mkPen(t.border))
+            axis.setTextPen(t.muted)
+            axis.setStyle(tickLength=0, maxTickLevel=0)
+        self._plot.showGrid(y=True, alpha=0.25)
+        self._plot.setLabel("bottom", words.TRAIN_STEP(), color=t.muted)
+        self._soon()
 
     def _table_view(self) -> QTableView:
         view = QTableView()
@@ -213,6 +300,13 @@ class CurveView(QWidget):
         return view
 
 
-def _logarithms(errors: Iterable[float]) -> list[float]:
+def _logarithm(errors) -> np.ndarray:
     """log₁₀, with a gap where there is none."""
-    return [math.log10(error) if error > 0 else math.nan for error in errors]
+    errors = np.asarray(errors, float)
+    return np.log10(errors, out=np.full_like(errors, np.nan), where=errors > 0)
+
+
+def _between(first: str, second: str) -> QColor:
+    """Halfway from one colour to the other: faint without being see-through, which would be slow to paint."""
+    a, b = QColor(first), QColor(second)
+    return QColor((a.red() + b.red()) // 2, (a.green() + b.green()) // 2, (a.blue() + b.blue()) // 2)

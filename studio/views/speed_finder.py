@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import log10
 
-from PySide6.QtCore import Signal
+import numpy as np
+from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QProgressBar, QVBoxLayout, QWidget
 
 from engine import events
@@ -16,9 +16,9 @@ from studio.core.text import amounts, number
 from studio.core.text import teach as words
 from studio.jobs.job import Job, State
 from studio.models.teach_draft import TeachDraft
-from studio.views import a11y
+from studio.views import a11y, theme
 from studio.views.parts import Column, Row, button, clear, error_card, text
-from studio.views.plot import Line, Plot
+from studio.views.plot import quiet_plot
 
 FIELD = "learning_rate"
 HEIGHT = 170                               # pixels of the curve
@@ -109,8 +109,8 @@ class SpeedFinder(QWidget):
             return
         if self.job.spec.plan == self.wanted():
             self._put(self._found)
-            self.said.emit(words.FIND_DONE(speed=number(self._found)))
-            a11y.announce(self, words.FIND_DONE(speed=number(self._found)))
+            self.said.emit(words.FIND_DONE(speed=f"{self._found:g}"))
+            a11y.announce(self, words.FIND_DONE(speed=f"{self._found:g}"))
 
     # --- taking it over, and back ---
 
@@ -175,12 +175,10 @@ class SpeedCurve(QWidget):
         super().__init__()
         self._rates: list[float] = []
         self._shares: list[float] = []
-        self._lowest, self._proposed = None, None
-        self._line = Line("curve_learned", 2)
-        self._plot = Plot(self._line, below=words.FIND_AXIS())
-        self._plot.ring_role, self._plot.ticks = "curve_learned", [(power, number(10.0 ** power, -power)) for power in DECADES]
-        Column(self._plot, parent=self)
+        self._plot, self._lowest, self._proposed = None, None, None
+        Column(parent=self)
         self.setFixedHeight(HEIGHT)
+        theme.changed.connect(self._draw)
 
     @property
     def points(self) -> int:
@@ -202,13 +200,46 @@ class SpeedCurve(QWidget):
         self._lowest, self._proposed = lowest, proposed
         self._draw()
 
-    def _draw(self) -> None:
-        plot, x, shares = self._plot, [log10(rate) for rate in self._rates], self._shares
-        self._line.x, self._line.y = x, shares
-        plot.ring = None if self._lowest is None else (log10(self._lowest), shares[self._rates.index(self._lowest)])
-        plot.upright = None if self._proposed is None else log10(self._proposed)
-        if x:
-            low, high = min(shares), min(max(shares), 1.6)     # what explodes leaves the picture
-            plot.across, plot.up = (DECADES[0], DECADES[-1]), (low - 0.05, max(high, 1.05))
-        a11y.name(plot, words.FIND_CURVE(), words.FIND_POINTS(n=self.points, low=amounts.percent(min(shares))) if x else "")
-        plot.update()
+    def showEvent(self, event) -> None:    # noqa: N802 (Qt's name)
+        super().showEvent(event)
+        self._draw()
+
+    def _draw(self, *_: object) -> None:
+        if not self.isVisible():
+            return
+        if self._plot is None:
+            self._make()
+        pg, t, x = self._pg, theme.tokens(), np.log10(self._rates) if self._rates else np.array([])
+        self._plot.setBackground(t.card)
+        self._line.setData(x, self._shares)
+        self._line.setPen(pg.mkPen(t.curve_learned, width=2))
+        ring = [] if self._lowest is None else [(np.log10(self._lowest), self._shares[self._rates.index(self._lowest)])]
+        self._ring.setData([at for at, _ in ring], [share for _, share in ring])
+        self._ring.setPen(pg.mkPen(t.curve_learned, width=2))
+        self._ring.setBrush(pg.mkBrush(t.card))
+        self._chosen.setVisible(self._proposed is not None)
+        self._chosen.setPen(pg.mkPen(t.text, width=1, style=Qt.PenStyle.DashLine))
+        if self._proposed is not None:
+            self._chosen.setPos(float(np.log10(self._proposed)))
+        for side in ("left", "bottom"):
+            axis = self._plot.getAxis(side)
+            axis.setPen(pg.mkPen(t.border))
+            axis.setTextPen(t.muted)
+        self._plot.setLabel("bottom", words.FIND_AXIS(), color=t.muted)
+        if len(x):
+            low, high = min(self._shares), min(max(self._shares), 1.6)     # what explodes leaves the picture
+            self._plot.setRange(xRange=(DECADES[0], DECADES[-1]), yRange=(low - 0.05, max(high, 1.05)), padding=0.02)
+        a11y.name(self._plot, words.FIND_CURVE(), words.FIND_POINTS(n=self.points, low=amounts.percent(min(self._shares))) if len(x) else "")
+
+    def _make(self) -> None:
+        pg, self._plot = quiet_plot()
+        self._pg = pg
+        self._line = self._plot.plot([], [], antialias=True)
+        self._ring, self._chosen = pg.ScatterPlotItem(size=12), pg.InfiniteLine(angle=90)
+        for item in (self._chosen, self._ring):
+            self._plot.addItem(item, ignoreBounds=True)
+        self._plot.getAxis("bottom").setTicks([[(power, number(10.0 ** power, -power)) for power in DECADES]])
+        for side in ("left", "bottom"):
+            self._plot.getAxis(side).setStyle(tickLength=0, maxTickLevel=0)
+        self._plot.showGrid(y=True, alpha=0.25)
+        self.layout().addWidget(self._plot)

@@ -33,7 +33,7 @@ def test_one_by_one_is_the_same_as_all_at_once(y):
 def test_a_window_keeps_every_extreme_in_few_points(y, width, data):
     left = data.draw(st.integers(0, len(y) - 1))
     right = data.draw(st.integers(left, len(y) - 1))
-    x, shown = map(np.asarray, filled(y).window(left, right, width))
+    x, shown = filled(y).window(left, right, width)
     inside = np.array(y[left:right + 1])
     assert len(x) == len(shown) and len(shown) <= max(2 * (width + 2), FACTOR)
     if np.any(np.isfinite(inside)):
@@ -58,11 +58,11 @@ def test_a_million_points_are_few_on_the_screen_and_a_single_peak_stays():
     series, y = Series(), np.zeros(1_000_000)
     y[765_432] = 9.0
     series.extend(np.arange(len(y)), y)
-    x, shown = map(np.asarray, series.window(0, 1e6, 900))
+    x, shown = series.window(0, 1e6, 900)
     assert len(shown) <= 1800 and shown.max() == 9.0
     assert abs(x[shown.argmax()] - 765_432) < 5000
     series.append(1_000_000, -3.0)
-    assert min(series.window(0, 1e6 + 1, 900)[1]) == -3.0
+    assert series.window(0, 1e6 + 1, 900)[1].min() == -3.0
 
 
 @given(st.integers(0, 500), st.integers(1, 90))
@@ -90,7 +90,7 @@ def test_the_calm_line_stays_among_its_values_and_follows_a_rewind(y, back):
     smooth, again = Smooth(), Smooth()
     for step, value in enumerate(y):
         smooth.append(step, value)
-    assert min(y) - 1e-9 <= min(smooth.series.y) and max(smooth.series.y) <= max(y) + 1e-9
+    assert min(y) - 1e-9 <= smooth.series.y.min() and smooth.series.y.max() <= max(y) + 1e-9
     assert smooth.series.y[0] == y[0]
     back = min(back, len(y) - 1)
     smooth.append(back, 5.0)

@@ -32,13 +32,19 @@ def column(curve, number):
     return [curve.table.index(row, number).data() for row in range(curve.table.rowCount())]
 
 
-def test_nothing_is_drawn_before_it_is_seen(curve):
+def test_nothing_is_loaded_or_drawn_before_it_is_seen(curve):
     feed(curve)
     curve.draw_now()
-    assert not len(curve._line_raw.y) and curve.points == 40
+    assert curve._plot is None and curve.points == 40
     curve.show()
     curve.draw_now()
-    assert len(curve._line_raw.y) == 40 and curve._stack.currentIndex() == PLOT
+    assert curve._plot is not None and curve._stack.currentIndex() == PLOT
+
+
+def test_the_plot_is_loaded_beside_the_window(curve, qtbot):
+    assert curve._plot is None
+    curve._warm()
+    qtbot.waitUntil(lambda: curve._plot is not None)
 
 
 def test_without_numbers_it_says_so(curve):
@@ -101,8 +107,8 @@ def test_small_differences_and_single_steps_can_be_seen(curve):
     for kind in ("smooth", "raw", "log"):
         curve.kind.setCurrentIndex(curve.kind.findData(kind))
         curve.draw_now()
-        low[kind] = curve._line_raw.y[-1]
-        assert curve._line_smooth.shown is (kind != "raw")
+        low[kind] = curve._line_raw.yData[-1]
+        assert curve._line_smooth.isVisible() is (kind != "raw")
     assert low["smooth"] == low["raw"] and low["log"] == pytest.approx(math.log10(low["raw"]))
 
 
@@ -112,7 +118,7 @@ def test_an_error_of_nothing_is_a_gap_in_the_logarithm(curve):
     curve.kind.setCurrentIndex(curve.kind.findData("log"))
     curve.show()
     curve.draw_now()
-    assert math.isnan(curve._line_raw.y[0]) and curve._line_raw.y[1] == 0 and curve._plot.ring is None
+    assert math.isnan(curve._line_raw.yData[0]) and curve._line_raw.yData[1] == 0
 
 
 def test_a_step_can_be_pointed_out_in_picture_and_table(curve):
@@ -120,7 +126,7 @@ def test_a_step_can_be_pointed_out_in_picture_and_table(curve):
     curve.show()
     curve.point_out(20)
     curve.draw_now()
-    assert curve._plot.upright == 20
+    assert curve._line_pointed.isVisible() and curve._line_pointed.value() == 20
     curve.toggle_table()
     curve.draw_now()
     curve.point_out(30)
@@ -128,4 +134,4 @@ def test_a_step_can_be_pointed_out_in_picture_and_table(curve):
     curve.toggle_table()
     curve.point_out(None)
     curve.draw_now()
-    assert curve._plot.upright is None
+    assert not curve._line_pointed.isVisible()
