@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from PySide6.QtCore import QLibraryInfo, QLocale, QObject, QTimer, QTranslator, Qt, Signal
@@ -43,6 +44,7 @@ from studio.views.inspector_panel import InspectorPanel
 from studio.views.library_panel import LibraryPanel
 from studio.views.main_window import MainWindow
 from studio.views.mix_panel import MixPanel
+from studio.views.parts import Panel
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ class Studio(QObject):
         self.queue: JobQueue = open_queue(home, runner or ProcessRunner(home.root / "logs" / "worker.log"))
         self.queue.start()
         self.talk = talk or ProcessTalk(home.root / "logs" / "talk.log")
-        self.background, self._dresser = Background(self), Steps(self)
+        self.background, self._dresser, self._filler = Background(self), Steps(self), Steps(self)
         self.queue_bridge = QueueBridge(self.queue, self)
         self.talk_bridge = TalkBridge(self.talk, self)
         self.actions = ActionRegistry()
@@ -96,7 +98,7 @@ class Studio(QObject):
         frame_actions.register(self)
         for key in frame_actions.WORKSPACES:
             self.window.reserve(key, text.workspace(key), key)
-        self._builders = {"teach": self._teach_panel, "try": self._try_panel, "export": self._export_panel, "queue": self._queue_panel}
+        self._builders = {"teach": self._teach_panel(), "try": self._try_panel(), "export": self._export_panel(), "queue": self._queue_panel()}
         self.window.fill("mix", self.mix)
         self.window.fill("start", self._start_panel())
         self.window.build_menus()
@@ -104,12 +106,20 @@ class Studio(QObject):
 
     def panel(self, key: str) -> QWidget:
         """A workspace's panel, built now if it was not yet."""
-        if build := self._builders.pop(key, None):
-            panel = build()
-            self.window.fill(key, panel)
-            if hasattr(panel, "actions"):
-                self.actions.add(*panel.actions())
+        for _ in self._building(key):
+            pass
         return self.window.panels[key]
+
+    def _building(self, key: str) -> Iterator[None]:
+        """What is left to do of a panel, in short steps."""
+        yield from self._builders.get(key, ())
+        self._builders.pop(key, None)
+
+    def _place(self, key: str, panel: Panel) -> Panel:
+        self.window.fill(key, panel)
+        if hasattr(panel, "actions"):
+            self.actions.add(*panel.actions())
+        return panel
 
     def _start_panel(self) -> QWidget:
         from studio.views.start_panel import StartPanel
@@ -120,33 +130,39 @@ class Studio(QObject):
         panel.library_changed.connect(self.library.refresh)
         return panel
 
-    # The panels below import a plot or are not seen first; each is built after the first paint, in a turn of the event loop of its own.
+    # The panels below are not seen first; they are built after the first paint, in turns of the event loop. Each stands in its place before
+    # there is much in it: Qt restyles all that is in a widget which moves.
 
-    def _teach_panel(self) -> QWidget:
+    def _teach_panel(self) -> Iterator[None]:
         from studio.views.teach_panel import TeachPanel
-        panel = TeachPanel(self.home, self.catalogue, self.queue_bridge, self.talk_bridge, self.settings)
+        yield
+        panel = TeachPanel(self.home, self.catalogue, self.queue_bridge, self.talk_bridge, self.settings, in_steps=True)
+        self._place("teach", panel)
+        yield from panel.build()
         panel.kept.connect(self._kept)
         panel.library_changed.connect(self.library.refresh)
         panel.go.connect(self.window.go)
-        return panel
 
-    def _try_panel(self) -> QWidget:
+    def _try_panel(self) -> Iterator[None]:
         from studio.views.try_panel import TryPanel
+        yield
         panel = TryPanel(self.document, self.talk_bridge, self.catalogue, self.undo, self.home)
-        panel.teach_wanted.connect(self.teach_file)
-        return panel
+        yield
+        self._place("try", panel).teach_wanted.connect(self.teach_file)
 
-    def _export_panel(self) -> QWidget:
+    def _export_panel(self) -> Iterator[None]:
         from studio.views.export_panel import ExportPanel
+        yield
         panel = ExportPanel(self.home, self.document, self.catalogue, self.queue_bridge)
-        panel.library_changed.connect(self.library.refresh)
-        return panel
+        yield
+        self._place("export", panel).library_changed.connect(self.library.refresh)
 
-    def _queue_panel(self) -> QWidget:
+    def _queue_panel(self) -> Iterator[None]:
         from studio.views.queue_panel import QueuePanel
+        yield
         panel = QueuePanel(self.queue_bridge)
-        panel.opened.connect(self.show_job)
-        return panel
+        yield
+        self._place("queue", panel).opened.connect(self.show_job)
 
     def _connect(self) -> None:
         window = self.window
@@ -193,15 +209,14 @@ class Studio(QObject):
                 self.panel(key)
         else:
             self.library.refresh()
-            self.panel(self.window.current())
-            self._fill_next()
+            self._filler.begin(self._fill_rest())
         for job in self.queue.jobs():
             self._tell_interrupted(job)
 
-    def _fill_next(self) -> None:
-        if self._builders and not self.window.closed:
-            self.panel(next(iter(self._builders)))
-            QTimer.singleShot(0, self, self._fill_next)
+    def _fill_rest(self) -> Iterator[None]:
+        """The panels that are not there yet, first the one that is looked at."""
+        for key in sorted(self._builders, key=lambda key: key != self.window.current()):
+            yield from self._building(key)
 
     def _load_stack(self) -> None:
         try:
@@ -353,6 +368,7 @@ class Studio(QObject):
             if hasattr(panel, "closing"):
                 panel.closing()
         self._dresser.stop()
+        self._filler.stop()
         self.window.remember()
         self.keep_stack()
         self._settled = True               # what had not begun to settle shall not begin now

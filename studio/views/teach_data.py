@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from PySide6.QtCore import QTimer, Qt, Signal
@@ -44,18 +45,22 @@ class DataPage(QWidget):
         self._said: dict[str, str] = {}        # what a person said last of columns that were not understood
         self._report: DataReport | None = None         # what is shown: of a long file the head, until all is counted
         self.setAcceptDrops(True)
-        self._pages = QStackedWidget()
-        for made in (self._begin_page(samples), self._paste_page(), self._loaded_page()):
-            self._pages.addWidget(made)
+        self._samples, self._pages = samples, QStackedWidget()
         Column(self._pages, parent=self)
         self._later = QTimer(self, interval=250, singleShot=True)
         self._later.timeout.connect(self._render)
-        draft.changed.connect(self._changed)
-        theme.changed.connect(self._restyle)
 
     # --- the three pages ---
 
-    def _begin_page(self, samples: list[SampleData]) -> QWidget:
+    def build(self) -> Iterator[None]:
+        """All that is on it, in short steps."""
+        for make in (self._begin_page, self._paste_page, self._loaded_page):
+            self._pages.addWidget(make())
+            yield
+        self._draft.changed.connect(self._changed)
+        theme.changed.connect(self._restyle)
+
+    def _begin_page(self) -> QWidget:
         self.drop = QFrame()
         theme.look(self.drop, "drop")
         self.choose_button = button(words.DATA_CHOOSE(), self.choose, "primary")
@@ -75,7 +80,7 @@ class DataPage(QWidget):
         self._soon = QTimer(self, interval=400, singleShot=True)       # what is there at once need not be told of
         self._soon.timeout.connect(self._reading.show)
         self.sample_buttons = []
-        for sample in samples:
+        for sample in self._samples:
             made = CardButton(spoken(sample.title), text(spoken(sample.title), "strong"), text(spoken(sample.about), "muted"),
                               text(words.EXAMPLES(sample.rows), "muted small"),
                               description=spoken(sample.about))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from PySide6.QtCore import Signal
@@ -33,16 +34,11 @@ class TeachPanel(Panel):
     library_changed = Signal()
     go = Signal(str)
 
-    def __init__(self, home, catalogue, queue_bridge, talk_bridge, settings):
+    def __init__(self, home, catalogue, queue_bridge, talk_bridge, settings, *, in_steps: bool = False):
         super().__init__(words.TITLE())
-        self._catalogue, self._queue = catalogue, queue_bridge
+        self._catalogue, self._queue, self._talk, self._settings = catalogue, queue_bridge, talk_bridge, settings
         self.draft = TeachDraft(home, settings)
-        self._samples, damaged = _samples()
-        self.data = DataPage(self.draft, talk_bridge, settings, self._samples)
-        self.model = ModelPage(self.draft, catalogue)
-        self.plan = PlanPage(self.draft, talk_bridge, queue_bridge)
-        self.train = TrainPage(self.draft, queue_bridge)
-        self.review = ReviewPage(self.draft, queue_bridge)
+        self._whole = False
         self._pages = QStackedWidget()
         self.steps: dict[str, QPushButton] = {}
         self._said: dict[str, str] = {}    # mark and number of each
@@ -58,7 +54,6 @@ class TeachPanel(Panel):
             self._group.addButton(step, number)
             self.steps[key] = step
             bar.addWidget(step)
-            self._pages.addWidget(getattr(self, key))
         self._hint = text("", "muted small")
         self.next = QPushButton()
         self.next.clicked.connect(lambda _=False: self.show_step(STEPS[min(self._group.checkedId() + 1, 4)]))
@@ -67,11 +62,36 @@ class TeachPanel(Panel):
         self._foot = QWidget()
         self._foot.setLayout(foot)
         Column(bar, self._pages, self._foot, spacing=0, parent=self).setStretch(1, 1)
+        if not in_steps:
+            for _ in self.build():
+                pass
+
+    def build(self) -> Iterator[None]:
+        """The pages, in short steps; with ``in_steps`` nothing else may be asked of the panel before the last of them."""
+        self._samples, damaged = _samples()
+        self.data = self._add(DataPage(self.draft, self._talk, self._settings, self._samples))
+        yield from self.data.build()
+        self.model = self._add(ModelPage(self.draft, self._catalogue))
+        yield
+        self.plan = self._add(PlanPage(self.draft, self._talk, self._queue))
+        yield from self.plan.build()
+        self.train = self._add(TrainPage(self.draft, self._queue))
+        yield
+        self.review = self._add(ReviewPage(self.draft, self._queue))
+        yield
+        self._whole = True
         self._connect()
         self.show_step("data")
         self.review.refresh()
+        a11y.quiet_wheels_inside(self)
         if damaged is not None:
             self.failed.emit(damaged)
+        if self.isVisible():
+            self.data.look_once()
+
+    def _add(self, page: QWidget) -> QWidget:
+        self._pages.addWidget(page)
+        return page
 
     def _connect(self) -> None:
         for part in (self.data, self.model, self.plan, self.train, self.review):
@@ -91,7 +111,8 @@ class TeachPanel(Panel):
 
     def showEvent(self, event) -> None:    # noqa: N802 (Qt's name)
         super().showEvent(event)
-        self.data.look_once()              # not before: it wakes the worker, which is no part of opening a window
+        if self._whole:
+            self.data.look_once()          # not before: it wakes the worker, which is no part of opening a window
 
     # --- for the frame ---
 
@@ -103,9 +124,10 @@ class TeachPanel(Panel):
 
     def show_step(self, key: str) -> None:
         """Bring one of data, model, plan, train, review to the front."""
-        self.steps[key].setChecked(True)
-        self._pages.setCurrentWidget(getattr(self, key))
-        self._mark()
+        if self._whole:
+            self.steps[key].setChecked(True)
+            self._pages.setCurrentWidget(getattr(self, key))
+            self._mark()
 
     def show_job(self, id: int) -> None:
         """Look at this training."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from PySide6.QtCore import QTimer, Signal
@@ -17,7 +18,7 @@ from studio.views import a11y, theme
 from studio.views.form import Form
 from studio.views.method_cards import MethodCards
 from studio.views.flow import Flow
-from studio.views.parts import CardButton, Column, Fold, OneOf, Row, button, card, clear, error_card, page, text
+from studio.views.parts import CardButton, Column, Fold, OneOf, Row, button, card, clear, error_card, fill, page, text
 from studio.views.speed_finder import SpeedFinder
 
 CHOSEN_ELSEWHERE = ("base", "data", "roles", "edits", "out", "method", "method_config", "prompts")
@@ -40,17 +41,35 @@ class PlanPage(QWidget):
         self._method_form: Form | None = None
         self._later = QTimer(self, interval=500, singleShot=True)
         self._later.timeout.connect(self._ask_prices)
-        self._build()
-        draft.changed.connect(self._changed)
+
+    def build(self) -> Iterator[None]:
+        """All that is on it, in short steps."""
+        area, foot = page(text(words.PLAN_HEAD(), "title")), QWidget()
+        Column(area, foot, spacing=0, parent=self)
+        content = area.content.layout()
+        for make in (self._name_parts, self._preset_parts, self._method_parts, self._prompt_parts, self._advanced_parts):
+            fill(content, make())
+            yield
+        self._trouble = QVBoxLayout()
+        fill(content, (self._trouble, None))
+        self.start = button(words.PLAN_START(), self.submit, "primary big", icon="teach")
+        self._needs = text("", "muted")
+        Row(self._needs, self.start, spacing=theme.L, margin=theme.M, parent=foot).setStretch(0, 1)
+        self._draft.changed.connect(self._changed)
         self._show_draft()
 
-    def _build(self) -> None:
+    def _name_parts(self) -> tuple:
         self.name = QLineEdit()
         self.name.setPlaceholderText(words.PLAN_NAME_HINT())
         self.name.setMaxLength(80)
         a11y.name(self.name, words.PLAN_NAME(), words.PLAN_NAME_HELP())
         self.name.textEdited.connect(lambda typed: self._draft.put(name=typed))
         self._name_fault = text("", "bad small")
+        label = text(words.PLAN_NAME(), "strong")
+        label.setBuddy(self.name)
+        return (Column(label, self.name, self._name_fault, spacing=theme.XS),)
+
+    def _preset_parts(self) -> tuple:
         self.cards: dict[str, CardButton] = {}
         self.price_labels = {}
         self._group = OneOf(self)
@@ -65,6 +84,9 @@ class PlanPage(QWidget):
             presets.addWidget(made)
         self._warning = text("", "warn")
         self._remedies = Flow()
+        return presets, Column(self._warning, self._remedies)
+
+    def _method_parts(self) -> tuple:
         self.method_cards = MethodCards()
         self.method_cards.chosen.connect(lambda choice: self._draft.replace(plan.with_method(self._draft.draft, choice)))
         inside_cards = QWidget()
@@ -72,11 +94,17 @@ class PlanPage(QWidget):
         Column(text(words.PLAN_METHOD_CARDS_HELP(), "muted"), self.method_cards, spacing=theme.M, margin=theme.M, parent=inside_cards)
         self.method_fold = Fold("", inside_cards)
         self.method_fold.toggled.connect(lambda on: on and self._ask_methods())
+        return (card(self.method_fold, margin=theme.S),)
+
+    def _prompt_parts(self) -> tuple:
         self.prompts = QPlainTextEdit()
         self.prompts.setFixedHeight(84)
         self.prompts.setTabChangesFocus(True)
         a11y.name(self.prompts, words.PLAN_PROMPTS(), words.PLAN_PROMPTS_HELP())
         self.prompts.textChanged.connect(lambda: self._draft.put(prompts=self.prompts.toPlainText().splitlines()))
+        return (Column(text(words.PLAN_PROMPTS(), "strong"), text(words.PLAN_PROMPTS_HELP(), "muted small"), self.prompts, spacing=theme.XS),)
+
+    def _advanced_parts(self) -> tuple:
         self.form = Form(describe_fields(TrainSpec), leave_out=CHOSEN_ELSEWHERE, folded=words.PLAN_SPEC_FORM())
         self.form.changed.connect(lambda _: self._edited(overrides=self.form.different()))
         self._method_place = QVBoxLayout()
@@ -91,19 +119,7 @@ class PlanPage(QWidget):
                spacing=theme.M, margin=theme.M, parent=inside)
         self.advanced = Fold(words.PLAN_ADVANCED_NONE(), inside)
         self.advanced.toggled.connect(lambda on: on and self._ask_methods())
-        self._trouble = QVBoxLayout()
-        self.start = button(words.PLAN_START(), self.submit, "primary big", icon="teach")
-        self._needs = text("", "muted")
-        label = text(words.PLAN_NAME(), "strong")
-        label.setBuddy(self.name)
-        foot = QWidget()
-        last = Row(self._needs, self.start, spacing=theme.L, margin=theme.M, parent=foot)
-        last.setStretch(0, 1)
-        Column(page(text(words.PLAN_HEAD(), "title"), Column(label, self.name, self._name_fault, spacing=theme.XS), presets,
-                    Column(self._warning, self._remedies), card(self.method_fold, margin=theme.S),
-                    Column(text(words.PLAN_PROMPTS(), "strong"), text(words.PLAN_PROMPTS_HELP(), "muted small"), self.prompts,
-                           spacing=theme.XS),
-                    card(self.advanced, margin=theme.S), self._trouble, None), foot, spacing=0, parent=self)
+        return (card(self.advanced, margin=theme.S),)
 
     # --- draft → page ---
 

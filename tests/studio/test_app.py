@@ -404,6 +404,18 @@ def test_the_window_is_painted_before_anything_slow_is_built(open_studio, qtbot)
     qtbot.waitUntil(lambda: studio.catalogue.looked)
 
 
+def test_a_panel_that_is_asked_for_while_it_is_built_is_whole(open_studio, qtbot):
+    studio = open_studio(shown=False)
+    steps = studio._building("teach")
+    for _ in range(4):
+        next(steps)
+    half = studio.window.panels["teach"]
+    half.steps["plan"].click()             # too early: nothing breaks
+    studio.start_sample()
+    assert studio.panel("teach") is half and half.plan.start.text() and half.draft.draft.data
+    assert not list(steps) and "teach" not in studio._builders
+
+
 def test_no_torch_in_the_window(open_studio):
     open_studio()
     assert "peft" not in sys.modules or "torch" in sys.modules      # another test of this session may have imported them
