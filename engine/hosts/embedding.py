@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.errors import UnsupportedLayer
 from engine.hosts.host import Host
 from engine.law import Site
 
@@ -15,6 +16,9 @@ class EmbeddingHost(Host):
     layers = (nn.Embedding,)
 
     def site(self, path: str, layer: nn.Module) -> Site:
+        if layer.max_norm is not None:
+            raise UnsupportedLayer(f"No adapter can sit on {path}.", "It cuts its own vectors to a greatest length (`max_norm`) whenever it reads them, "
+                                   "so that the base would not stay as it is.", "Leave it out of `target_modules`.")
         return Site(path, "embedding", layer.embedding_dim, layer.num_embeddings)
 
     def canonical(self, weight: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 What came before is the base's own, so that its cached keys and values serve both. Greenewald et al. 2025 (arXiv 2504.12397).
 PEFT: ``LoraConfig(alora_invocation_tokens=[…])``. The pass says where in ``extras["alora_offsets"]``: for each row of the batch how many
-tokens from the end on are adapted, None for none.
+tokens from the end on are adapted, None for none; what a text has grown by since it had ``extras["alora_length"]`` tokens comes on top.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class Activated(Routed, Variant):
 
     def apply(self, p: Tensors, cfg: Any, site: Site, x: Tensor, W0: Tensor | None, run: Run) -> Tensor:
         f = self.inner.factors(p, cfg, site)
-        called = positions(run.extras.get("alora_offsets"), *(x.shape[:-1] if x.dim() > 2 else (x.shape[0], 1)), x.device).view(x.shape[:-1])
+        rows, length = x.shape[:-1] if x.dim() > 2 else (x.shape[0], 1)
+        grown = max(0, length - (run.extras.get("alora_length") or length))
+        offsets = [n and n + grown for n in run.extras.get("alora_offsets") or ()]
+        called = positions(offsets, rows, length, x.device).view(x.shape[:-1])
         seen = F.linear(x, f.A.to(x.dtype)).masked_fill(~called[..., None], 0)        # of a few numbers a token: cheaper than picking tokens
         return F.linear(seen * f.scale, f.B.to(x.dtype))
 

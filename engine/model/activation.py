@@ -19,12 +19,13 @@ Offsets = Sequence[int | None]
 
 @contextmanager
 def activated(model: "PeftModel", input_ids: Tensor | None, names: Sequence[str] | None, offsets: Offsets | None = None,
-              copies: int = 1) -> Iterator[None]:
+              copies: int = 1, writes: bool = False) -> Iterator[None]:
     """Inside the block the model's aLoRAs are heard from their invocation on; without any of them nothing is done.
 
     Args:
         input_ids: ``(batch, seq)``, where the invocation is looked for. names: the adapter of each sample, if each has its own.
-        offsets: given instead, one a sample. copies: sequences that ``generate`` makes of each sample.
+        offsets: given instead, one a sample. copies: sequences that ``generate`` makes of each sample. writes: a text that grows inside the
+            block, which a model without a cache reads again and again.
 
     Raises:
         ValueError: several aLoRAs with different invocations are active at once.
@@ -48,7 +49,7 @@ def activated(model: "PeftModel", input_ids: Tensor | None, names: Sequence[str]
     before = {stack: stack.extras for stack in told}
     try:
         for stack, counts in told.items():
-            stack.extras = {**stack.extras, "alora_offsets": counts}
+            stack.extras = {**stack.extras, "alora_offsets": counts, "alora_length": input_ids.shape[-1] if writes and input_ids is not None else None}
         yield
     finally:
         for stack, extras in before.items():

@@ -99,7 +99,7 @@ class PeftModelForCausalLM(TaskModel):
         """As `PeftModel.generate`; ``alora_offsets`` as in `forward`."""
         ids = next((found for found in (kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1]) if found is not None), None)
         copies = copies_made(self.get_base_model(), kwargs)
-        with activated(self, ids, adapter_names, alora_offsets, copies):
+        with activated(self, ids, adapter_names, alora_offsets, copies, writes=True):
             return super().generate(*args, adapter_names=adapter_names, **kwargs)
 
     def with_prompt(self, *args: Any, task_ids: Tensor | None = None, input_type_mask: Tensor | None = None, **kwargs: Any) -> Any:

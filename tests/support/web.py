@@ -94,6 +94,11 @@ def serving() -> Iterator[Web]:
                 answer = {"files": [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in lines[0]["files"]]}
             elif last == "commit":
                 answer = {"commitOid": "a" * 40, "commitUrl": f"{web.address}{path.removeprefix('/api/models').rpartition('/')[0]}/1"}
+            elif path.endswith("/discussions"):            # a proposal is opened first, and then filled
+                answer = {"num": 7, "title": lines[0]["title"], "isPullRequest": lines[0]["pullRequest"], "createdAt": "2026-01-01T00:00:00.000Z",
+                          "changes": {"base": "refs/heads/main"}, "filesWithConflicts": [], "status": "draft", "events": [],
+                          "repo": {"name": "/".join(path.split("/")[3:5]), "type": "model"}}
+                web.files[f"{path}/7"] = json.dumps(answer).encode()
             content = json.dumps(answer).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))

@@ -200,6 +200,10 @@ def test_what_is_sent_is_the_adapter_and_nothing_else(tmp_path, monkeypatch):
         model.save_pretrained(tmp_path, push_to_hub=True, repo_id="somebody/both", token="word", revision="spring")
         assert hub.posted[-1][0] == "/api/models/somebody/both/commit/spring"
         sent = files_sent(hub)
+        hub.posted.clear()
+        model.push_to_hub("somebody/shop", token="word", create_pr=True)
+        assert "/api/models/somebody/shop/discussions" in [path for path, _ in hub.posted]                  # a proposal, and the files go there
+        assert hub.posted[-1][0] == "/api/models/somebody/shop/commit/refs%2Fpr%2F7" and own <= files_sent(hub).keys()
     assert sent.keys() == own | {"other/adapter_config.json", "other/adapter_model.safetensors"}
     assert all((tmp_path / name).read_bytes() == content for name, content in sent.items())
 

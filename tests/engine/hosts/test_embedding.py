@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine import HiraConfig, LoraConfig
+from engine import HiraConfig, LoraConfig, TrainableTokensConfig, get_peft_model
+from engine.errors import UnsupportedLayer
 from tests.support.one import one
 
 IDS = torch.tensor([[1, 1, 2], [0, 3, 1]])
@@ -32,3 +33,12 @@ def test_gradients_are_those_of_the_table(kind, settings):
     torch.testing.assert_close(A.grad, B.detach().T @ to_product)
     if kind == "hira" or not settings:     # LoRA's B learns from what it is given, as in PEFT
         torch.testing.assert_close(B.grad, to_product @ A.detach().T)
+
+
+@pytest.mark.parametrize("config", [LoraConfig(target_modules=["0"]), HiraConfig(target_modules=["0"]),
+                                    TrainableTokensConfig(target_modules=["0"], token_indices=[1])], ids=lambda c: c.peft_type)
+def test_a_table_that_cuts_its_own_vectors_is_refused(config):
+    model = nn.Sequential(nn.Embedding(6, 4, max_norm=1.0), nn.Linear(4, 2))
+    with pytest.raises(UnsupportedLayer, match="max_norm"):
+        get_peft_model(model, config)
+    assert type(model[0]) is nn.Embedding and all(p.requires_grad for p in model.parameters())
