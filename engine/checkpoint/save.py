@@ -16,6 +16,7 @@ from engine.checkpoint.keys import file_key
 from engine.checkpoint.load import locate, read_tensors
 from engine.checkpoint.shared import shared_specs
 from engine.hosts.adapted import Tenant
+from engine.hosts.offloaded import fetched
 from engine.law import Method, PeftConfig, Tensors
 from engine.model.embeddings import embeddings_to_save
 from engine.model.lone import LoneTuner
@@ -60,9 +61,10 @@ def adapter_tensors(model: nn.Module, name: str, state_dict: Mapping[str, Tensor
         if spec.saved or began:
             found[file_key("", key)] = tuner.tensors(name)[key]
     for path, tenant in tenants.items():
-        p: Tensors = {key: instead.get(id(live), live) for key, live in tuner.layers[path].all_tensors(name).items()}
-        encoded = tenant.method.encode(p, tenant.config, tenant.site)
-        encoded |= _began_at_codes(tenant, p, encoded)
+        with fetched(tuner.layers[path]):
+            p: Tensors = {key: instead.get(id(live), live) for key, live in tuner.layers[path].all_tensors(name).items()}
+            encoded = tenant.method.encode(p, tenant.config, tenant.site)
+            encoded |= _began_at_codes(tenant, p, encoded)
         for key, tensor in encoded.items():
             found[_key(tuner, tenant.site.in_file, key)] = tensor
     for path, tensor in embeddings_to_save(tuner, name, save_embedding_layers).items():

@@ -16,6 +16,7 @@ from engine.errors import UnsupportedLayer
 from engine.hosts.basis import Basis
 from engine.hosts.host import Host
 from engine.hosts.fused import Group, mixed
+from engine.hosts.offloaded import away, fetched, here, keep_elsewhere
 from engine.hosts.program import Program, build, together
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack, Samples
@@ -27,6 +28,7 @@ Decided = tuple[int, bool, bool, Program | None, Basis]       # (version of the 
 Now = tuple[int, bool, bool, Samples | None, Program | None, Basis, int]  # … whom a batch of several adapters hears, and `_glance`
 Mixed = tuple[int, bool, tuple[str, ...], Group | None, Basis]            # (version of the stack, gradients, adapters of the batch) → all of them
 NOTHING = Basis([], False)
+NOWHERE: Decided = (-1, False, False, None, NOTHING)
 NEVER: Now = (-1, False, False, None, None, NOTHING, 0)
 UNMIXED: Mixed = (-1, False, (), None, NOTHING)
 
@@ -129,7 +131,7 @@ class Adapted(Shelves):
                 or (x.numel() > glance or x.dim() < 3) and basis.moved()):
             samples = stack.samples
             program = self._program(None, stack) if samples is None else self._mixed_program(samples) or self._per_sample
-            basis = (self._programs[None] if samples is None else self._mixed)[4]
+            basis = (self._programs.get(None, NOWHERE) if samples is None else self._mixed)[4]
             self._now = stack.version, torch.is_grad_enabled(), self.training, samples, program, basis, self._glance(samples)
         return program(x, args, kwargs)
 
@@ -137,10 +139,17 @@ class Adapted(Shelves):
         stamp = (stack.version, torch.is_grad_enabled(), self.training)
         known = self._programs.get(key)
         if known is None or known[:3] != stamp or known[4].moved():
+            if away(self):
+                return lambda x, args, kwargs: self._fetched(stack, x, args, kwargs)
             with torch.no_grad():          # or gradient checkpointing would count what only the decision computes
                 program = build(self, stack, learning=stamp[1])
             known = self._programs[key] = (*stamp, program, self._basis(stack.heard()))
         return known[3]
+
+    def _fetched(self, stack: LiveStack, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """One pass of a layer whose tensors are elsewhere (see `engine.hosts.offloaded`); nothing of it is kept."""
+        with fetched(self):
+            return build(self, stack, torch.is_grad_enabled())(x.to(self.like.device), args, kwargs)
 
     def _glance(self, samples: Samples | None) -> int:
         """Numbers that a linear layer takes word by word, as in a chat: there, to look at tensors again would cost a fiftieth and more."""
@@ -297,9 +306,14 @@ class Adapted(Shelves):
         names = [name for name in names if name in self.tenants]
         if not names:
             return
-        weight, bias = self.compose_both(names=names)
-        if self._kept is None:
-            self._kept = (self._host.weight(self.bare), self._host.bias_of(self.bare))
+        with fetched(self):
+            weight, bias = self.compose_both(names=names)
+            if self._kept is None:
+                self._kept = (self._host.weight(self.bare), self._host.bias_of(self.bare))
+            self._put(weight, bias)
+            keep_elsewhere(self.bare, {"weight": weight, "bias": bias})
+
+    def _put(self, weight: Tensor, bias: Tensor | None) -> None:
         self._host.put(self.bare, nn.Parameter(weight, requires_grad=False), None if bias is None else nn.Parameter(bias, requires_grad=False))
 
     def merged_tensors(self) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor], None]]]:
@@ -310,22 +324,24 @@ class Adapted(Shelves):
     def unmerge(self) -> None:
         """Restore W0, bit for bit: it is the same tensor that was there before."""
         if self._kept is not None:
-            self._host.put(self.bare, *self._kept)
+            with fetched(self.bare):
+                self._host.put(self.bare, *self._kept)
+                keep_elsewhere(self.bare, None)
             self._kept = None
 
     @property
     def pristine_weight(self) -> Tensor:
         """W0, whatever is merged."""
-        return self._host.weight(self.bare) if self._kept is None else self._kept[0]
+        return self._kept[0] if self._kept is not None else here(self.bare, self._host.weight)
 
     @property
     def pristine_bias(self) -> Tensor | None:
-        return self._host.bias_of(self.bare) if self._kept is None else self._kept[1]
+        return self._kept[1] if self._kept is not None else here(self.bare, self._host.bias_of)
 
     @property
     def like(self) -> Tensor:
         """A tensor of W0's number format on its device, and cheap where W0 is not (see `Layout.like`)."""
-        return self._host.like(self.bare) if self._kept is None else self.pristine_weight
+        return here(self.bare, self._host.like) if self._kept is None else self.pristine_weight
 
     @property
     def runner(self) -> Callable[..., Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint.shared import by_law, shared_specs
 from engine.hosts.adapted import Adapted, Tenant
+from engine.hosts.offloaded import here
 from engine.hosts.replaced import Replaced
 from engine.hosts.stack import Samples
 from engine.law import Method, Site, TargetedConfig, Tensors, TensorSpec
@@ -115,13 +116,13 @@ def _shared(placed: Sequence[Placement], given: Tensors, trainable: bool, autoca
 def _weight(target: Target) -> Tensor:
     """W0 as the matrix that methods see."""
     layer = target.layer
-    return layer.canonical() if isinstance(layer, Adapted) else target.host.canonical(target.host.weight(layer).detach())
+    return layer.canonical() if isinstance(layer, Adapted) else target.host.canonical(here(layer, target.host.weight).detach())
 
 
 def _like(target: Target) -> Tensor:
     """Number format and device of W0, without making it readable where it is quantized."""
     layer = target.layer
-    return layer.like if isinstance(layer, (Adapted, Replaced)) else target.host.like(layer)
+    return layer.like if isinstance(layer, (Adapted, Replaced)) else here(layer, target.host.like)
 
 
 def _exact(W0: Tensor) -> Tensor:
