@@ -17,8 +17,8 @@ class EmbeddingHost(Host):
 
     def site(self, path: str, layer: nn.Module) -> Site:
         if layer.max_norm is not None:
-            raise UnsupportedLayer(f"No adapter can sit on {path}.", "Whenever it reads its vectors it cuts them to a greatest length (`max_norm`), so "
-                                   "that the base would not stay as it is.", "Leave it out of `target_modules`.")
+            raise UnsupportedLayer(f"No adapter can sit on {path}.", "Whenever it reads its vectors it cuts them to a greatest length (`max_norm`), "
+                                   "so that the base would not stay as it is.", "Leave it out of `target_modules`.")
         return Site(path, "embedding", layer.embedding_dim, layer.num_embeddings)
 
     def canonical(self, weight: Tensor) -> Tensor:

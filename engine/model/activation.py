@@ -49,7 +49,8 @@ def activated(model: "PeftModel", input_ids: Tensor | None, names: Sequence[str]
     before = {stack: stack.extras for stack in told}
     try:
         for stack, counts in told.items():
-            stack.extras = {**stack.extras, "alora_offsets": counts, "alora_length": input_ids.shape[-1] if writes and input_ids is not None else None}
+            length = input_ids.shape[-1] if writes and input_ids is not None else None
+            stack.extras = {**stack.extras, "alora_offsets": counts, "alora_length": length}
         yield
     finally:
         for stack, extras in before.items():

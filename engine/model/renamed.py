@@ -35,7 +35,7 @@ def as_named_now(model: nn.Module, held: Held, method: Method, config: PeftConfi
     if not isinstance(config, TargetedConfig) or not hasattr(model, "base_model_prefix"):
         return config, file
     table = _Table(model)
-    if hasattr(config, "target_parameters") and config.target_modules and (fused := experts(held)):
+    if config.peft_type == "LORA" and config.target_modules and (fused := experts(held)):
         config = _with_experts(model, config, fused, table)
     return (config, file) if file is None else _of_file(model, method, config, file, table, {PREFIX + path for path, _ in held})
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine import LoraConfig, PeftModel, get_peft_model
+from engine import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from engine.errors import UnsupportedLayer
 from engine.model.targets import NoMatchingPeftModuleError
 from tests.engine.model.test_families import base, logits
@@ -101,3 +101,9 @@ def test_settings_are_not_changed_and_nothing_is_hidden():
     assert peft.peft_config["second"].target_parameters == ["down_proj", "gate.weight", "gate_up_proj"]
     with pytest.raises(NoMatchingPeftModuleError):
         get_peft_model(base("Llama"), LoraConfig(target_modules=["w1", "w3"]))
+
+
+def test_what_is_a_lora_otherwise_stays_off_the_experts():
+    """AdaLoRA has LoRA's settings, but sits on no parameters (as in PEFT)."""
+    peft = get_peft_model(base("Mixtral"), AdaLoraConfig(target_modules="all-linear", total_step=10))
+    assert {path.rpartition(".")[2] for path in peft.adapted} == {"q_proj", "k_proj", "v_proj", "o_proj"}
