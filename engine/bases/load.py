@@ -32,7 +32,9 @@ def load_model(path: Path | str, *, dtype: str = "same", device: str = "cpu", bi
     from transformers import AutoModelForCausalLM
 
     from engine.hosts.quantized.protocol import settle
+    from engine.numerics.kernels import few_kernels
 
+    few_kernels()
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, not {dtype!r}")
     info = check_folder(path)

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
 
+from engine.numerics.kernels import few_kernels
+
 SIZE, REPEATS = (512, 768, 768), 6
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST = -1, -3, 32 << 20      # mallopt(3); bytes from which glibc maps a piece by itself, at most
-CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")   # one before the other; both are asked for at a process's first product
-KERNELS = 128                              # kept there: more than a micro-batch needs; each is some 0.8 MB, and made in half a millisecond
 EXACT, CLOSE, WORTH = 1e-5, 2e-2, 1.3      # relative error allowed in "medium" float32, in bfloat16; gain for which bfloat16 is taken
 
 
@@ -57,7 +56,7 @@ def measure() -> tuple[dict[str, float], dict[str, float]]:
 
     On one thread and in its own CPU time, so that other programs on the machine hardly disturb it.
     """
-    _few_kernels()
+    few_kernels()
     generator = torch.Generator().manual_seed(0)
     rows, inner, columns = SIZE
     a, b = torch.randn(rows, inner, generator=generator), torch.randn(columns, inner, generator=generator)
@@ -81,12 +80,6 @@ def measure() -> tuple[dict[str, float], dict[str, float]]:
     return seconds, errors
 
 
-def _few_kernels() -> None:
-    """Let oneDNN keep fewer ready-made kernels, of which it makes one for every shape that it meets: a training's would be 800 MB in the end."""
-    for cache in CACHES:
-        os.environ.setdefault(cache, str(KERNELS))
-
-
 @contextlib.contextmanager
 def matmul_precision(value: str) -> Iterator[None]:
     """torch's float32 matmul precision for a while."""
@@ -104,7 +97,7 @@ def exact_computing(precision: Precision, device: str = "cpu") -> Iterator[None]
 
     Memory that one step frees is there for the next, too (`kept_memory`).
     """
-    _few_kernels()
+    few_kernels()
     before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=device != "cpu")

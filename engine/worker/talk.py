@@ -47,7 +47,7 @@ class Talk:
         self._line = line
         self._lock = threading.Lock()
         self._session = None
-        self._opening = 0                  # chats that are asked for but not open yet
+        self._opening: set[int] = set()    # chats that are asked for but not open yet
         self._strengths: list[float] | None = None     # said while a chat was being opened
         self._stopped: set[int] = set()
         self._one_beside = {kind: threading.Lock() for kind in BESIDE}
@@ -63,7 +63,7 @@ class Talk:
                 raise InvalidSpec("A request's number was used twice.")
             self._asked.add(message["id"])
             if message["do"] == "open-chat":
-                self._opening += 1
+                self._opening.add(message["id"])
                 self._strengths = None     # they belonged to the chat before
 
     def at_once(self, message: dict) -> None:
@@ -116,15 +116,14 @@ class Talk:
         try:
             if id in self._stopped:
                 raise Cancelled()
-            done = self._open(spec) if spec.kind == "open-chat" else self._say(id, spec) if spec.kind == "say" else self._ask(id, spec)
+            done = self._open(id, spec) if spec.kind == "open-chat" else self._say(id, spec) if spec.kind == "say" else self._ask(id, spec)
             last_word = {"done": {} if done is None else done.to_dict()}
         except Exception as error:
             last_word = {"failed": explain(error).to_dict()}
         with self._lock:                   # before the last word is out, for then the number may be used again
             self._asked.discard(id)
             self._stopped.discard(id)
-            if spec.kind == "open-chat":
-                self._opening -= 1
+            self._opening.discard(id)
         self._line.write({"id": id, **last_word})
 
     def _ask(self, id: int, spec: specs.Spec) -> specs.Spec | None:
@@ -146,12 +145,13 @@ class Talk:
                 self._line.write({"id": id, "event": events.Progress(stage, done, total, "rows").to_dict()})
         return watch
 
-    def _open(self, spec: specs.OpenChat) -> None:
+    def _open(self, id: int, spec: specs.OpenChat) -> None:
         if self._session is None:
             self._session = resolve(SESSION)()
         self._session.open(spec)
-        with self._lock:
-            if self._strengths is not None and self._opening == 1:
+        with self._lock:                   # from here on strengths are heard at once
+            self._opening.discard(id)
+            if self._strengths is not None and not self._opening:
                 self._set(self._strengths)
 
     def _set(self, strengths: list[float]) -> None:

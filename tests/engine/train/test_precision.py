@@ -1,19 +1,13 @@
 """The number format follows what was measured, and everything is put back afterwards."""
 
-import os
 import platform
-import subprocess
-import sys
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
 from engine.train import precision as precise
-from engine.train.precision import CACHES, Precision, choose, exact_computing, kept_memory, measure
-
-ROOT = Path(__file__).parents[3]
+from engine.train.precision import Precision, choose, exact_computing, kept_memory, measure
 
 
 @pytest.mark.parametrize("seconds, errors, dtype, matmul", [
@@ -44,33 +38,6 @@ def test_exact_computing_is_put_back_after_an_error():
         assert torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "medium"
         raise RuntimeError("on purpose")
     assert not torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "highest"
-
-
-def test_kernels_of_many_shapes_do_not_fill_the_memory(monkeypatch):
-    """In a process of its own: oneDNN asks only once. Without a bound, 320 new shapes are 200 MB more, again and again."""
-    code = """
-import psutil, torch
-from engine.train.precision import measure
-def met(shapes):
-    for n in shapes:
-        torch.nn.functional.linear(torch.ones(n, 64).bfloat16(), torch.ones(64, 64).bfloat16())
-    return psutil.Process().memory_info().rss
-measure()
-before = met(range(16, 336))
-print(met(range(336, 656)) - before)
-"""
-    for cache in CACHES:
-        monkeypatch.delenv(cache, raising=False)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-    assert int(done.stdout) < 50_000_000
-
-
-def test_what_a_user_allows_stands(monkeypatch):
-    monkeypatch.setenv(CACHES[0], "7")
-    monkeypatch.delenv(CACHES[1], raising=False)
-    measure()
-    assert [os.environ[cache] for cache in CACHES] == ["7", str(precise.KERNELS)]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
