@@ -123,6 +123,39 @@ def test_conversations_that_go_in_circles_and_have_odd_parts_end(tmp_path):
     refused(tmp_path / "c.json")
 
 
+def _gpt(role, parent, text):
+    return {"parent": parent, "message": {"author": {"role": role}, "content": {"content_type": "text", "parts": [text]}}}
+
+
+CHATS = {
+    "chatgpt": [{"mapping": {"a": _gpt("user", None, "Open?"), "b": _gpt("assistant", "a", "Till six.")}, "current_node": "b"} for _ in range(3)],
+    "claude": [{"chat_messages": [{"sender": "human", "text": "Open?"}, {"sender": "assistant", "content": [{"type": "text", "text": "Till six."}]}]}
+               for _ in range(3)],
+    "telegram": {"messages": [{"type": "message", "date": f"2024-01-{day:02}T10:0{turn}:00", "from": "AB"[turn], "text": ["Yes", {"text": "!"}]}
+                              for day in range(1, 5) for turn in range(2)]},
+}
+
+
+def _places(value, here=()):
+    """Of everything within it."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*here, key)
+        yield from _places(inner, (*here, key))
+
+
+@pytest.mark.parametrize("kind", CHATS)
+def test_one_odd_value_in_an_export_costs_no_other_conversation(tmp_path, kind):
+    where = [place for place in _places(CHATS[kind]) if len(place) > 1 and place[0] in (1, "messages") and place[1] != 0]
+    for place in where:
+        for odd in (None, 5, "word", "2024-01-01T10:00:00Z", [], [None], ["x", 5], {}, {"text": 5}):
+            chats = inside = json.loads(json.dumps(CHATS[kind]))
+            for key in place[:-1]:
+                inside = inside[key]
+            inside[place[-1]] = odd
+            (tmp_path / "c.json").write_text(json.dumps(chats))
+            assert len(load(tmp_path / "c.json").rows) >= 2, (place, odd)
+
+
 def test_a_letter_with_broken_parts_is_passed_over(tmp_path):
     broken = "\nFrom x\nContent-Type: text/plain; charset=klingon\nContent-Transfer-Encoding: base64\n\n%%%\n"
     (tmp_path / "m.mbox").write_text(files.MBOX + broken, encoding="utf-8")

@@ -134,6 +134,18 @@ def read_chat_json(path: Path, first: Any, items: Callable[[], Iterable[tuple[in
     return None
 
 
+def _dict(value: Any) -> dict:             # one odd message must not cost a person all the others
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list:
+    return value if isinstance(value, list) else []
+
+
+def _str(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
 def _assistant_chats(path: Path, kind: str, items: Callable, turns: Callable[[dict], Iterator[tuple[str, str]]]) -> Table:
     def records() -> Iterator[tuple[int, dict]]:
         for number, item in items():
@@ -144,37 +156,37 @@ def _assistant_chats(path: Path, kind: str, items: Callable, turns: Callable[[di
 
 def _chatgpt(conversation: dict) -> Iterator[tuple[str, str]]:
     """The branch that was last looked at: from its leaf up to the root, turned round."""
-    nodes, path = conversation["mapping"] if isinstance(conversation.get("mapping"), dict) else {}, []
-    here = conversation.get("current_node") or next((key for key, node in reversed(nodes.items()) if not node.get("children")), None)
-    while here in nodes and len(path) <= len(nodes):
-        path.append(nodes[here])
-        here = nodes[here].get("parent")
+    nodes, path = _dict(conversation.get("mapping")), []
+    here = conversation.get("current_node") or next((key for key, node in reversed(nodes.items()) if not _dict(node).get("children")), None)
+    while isinstance(here, str) and here in nodes and len(path) <= len(nodes):
+        path.append(_dict(nodes[here]))
+        here = path[-1].get("parent")
     for node in reversed(path):
-        message = node.get("message") or {}
-        who, content = (message.get("author") or {}).get("role"), message.get("content") or {}
+        message = _dict(node.get("message"))
+        who, content = _dict(message.get("author")).get("role"), _dict(message.get("content"))
         spoken = content.get("content_type", "text") in ("text", "multimodal_text") and message.get("recipient", "all") == "all"
         if spoken and who in ("user", "assistant"):
-            yield who, "\n".join(part for part in content.get("parts") or [] if isinstance(part, str))
+            yield who, "\n".join(part for part in _list(content.get("parts")) if isinstance(part, str))
 
 
 def _claude(conversation: dict) -> Iterator[tuple[str, str]]:
-    for message in conversation.get("chat_messages") or []:
-        text = message.get("text") or "\n".join(part.get("text", "") for part in message.get("content") or [] if part.get("type") == "text")
+    for message in map(_dict, _list(conversation.get("chat_messages"))):
+        parts = [part for part in map(_dict, _list(message.get("content"))) if part.get("type") == "text"]
+        text = _str(message.get("text")) or "\n".join(_str(part.get("text")) for part in parts)
         yield ("user" if message.get("sender") == "human" else "assistant"), text
 
 
 def _is_telegram(chat: Any) -> bool:
-    messages = chat.get("messages") if isinstance(chat, dict) else None
-    return isinstance(messages, list) and any(isinstance(m, dict) and m.get("type") == "message" and {"date", "from"} <= m.keys() for m in messages)
+    return any(m.get("type") == "message" and {"date", "from"} <= m.keys() for m in map(_dict, _list(_dict(chat).get("messages"))))
 
 
 def _telegram(chat: dict) -> Iterator[Said]:
-    for number, message in enumerate(chat["messages"], 1):
+    for number, message in enumerate(map(_dict, _list(chat["messages"])), 1):
         if message.get("type") == "message" and message.get("from"):
-            parts = message.get("text", "")
-            text = parts if isinstance(parts, str) else "".join(p if isinstance(p, str) else str(p.get("text", "")) for p in parts)
+            parts = message.get("text")
+            text = _str(parts) or "".join(_str(part) or _str(_dict(part).get("text")) for part in _list(parts))
             try:
-                when = datetime.fromisoformat(str(message.get("date", "")))
+                when = datetime.fromisoformat(str(message.get("date", ""))).replace(tzinfo=None)
             except ValueError:
                 when = None
             yield Said(number, when, str(message["from"]), text)
