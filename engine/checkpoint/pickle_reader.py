@@ -7,6 +7,7 @@ Every other word ends the reading. Nothing of torch, and nothing that the file n
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -80,7 +81,8 @@ def read_pickled_tensors(path: Path) -> dict[str, Tensor]:
             described = _Reader(io.BytesIO(archive.read(f"{root}data.pkl"))).load()
             if not isinstance(described, dict) or not all(isinstance(k, str) and isinstance(d, _Described) for k, d in described.items()):
                 raise pickle.UnpicklingError("it holds other things than named tensors")
-            return {key: _tensor(archive, root, d) for key, d in described.items()}
+            held: dict[tuple[str, torch.dtype], Tensor] = {}
+            return {key: _tensor(archive, root, d, held) for key, d in described.items()}
     except BadAdapter:
         raise
     except (zipfile.BadZipFile, pickle.UnpicklingError, StopIteration, KeyError, ValueError, TypeError, IndexError, AttributeError, EOFError,
@@ -89,11 +91,13 @@ def read_pickled_tensors(path: Path) -> dict[str, Tensor]:
                          "Get the adapter in safetensors format.", details=repr(problem), path=str(path)) from problem
 
 
-def _tensor(archive: zipfile.ZipFile, root: str, d: _Described) -> Tensor:
+def _tensor(archive: zipfile.ZipFile, root: str, d: _Described, held: dict[tuple[str, torch.dtype], Tensor]) -> Tensor:
+    """``held``: what was read already, for several may be parts of one."""
     size = archive.getinfo(f"{root}data/{d.file}").file_size // d.dtype.itemsize
     reach = d.offset + sum((n - 1) * s for n, s in zip(d.shape, d.stride, strict=True)) + 1
-    if d.offset < 0 or min((*d.shape, *d.stride, 0)) < 0 or (0 not in d.shape and reach > size):
+    if d.offset < 0 or min((*d.shape, *d.stride, 0)) < 0 or (0 not in d.shape and max(reach, math.prod(d.shape)) > size):
         raise ValueError("a tensor reaches beyond its data")
-    data = bytearray(archive.read(f"{root}data/{d.file}"))
-    flat = torch.frombuffer(data, dtype=d.dtype) if data else torch.empty(0, dtype=d.dtype)
-    return flat.as_strided(d.shape, d.stride, d.offset).clone()
+    if (d.file, d.dtype) not in held:
+        data = bytearray(archive.read(f"{root}data/{d.file}"))
+        held[d.file, d.dtype] = torch.frombuffer(data, dtype=d.dtype) if data else torch.empty(0, dtype=d.dtype)
+    return held[d.file, d.dtype].as_strided(d.shape, d.stride, d.offset).clone()

@@ -162,6 +162,20 @@ def test_a_letter_with_broken_parts_is_passed_over(tmp_path):
     assert len(load(tmp_path / "m.mbox").rows) == 2
 
 
+@pytest.mark.parametrize("head", ["Message-ID: <>", "Message-ID: <a@", "In-Reply-To: <[>", "Content-Type: multipart/mixed; boundary=x",
+                                  "Content-Disposition: attachment", "Content-Type: application/pdf"])
+def test_a_letter_with_an_odd_head_or_no_words_is_passed_over(tmp_path, head):
+    (tmp_path / "m.mbox").write_text(f"{files.MBOX}\nFrom x\n{head}\n\nHello.\n", encoding="utf-8")
+    assert len(load(tmp_path / "m.mbox").rows) == 2
+
+
+@pytest.mark.parametrize("body", ["--\n" * 200_000 + "> so it goes", "----- Original Message -----\n" + "\n" * 1_000_000 + "x"], ids=["dashes", "blanks"])
+def test_a_letter_of_many_odd_lines_is_read_at_once(tmp_path, body):
+    """In hours, were each line compared with all that follow."""
+    (tmp_path / "m.mbox").write_text(f"{files.MBOX}\nFrom x\nSubject: y\n\n{body}\n", encoding="utf-8")
+    assert len(load(tmp_path / "m.mbox").rows) == 2
+
+
 def test_links_that_lead_in_circles_do_not_hang(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "again").symlink_to(tmp_path / "folder")

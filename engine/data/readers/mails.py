@@ -7,6 +7,7 @@ import email.policy
 import re
 from collections.abc import Callable, Iterable, Iterator
 from email.message import EmailMessage
+from itertools import dropwhile
 from pathlib import Path
 
 from engine.data.readers.pages import html_text
@@ -41,20 +42,21 @@ def mail_folder(path: Path, files: list[Path]) -> Table:
 def mail_table(path: Path, kind: str, mails: Mails) -> Table:
     """Replies as records with question and answer; letters that answer nothing are records without question."""
     def records() -> Iterator[tuple[int, dict]]:
-        wanted = {reference for _, mail in mails() if (reference := _reference(mail))}
+        wanted = {reference for _, mail in mails() if (reference := _id(mail, "in-reply-to"))}
         asked: dict[str, str] = {}
         for number, mail in mails():
             own, quoted = parts_of(_body(mail))
-            if (id := str(mail.get("Message-ID", "")).strip()) in wanted:
+            if (id := _id(mail, "message-id")) in wanted:
                 asked[id] = own[:MAX_CELL // 10]
-            question = asked.get(_reference(mail) or "") or parts_of(quoted)[0]
+            question = asked.get(_id(mail, "in-reply-to")) or parts_of(quoted)[0]
             yield number, {"question": question, "answer": own}
     return Table(path, kind, ["question", "answer"], numbered(records), known={"question": "question", "answer": "answer"})
 
 
-def _reference(mail: EmailMessage) -> str | None:
-    found = re.search(r"<[^<>\s]+>", str(mail.get("In-Reply-To", "")))
-    return found[0] if found else None
+def _id(mail: EmailMessage, header: str) -> str:
+    """The first name of a letter in a header, taken as it stands: Python's own parser fails at odd ones."""
+    found = re.search(r"<[^<>\s]+>", next((str(value) for name, value in mail.raw_items() if name.lower() == header), ""))
+    return found[0] if found else ""
 
 
 def _letters(path: Path) -> Iterator[tuple[int, EmailMessage]]:
@@ -82,29 +84,28 @@ def _body(mail: EmailMessage) -> str:
     """The letter's own words: its plain text, else the words of its HTML; nothing if it cannot be decoded."""
     try:
         part = mail.get_body(("plain", "html"))
-        text = part.get_content() if part is not None else ""
+        text = part.get_content() if part is not None else None
+        is_html = part is not None and part.get_content_subtype() == "html"
     except (LookupError, ValueError, KeyError, AttributeError, UnicodeError):
         return ""                          # an unknown encoding, a damaged part: no words
     if not isinstance(text, str):
         return ""
-    return (html_text(text) if part.get_content_subtype() == "html" else text).replace("\r\n", "\n")
+    return (html_text(text) if is_html else text).replace("\r\n", "\n")
 
 
 def parts_of(body: str) -> tuple[str, str]:
     """(what the writer says, what is quoted): marks of quotation, the line above them and the signature are left out."""
     own, quoted, lines = [], [], body.split("\n")
+    last_quoted = max((number for number, line in enumerate(lines) if line.startswith(">")), default=-1)
     for number, line in enumerate(lines):
         if line.startswith(">"):
             quoted.append(re.sub(r"^> ?", "", line))
         elif _ORIGINAL.match(line.strip()) or _HEAD.match(line) and sum(bool(_HEAD.match(after)) for after in lines[number:number + 5]) >= 3:
-            rest = lines[number:]
-            while rest and (not rest[0].strip() or _HEAD.match(rest[0]) or _ORIGINAL.match(rest[0].strip())):
-                rest.pop(0)
-            quoted += rest
+            quoted += dropwhile(lambda line: not line.strip() or _HEAD.match(line) or _ORIGINAL.match(line.strip()), lines[number:])
             break
         elif line.rstrip("\r") in ("-- ", "--"):
             own.append("")
-            if not any(after.startswith(">") for after in lines[number:]):
+            if number > last_quoted:
                 break
         else:
             own.append(line)

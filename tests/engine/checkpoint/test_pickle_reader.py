@@ -64,7 +64,8 @@ def rewrite(path: Path, described: bytes, packed: bool = False) -> None:
             archive.writestr(name, described if name.endswith("data.pkl") and described else data)
 
 
-@pytest.mark.parametrize("harm", ["bomb", "bomb in the middle", "no zip", "cut", "not tensors", "other words", "packed", "out of bounds"])
+@pytest.mark.parametrize("harm", ["bomb", "bomb in the middle", "no zip", "cut", "not tensors", "other words", "packed", "out of bounds",
+                                  "one number a hundred million times"])
 def test_anything_else_ends_the_reading(harm, tmp_path):
     path, mark = tmp_path / "adapter_model.bin", tmp_path / "mark"
     torch.save({"a": torch.randn(4, 4)}, path)
@@ -80,6 +81,8 @@ def test_anything_else_ends_the_reading(harm, tmp_path):
         rewrite(path, pickle.dumps({"a": 3}))
     elif harm == "other words":
         rewrite(path, b"cbuiltins\neval\n(S'1+1'\ntR.")
+    elif harm == "one number a hundred million times":
+        torch.save({"a": torch.zeros(1).expand(10_000, 10_000)}, path)
     elif harm == "packed":
         rewrite(path, b"", packed=True)
     else:
@@ -91,3 +94,11 @@ def test_anything_else_ends_the_reading(harm, tmp_path):
     with pytest.raises(BadAdapter, match="cannot be used"):
         read_pickled_tensors(path)
     assert not mark.exists()
+
+
+def test_what_many_tensors_are_parts_of_is_read_once(monkeypatch, tmp_path):
+    whole, reads, read = torch.randn(50, 4), [], zipfile.ZipFile.read
+    torch.save({str(n): row for n, row in enumerate(whole)}, tmp_path / "adapter_model.bin")
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda self, name: (reads.append(name), read(self, name))[1])
+    found = read_pickled_tensors(tmp_path / "adapter_model.bin")
+    assert all(torch.equal(found[str(n)], row) for n, row in enumerate(whole)) and len(reads) == 2
