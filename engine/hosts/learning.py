@@ -32,22 +32,24 @@ def learning_low_rank(layer: "Adapted", stack: "LiveStack", name: str, otherwise
     plain = type(method).apply is Method.apply and type(method).kept_outputs is Method.kept_outputs and not isinstance(method, MapMethod)
     if type(base) is not nn.Linear or not plain or BIAS in p:
         return None
-    still = None
-    if not layer.packed and base.weight.dtype in (torch.float32, torch.float64) and method.parts(p, config, site) is not None:
-        still = _Still(layer, name)
-    if still is None and method.factors(p, config, site) is None:
+    in_parts = not layer.packed and base.weight.dtype in (torch.float32, torch.float64) and method.parts(p, config, site) is not None
+    if not in_parts and method.factors(p, config, site) is None:
         return None
     share = method.dropout(config)
+    kept: dict[float, Tensor] = {}         # the weight with the part that never learns, at this strength; a program does not outlive either
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         weight, bias, strength = base.weight, base.bias, stack.strength(name)
         if args or kwargs or not _plainly(base, x):
             return otherwise(x, args, kwargs)
-        if still is None:
-            f = method.factors(p, config, site)
-        else:
+        if in_parts:
             f, rest = method.parts(p, config, site)
-            weight = still.on(weight, rest, strength)
+            if strength not in kept:
+                kept.clear()
+                kept[strength] = _with_part(weight, rest, strength)
+            weight = kept[strength]
+        else:
+            f = method.factors(p, config, site)
         if f.bias is not None:
             own = (f.bias * (strength * f.scale)).to(weight.dtype)
             bias = own if bias is None else bias + own
@@ -113,23 +115,12 @@ def is_watched(base: nn.Module) -> bool:
     return bool(base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or "forward" in base.__dict__)
 
 
-class _Still:
-    """The weight with that part of an adapter which never learns (see `Method.parts`): made once, and kept beside W0 while the layer learns."""
-
-    def __init__(self, layer: "Adapted", name: str):
-        self._watched = [t for t in layer.all_tensors(name).values() if not t.requires_grad]
-        self._of: Tensor | None = None
-        self._stamp: tuple = ()
-
-    def on(self, weight: Tensor, rest: Factors | Tensor, strength: float) -> Tensor:
-        """``W + strength · scale · B · A``, or plus a dense rest."""
-        stamp = (weight._version, strength, *(t._version for t in self._watched))
-        if self._of is not weight or self._stamp != stamp:
-            with torch.no_grad():
-                self._sum = (torch.add(weight, rest.to(weight.dtype), alpha=strength) if isinstance(rest, Tensor) else
-                             torch.addmm(weight, rest.B.to(weight.dtype), rest.A.to(weight.dtype), alpha=strength * rest.scale))
-            self._of, self._stamp = weight, stamp
-        return self._sum
+@torch.no_grad()
+def _with_part(weight: Tensor, rest: Factors | Tensor, strength: float) -> Tensor:
+    """``W + strength · scale · B · A``, or plus a dense rest."""
+    if isinstance(rest, Tensor):
+        return torch.add(weight, rest.to(weight.dtype), alpha=strength)
+    return torch.addmm(weight, rest.B.to(weight.dtype), rest.A.to(weight.dtype), alpha=strength * rest.scale)
 
 
 class _LowRank(torch.autograd.Function):

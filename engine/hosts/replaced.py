@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from engine.hosts.adapted import Adapted, Tenant, unwrapped
+from engine.hosts.adapted import NOTHING, Adapted, Tenant, unwrapped
+from engine.hosts.basis import Basis
 from engine.hosts.shelves import Shelves
 from engine.hosts.stack import LiveStack
 from engine.law import Leaf, Site, Tensors
@@ -54,7 +55,7 @@ class Replaced(Shelves):
         self.site, self._stack = site, stack
         self.tenants: dict[str, Tenant] = {}
         self._kept: Tensors | None = None                     # the pristine tensors while merged ones stand in their place
-        self._known: tuple[Any, Tensors] = ((), {})           # what was composed last, and for which state
+        self._known: tuple[Any, Basis, Tensors] = ((), NOTHING, {})                # what was composed last, for which state and of what
         self._state: tuple[Any, list[str], nn.Module | None] = ((), [], None)      # what `_heard` found last, and for which state
         self.training = module.training
 
@@ -145,17 +146,17 @@ class Replaced(Shelves):
 
     def _forget(self) -> None:
         """What was found out and composed no longer holds."""
-        self._known, self._state = ((), {}), ((), [], None)
+        self._known, self._state = ((), NOTHING, {}), ((), [], None)
 
     def _present(self, stack: LiveStack, heard: list[str]) -> Tensors:
         """What the module runs with; where nothing learns, composed anew only when a strength or a tensor has changed."""
-        tensors = [t for name in heard for t in self.all_tensors(name).values()]
-        if torch.is_grad_enabled() or any(t.requires_grad for t in tensors):
+        if torch.is_grad_enabled() or any(t.requires_grad for name in heard for t in self.all_tensors(name).values()):
             return self.composed(heard, stack, onto=state_of(self.bare))
-        stamp = (stack.version, stack.tick, *heard, *(t._version for t in tensors))
-        if self._known[0] != stamp:
-            self._known = (stamp, self.composed(heard, stack, onto=state_of(self.bare)))
-        return self._known[1]
+        state = (stack, stack.version, stack.tick)
+        if self._known[0] != state or self._known[1].moved():
+            places = [(held, key) for module in self.modules() for held in (module._parameters, module._buffers) for key in held]
+            self._known = (state, Basis(places, False), self.composed(heard, stack, onto=state_of(self.bare)))
+        return self._known[2]
 
     def _per_sample(self, args: tuple, kwargs: dict) -> Tensor:
         """Each row of the batch through its own adapter (or none)."""
