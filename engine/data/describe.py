@@ -10,6 +10,7 @@ from engine.data.split import held_out
 from engine.specs import DataReport, DescribeData, RowsPage, ShowRows
 
 SHOWN = 20                                 # examples sent at once; others are asked for page by page
+ASKED, ASKED_LETTERS = 3, 160              # questions to be pinned, and their length at most
 LETTERS = 2000                             # of each of their messages
 
 
@@ -28,7 +29,7 @@ def describe(request: DescribeData, watch: Watch = unwatched) -> DataReport:
                       columns=list(_choices(data)), roles=data.roles, choices=_choices(data), notes=notes,
                       examples=[_shortened(row.messages, LETTERS) for row in islice(data.rows, SHOWN)],
                       found=[[part.noun, part.rows] for part in data.parts], files=len(data.parts),
-                      guessed=any(part.guessed for part in data.parts), whole=data.whole)
+                      asks=_asks(data, held), guessed=any(part.guessed for part in data.parts), whole=data.whole)
 
 
 def show_rows(request: ShowRows) -> RowsPage:
@@ -54,6 +55,18 @@ def _held(data: Dataset, holdout: float) -> set[int]:
         _latest_held.clear()
         _latest_held[wanted] = found
     return found
+
+
+def _asks(data: Dataset, held: set[int]) -> list[str]:
+    """Questions that a training never sees, to hear the change by: one line each, in the order of the file."""
+    found: dict[str, None] = {}
+    for number in sorted(held):
+        asked = data.rows[number].messages[0]
+        if asked["role"] == "user" and len(asked["content"]) <= ASKED_LETTERS and "\n" not in asked["content"]:
+            found[asked["content"]] = None
+        if len(found) == ASKED:
+            break
+    return list(found)
 
 
 def _shortened(messages: tuple[dict, ...], letters: int) -> list[dict]:

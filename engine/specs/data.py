@@ -81,6 +81,7 @@ class DataReport(Spec):
     examples: list = knob(factory=list, label="Examples", help="Rows as lists of {role, content}.")
     notes: list[str] = knob(factory=list, label="Notes", help="What was left out and why, in sentences.")
     found: list = knob(factory=list, label="Found", help="[what, how many] for each part, e.g. [\"question and answer pairs\", 120].")
+    asks: list[str] = knob(factory=list, label="Questions", help="A few short questions of held-back rows, to be pinned.")
     files: int = 1
     guessed: bool = False                  # the columns have unknown names
     whole: bool = True                     # there are no other rows than these

@@ -19,14 +19,15 @@ import psutil
 import torch
 
 from engine.data.render import Rendered
-from engine.errors import OutOfMemory, explain
+from engine.errors import BadData, Diverged, OutOfMemory, explain
+from engine.generate.sampling import answer
 from engine.specs import PlanReport, TrainSpec
 from engine.store.library import read_model
 from engine.train import checkpoint as checkpoints
 from engine.train import fsdp
 from engine.train.batching import common_prefix, computed_tokens, micro_batches, portion
 from engine.train.launch import wanted
-from engine.train.loop import SAMPLE_SHARE, SAVES, evaluation_points, memory_mb
+from engine.train.loop import SAMPLE_SHARE, SAMPLE_TOKENS, SAVES, evaluation_points, memory_mb
 from engine.train.loss import Objective
 from engine.train.optim import Optimizer
 from engine.train.precision import Precision, choose, exact_computing
@@ -38,6 +39,7 @@ AT_LEAST = 3                               # … but so many it does
 LOOKED_AT = 256                            # steps from which they are taken
 SPREAD = 0.1                               # what no probe sees: other programs, a warmer processor
 COPIES = 4                                 # of the trained weights in a checkpoint: themselves, two moments of the optimizer, the best state
+LISTENED = 5                               # of a sample answer, one part in so many is tried
 SAMPLE = 8_000_000                         # numbers of a checkpoint that are written to see how long one takes
 
 
@@ -105,6 +107,7 @@ def estimate(spec: TrainSpec) -> PlanReport:
         steps = [work.shares(schedule[k]) for k in range(len(schedule))]
         try:
             cost = _probe(model, objective, optimizer, material.learn, _telling(work, steps))
+            listening = _listening(spec, model, material.tokenizer)
         except (MemoryError, RuntimeError) as problem:
             raise (shortage if isinstance(shortage := explain(problem), OutOfMemory) else problem) from problem
     cards = work.team if best_device() == "cuda" else 0
@@ -113,8 +116,7 @@ def estimate(spec: TrainSpec) -> PlanReport:
         tests = _Work(material.test, objective, work.budget, work.team)
         once = cost(tests.loads(tests.shares([*range(len(material.test))]))) * cost.forward
         seconds += len(evaluation_points(schedule, [len(row.ids) for row in material.test])) * once
-    if spec.prompts:
-        seconds += teaching * SAMPLE_SHARE / 2
+    seconds += 2 * listening + min(SAVES * listening, teaching * SAMPLE_SHARE)     # before, after, and in between
     trainable = sum(p.numel() for p in parameters.values())
     saves = max((len(schedule) - 1) // max(1, len(schedule) // SAVES), int(seconds // spec.checkpoint_seconds))
     seconds += saves * _saving(trainable, Path(spec.out).parent)
@@ -133,6 +135,18 @@ def estimate(spec: TrainSpec) -> PlanReport:
     if cards > 1:
         report.sentence = f"{report.sentence} The memory is that of each of {cards} graphics cards."
     return report
+
+
+def _listening(spec: TrainSpec, model, tokenizer) -> float:
+    """Seconds for one round of answers to the pinned questions, none of which ends early: as many tokens as they are long, a few of them tried."""
+    if not spec.prompts:
+        return 0.0
+    begun = time.monotonic()
+    try:
+        said = answer(model, tokenizer, [{"role": "user", "content": spec.prompts[0]}], max_new_tokens=SAMPLE_TOKENS // LISTENED)
+    except (BadData, Diverged):            # the training says so, and goes on
+        return 0.0
+    return (time.monotonic() - begun) * (LISTENED if said else 1) * len(spec.prompts)
 
 
 def _telling(work: _Work, steps: list[list[list[list[int]]]]) -> list[list[int]]:

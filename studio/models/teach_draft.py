@@ -30,6 +30,8 @@ class TeachDraft(QObject):
         self.glimpse: DataReport | None = None         # of a long file what its first rows told, until all are counted
         self.data_error: StudioError | None = None
         self.job_id: int | None = None
+        self._suggested: list[str] = []    # pinned questions that nobody wrote
+        self._suggested_for = self.draft.data
         self._before: list[list] = []      # edits as they were, for undo
         self._after: list[list] = []
         self._save = QTimer(self, interval=600, singleShot=True)      # not at every key that is typed
@@ -38,7 +40,7 @@ class TeachDraft(QObject):
     def put(self, **values) -> None:
         """Change parts of the draft; tells once for each part that is really different."""
         if values.get("data", self.draft.data) != self.draft.data:
-            values = {"roles": {}, "edits": [], **values}      # they were meant for the other examples
+            values = {"roles": {}, "edits": [], "prompts": self.own_prompts, **values}     # they were meant for the other examples
             self._before, self._after = [], []
         different = [name for name, value in values.items() if getattr(self.draft, name) != value]
         for name in different:             # all of them first, so that nobody who is told sees a mixture of old and new
@@ -58,7 +60,17 @@ class TeachDraft(QObject):
         """What looking at the data file brought; of a long one first what is not the whole."""
         self.glimpse = report
         self.report, self.data_error = report if report and report.whole else None, error
+        if self.report and self.report.asks and self._suggested_for != self.draft.data:
+            self._suggested_for = self.draft.data
+            if not self.own_prompts:
+                self._suggested = list(self.report.asks)
+                self.put(prompts=list(self.report.asks))
         self.changed.emit("report")
+
+    @property
+    def own_prompts(self) -> list[str]:
+        """The pinned questions, unless they are those that the examples suggested."""
+        return [] if self.draft.prompts == self._suggested else self.draft.prompts
 
     # --- changes of the examples: kept in the draft, never written into the file ---
 

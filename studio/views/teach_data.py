@@ -184,7 +184,7 @@ class DataPage(QWidget):
             self._look()
 
     def _use_sample(self, sample: SampleData) -> None:
-        self._draft.put(data=str(sample.path), prompts=self._draft.draft.prompts or sample.prompts[:3],
+        self._draft.put(data=str(sample.path), prompts=self._draft.own_prompts or sample.prompts[:3],
                         name=self._draft.draft.name or sample.title)
 
     def _open_paste(self) -> None:

@@ -171,6 +171,8 @@ class PlanPage(QWidget):
     def _changed(self, part: str) -> None:
         if part in ("name", "prompts", "preset") or part == "report":
             self._show_draft_part(part)
+            if part == "prompts":          # to answer them takes time
+                self._later.start()
         elif part == "method":
             self._show_method()
             self._later.start()
@@ -221,9 +223,9 @@ class PlanPage(QWidget):
         self._show_prices()
 
     def _spec_of(self, preset: str) -> TrainSpec:
-        """The draft with another preset; without its name and questions, which do not change the price."""
+        """The draft with another preset; without its name, and with the number of its questions, which is what they change of the price."""
         draft = plan.with_preset(self._draft.draft, preset)
-        return plan.to_spec(replace(draft, name="unnamed", prompts=[]), self._draft.home.adapters, self._draft.learned_rows)
+        return plan.to_spec(replace(draft, name="unnamed", prompts=["?"] * sum(map(bool, map(str.strip, draft.prompts)))), self._draft.home.adapters, self._draft.learned_rows)
 
     def _price(self, key: str) -> PlanReport | None:
         """The measured price of a preset, if it is still that of the plan as it stands."""

@@ -6,6 +6,7 @@ import pytest
 
 from engine.data.describe import describe
 from engine.data.shapes import fold, load
+from engine.data.split import held_out
 from engine.errors import BadData
 from engine.specs import DescribeData
 
@@ -82,6 +83,18 @@ def test_broken_characters_never_reach_a_tokenizer(tmp_path):
     question, answer = (m["content"] for m in load(tmp_path / "s.jsonl").rows[0].messages)
     question.encode()
     assert "\0" not in question and answer == "c\nd"
+
+
+def test_some_held_back_questions_are_offered_to_be_pinned(tmp_path):
+    path = write(tmp_path, [{"question": f"What is number {n}?" if n % 3 else f"Long {n}\nquestion", "answer": f"It is {n}."} for n in range(60)])
+    data, asks = load(path), describe(DescribeData(str(path))).asks
+    held = held_out(data.rows.keys, 0.1)
+    assert len(asks) == 3 and set(asks) <= {data.rows[n].messages[0]["content"] for n in held} and not any("\n" in ask for ask in asks)
+    other = tmp_path / "other.json"
+    other.write_bytes(path.read_bytes())
+    assert describe(DescribeData(str(other), head=20)).asks == []      # which are held back depends on all
+    (tmp_path / "t.txt").write_text("".join(f"Paragraph {n}.\n\n" for n in range(60)))
+    assert describe(DescribeData(str(tmp_path / "t.txt"))).asks == []
 
 
 def test_describe_says_it_in_a_sentence(tmp_path):

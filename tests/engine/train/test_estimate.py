@@ -30,6 +30,14 @@ def test_more_passes_cost_more_steps_and_nothing_is_written(make_spec, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+def test_answers_to_pinned_questions_are_priced_as_they_take(make_spec, monkeypatch):
+    asked, plain = [], estimate(make_spec())
+    monkeypatch.setattr(estimating, "answer", lambda *_, **how: asked.append(how) or estimating.time.sleep(0.1) or "So")
+    monkeypatch.setattr(estimating, "SAMPLE_SHARE", 0.0)
+    assert estimate(make_spec(prompts=["Why?", "When?"])).seconds - plain.seconds == pytest.approx(2 * 2 * 0.1 * estimating.LISTENED, abs=1.0)
+    assert asked == [{"max_new_tokens": estimating.SAMPLE_TOKENS // estimating.LISTENED}]
+
+
 @pytest.mark.parametrize("side_by_side", [True, False])
 def test_what_is_priced_is_what_is_computed(make_spec, side_by_side):
     spec = make_spec(rows=40, rows_per_step=16)

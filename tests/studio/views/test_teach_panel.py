@@ -93,6 +93,35 @@ def test_the_kind_of_what_is_pasted(text, kind):
     assert kind_of(text) == kind
 
 
+def test_questions_to_pin_come_from_the_examples_and_go_with_them_unless_somebody_wrote_them(teach, stocked, tmp_path):
+    usual = stocked.talk.answers["describe-data"]
+    stocked.talk.answers["describe-data"] = lambda r: specs.DataReport.from_dict(usual(r).to_dict() | {"asks": [f"What is in {Path(r.data).name}?"]})
+
+    def take(name):
+        teach.use_file(tmp_path / name)
+        stocked.settle()
+        return teach.plan.prompts.toPlainText()
+    assert take("a.csv") == "What is in a.csv?" and take("b.csv") == "What is in b.csv?"
+    teach.plan.prompts.setPlainText("")    # not wanted: they do not come back
+    teach.draft.put(roles={"question": "question"})
+    stocked.settle()
+    assert teach.draft.draft.prompts == [] and take("c.csv") == "What is in c.csv?"
+    teach.plan.prompts.setPlainText("Mine?")
+    assert take("d.csv") == "Mine?"
+
+
+def test_a_pinned_question_changes_the_price(teach, stocked):
+    choose_all(teach, stocked)
+    teach.draft.put(prompts=[])
+    teach.plan._ask_prices()
+    stocked.settle()
+    before = len(stocked.talk.of(specs.EstimatePlan))
+    teach.plan.prompts.setPlainText("Why?\n\nWhen?\n")
+    assert teach.plan._later.isActive() and "measuring" in teach.plan.price_labels["balanced"].text()
+    teach.plan._ask_prices()
+    assert [request.plan.prompts for request in stocked.talk.of(specs.EstimatePlan)[before:]] == [["?", "?"]] * 3
+
+
 def test_each_preset_shows_its_price_and_a_change_asks_again(teach, stocked):
     stocked.talk.hold.add("estimate-plan")
     choose_all(teach, stocked)
