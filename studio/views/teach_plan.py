@@ -223,9 +223,10 @@ class PlanPage(QWidget):
         self._show_prices()
 
     def _spec_of(self, preset: str) -> TrainSpec:
-        """The draft with another preset; without its name, and with the number of its questions, which is what they change of the price."""
+        """The draft with another preset; without its name, and of its questions only how many: that changes the price."""
         draft = plan.with_preset(self._draft.draft, preset)
-        return plan.to_spec(replace(draft, name="unnamed", prompts=["?"] * sum(map(bool, map(str.strip, draft.prompts)))), self._draft.home.adapters, self._draft.learned_rows)
+        draft = replace(draft, name="unnamed", prompts=["?" for asked in draft.prompts if asked.strip()])
+        return plan.to_spec(draft, self._draft.home.adapters, self._draft.learned_rows)
 
     def _price(self, key: str) -> PlanReport | None:
         """The measured price of a preset, if it is still that of the plan as it stands."""
