@@ -364,13 +364,13 @@ class Studio(QObject):
 
     def close(self) -> None:
         """Keep everything and end. A running job saves where it is first; the window says so and goes when it has."""
-        for panel in self.window.panels.values():
-            if hasattr(panel, "closing"):
-                panel.closing()
         self._dresser.stop()
         self._filler.stop()
-        self.window.remember()
-        self.keep_stack()
+        for keep in (*(panel.closing for panel in self.window.panels.values() if hasattr(panel, "closing")), self.window.remember, self.keep_stack):
+            try:
+                keep()
+            except OSError:                # a disk that is full must not keep the window open for ever
+                log.exception("not kept at the end")
         self._settled = True               # what had not begun to settle shall not begin now
         if jobs := self.running():
             notify.tell(self.window, text.closing(title=jobs[0].title), text.closing_why(), level="warn", seconds=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 from PySide6.QtCore import QEvent, QObject, Qt
 from PySide6.QtGui import QAccessible, QAccessibleEvent, QPalette
 from PySide6.QtWidgets import (QAbstractButton, QAbstractItemView, QAbstractSlider, QAbstractSpinBox, QComboBox, QLabel, QLineEdit,
@@ -143,4 +145,5 @@ class ElidedLabel(QLabel):
         shown = self.fontMetrics().elidedText(self._whole, self._mode, max(self.width(), 40))
         if shown != QLabel.text(self):
             QLabel.setText(self, shown)
-        self.setToolTip(self._whole if shown != self._whole else "")
+        whole = f"<p>{html.escape(self._whole)}</p>" if "<" in self._whole else self._whole      # never markup: it may come from a file
+        self.setToolTip(whole if shown != self._whole else "")

@@ -147,7 +147,8 @@ class ActivityBar(QFrame):
             label.setVisible(room - needs >= least)
             room -= needs if not label.isHidden() else 0
         beside = self._what.iconSize().width() + theme.XL
-        self._what.setText(metrics.elidedText(f" {self._words}", Qt.TextElideMode.ElideMiddle, max(least, min(room, self.width() // 3)) - beside))
+        shown = metrics.elidedText(f" {self._words}", Qt.TextElideMode.ElideMiddle, max(least, min(room, self.width() // 3)) - beside)
+        self._what.setText(shown.replace("&", "&&"))       # a name's own sign, no key
 
     def _ask(self, request: Callable[[int], object]) -> None:
         if self._job is not None:

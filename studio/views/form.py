@@ -7,6 +7,7 @@ ones are folded with a count of what differs from the default. The wheel never c
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from PySide6.QtCore import QLocale, Qt, Signal
@@ -17,6 +18,7 @@ from studio.core.text.spoken import spoken, spoken_setting
 from studio.views import a11y, theme
 from studio.views.parts import Column, Fold, text
 
+DECIMAL = re.compile(r"[-+]?0[.,]\d+$")
 TOO_PRECISE = 12                           # digits; more would show what binary numbers are like
 LABELS = 190                               # pixels, so that all forms of a page line up
 
@@ -150,7 +152,11 @@ class Field(QWidget):
             if about.get("required"):
                 raise Faulty(words.FORM_NEEDED())
             return self._default
-        value, fine = self._locale.toDouble(written)
+        if DECIMAL.match(written):         # the sign between thousands elsewhere: nobody groups the digits behind a nought
+            written, locale = written.replace(",", "."), QLocale.c()
+        else:
+            locale = self._locale
+        value, fine = locale.toDouble(written)
         if not fine:
             value, fine = QLocale.c().toDouble(written)        # 2e-4 copied from a paper is understood everywhere
         if not fine or value != value:

@@ -132,7 +132,7 @@ class InspectorPanel(QScrollArea):
         super().__init__(parent)
         self.title = text.inspector()
         a11y.name(self, self.title)
-        self._catalogue, self._add, self._thing = catalogue, add, None
+        self._catalogue, self._add, self._thing, self._facts = catalogue, add, None, None
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
@@ -147,7 +147,7 @@ class InspectorPanel(QScrollArea):
     def show_thing(self, thing: object) -> None:
         """Show a `ModelInfo`, `AdapterInfo`, `Module`, `Run`, `Checkpoint`, `DataSet`, `StudioError`, or None."""
         self._thing, self._narrow = thing, self._is_narrow()
-        icon, title, subtitle, sections = facts_of(thing, self._catalogue)
+        icon, title, subtitle, sections = self._facts = facts_of(thing, self._catalogue)
         content = QWidget()
         theme.look(content, "page")
         layout = QVBoxLayout(content)
@@ -212,17 +212,20 @@ class InspectorPanel(QScrollArea):
 
     def _refresh(self) -> None:
         """The library changed: show the newest knowledge of the same thing, or nothing if it is gone."""
-        match self._thing:
+        now = self._thing
+        match now:
             case AdapterInfo():
-                self.show_thing(self._catalogue.adapter(self._thing.path))
+                now = self._catalogue.adapter(now.path)
             case ModelInfo():
-                self.show_thing(self._catalogue.model(self._thing.path))
+                now = self._catalogue.model(now.path)
             case Run():
-                self.show_thing(self._catalogue.run(self._thing.path))
-            case Checkpoint() if not self._thing.path.exists():
-                self.show_thing(self._catalogue.run(self._thing.run))
+                now = self._catalogue.run(now.path)
+            case Checkpoint() if not now.path.exists():
+                now = self._catalogue.run(now.run)
             case DataSet():
-                self.show_thing(next((found for found in self._catalogue.snapshot.datasets if found.path == self._thing.path), None))
+                now = next((found for found in self._catalogue.snapshot.datasets if found.path == now.path), None)
+        if facts_of(now, self._catalogue) != self._facts:      # otherwise who stands on a button there, or reads far down, stays
+            self.show_thing(now)
 
 
 def _primary(words: str, do: Callable[[], object]) -> QPushButton:

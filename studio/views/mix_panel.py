@@ -174,7 +174,8 @@ class MixPanel(QWidget):
         menu.setToolTipsVisible(True)
         for adapter in self._catalogue.adapters:
             why = self.model.refusal(adapter.path)
-            action = menu.addAction(f"{adapter.name}   {text.kind_and_rank(adapter.peft_type, adapter.rank, adapter.config)}")
+            name = adapter.name.replace("&", "&&")     # a name's own sign, no key
+            action = menu.addAction(f"{name}   {text.kind_and_rank(adapter.peft_type, adapter.rank, adapter.config)}")
             action.setEnabled(why is None)
             action.setToolTip(why or "")
             action.triggered.connect(lambda _=False, path=adapter.path: self.add([path]))

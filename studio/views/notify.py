@@ -48,7 +48,7 @@ class Notice(QFrame):
         theme.look(self, f"notice-{level}")
         a11y.name(self, words, more)
         self._mark = QLabel()
-        self._mark.setAccessibleName(level)
+        self._mark.setAccessibleName(text.LEVELS[level]())
         headline, body = QLabel(words), QLabel(more)
         theme.look(headline, "strong")
         for label in (headline, body):

@@ -315,7 +315,7 @@ def error_card(error, *buttons: QWidget) -> QFrame:
     row = Row(*buttons)
     if error.details:
         box = text(error.details, "mono small", selectable=True)
-        whole = "\n".join((error.what, error.why, error.do, error.details))
+        whole = "\n".join(part for part in (what, more, error.details) if part)
         row.addWidget(button(words.COPY_DETAILS(), lambda: QGuiApplication.clipboard().setText(whole), "link"))
         column.addWidget(Fold(words.DETAILS(), box))
     if row.count():

@@ -180,15 +180,18 @@ class QueuePanel(Panel):
 
     # --- what a person does ---
 
-    def _ask(self, what: str) -> None:
+    def _ask(self, what: str) -> bool:
+        """Ask the queue for something about the chosen job; a refusal is told."""
         job = self.current()
         if job is None:
             self.said.emit(words.QUEUE_NEEDS_JOB())
-            return
+            return False
         try:
             getattr(self._queue.queue, what)(job.id)
+            return True
         except StudioError as error:
             self.failed.emit(error)
+            return False
 
     def _toggle(self) -> None:
         """Space: pause what runs or waits, continue what stands."""
@@ -197,8 +200,7 @@ class QueuePanel(Panel):
 
     def _remove(self) -> None:
         job = self.current()
-        if job is not None:
-            self._ask("remove")
+        if job is not None and self._ask("remove"):
             self.said.emit(words.QUEUE_REMOVED(title=job.title))
 
     def _move(self, by: int) -> None:

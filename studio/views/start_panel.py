@@ -98,7 +98,9 @@ class StartPanel(Panel):
             self._fetch_said.setText(words.START_WAITS())
             self._fetch_bar.setRange(0, 0 if self.isVisible() else 1)
         stopped = self._fetching is not None and not busy and self._fetching.state is not State.FINISHED
-        self.fetch.setText(words.START_FETCH_AGAIN() if stopped else words.START_FETCH())
+        said = words.START_FETCH_AGAIN() if stopped else words.START_FETCH()
+        self.fetch.setText(f" {said}")
+        a11y.name(self.fetch, said)
         if stopped and self._fetching.error:
             self._fetch_trouble.addWidget(error_card(StudioError.from_dict(self._fetching.error)))
 

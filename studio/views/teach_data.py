@@ -42,6 +42,7 @@ class DataPage(QWidget):
         super().__init__()
         self._draft, self._talk, self._settings = draft, talk_bridge, settings
         self._looking, self._rendering, self._row = 0, 0, 0
+        self._holdout = 0.1                # the share that was held back when the file was described
         self._said: dict[str, str] = {}        # what a person said last of columns that were not understood
         self._report: DataReport | None = None         # what is shown: of a long file the head, until all is counted
         self.setAcceptDrops(True)
@@ -92,11 +93,11 @@ class DataPage(QWidget):
     def _paste_page(self) -> QWidget:
         self.paste = QPlainTextEdit(self._settings.recall(PASTE_KEY, ""))
         self.paste.setTabChangesFocus(True)     # never a trap: tabs come with what is pasted
-        self.paste.setPlaceholderText("question\tanswer\nWhen are you open?\tFrom seven to six, every day.")
+        self.paste.setPlaceholderText(words.DATA_PASTE_HINT())
         self.paste.setMinimumHeight(260)
         a11y.name(self.paste, words.DATA_PASTE_NAME(), words.DATA_PASTE_HEAD())
         self._keep_paste = QTimer(self, interval=600, singleShot=True)
-        self._keep_paste.timeout.connect(lambda: self._settings.remember(PASTE_KEY, self.paste.toPlainText()[:200_000]))
+        self._keep_paste.timeout.connect(self.keep_paste)
         self.paste.textChanged.connect(self._keep_paste.start)
         self.use_paste = button(words.DATA_PASTE_USE(), self._use_paste, "primary")
         from studio.core.text import work
@@ -187,6 +188,12 @@ class DataPage(QWidget):
         self._draft.put(data=str(sample.path), prompts=self._draft.own_prompts or sample.prompts[:3],
                         name=self._draft.draft.name or sample.title)
 
+    def keep_paste(self) -> None:
+        """Write down what stands in the paste box, if it was not yet."""
+        self._keep_paste.stop()
+        if (written := self.paste.toPlainText()[:200_000]) != self._settings.recall(PASTE_KEY, ""):
+            self._settings.remember(PASTE_KEY, written)
+
     def _open_paste(self) -> None:
         self._pages.setCurrentIndex(PASTE)
         self.paste.setFocus()
@@ -243,6 +250,8 @@ class DataPage(QWidget):
             self.problems.look(self._draft.report)
             self._later.start()
         elif part in ("base", "overrides"):
+            if self._draft.report is not None and self._share() != self._holdout:
+                self._count()              # more or fewer of them are learned now
             self._later.start()
 
     def _look(self) -> None:
@@ -267,10 +276,13 @@ class DataPage(QWidget):
 
     def _describe(self, head: int) -> None:
         self._talk.forget(self._looking)
-        draft = self._draft.draft
+        draft, self._holdout = self._draft.draft, self._share()
         self._looking = self._talk.ask(DescribeData(draft.data, roles=draft.roles, edits=self._draft.edits, head=head,
-                                                    holdout=draft.overrides.get("holdout", 0.1)),
+                                                    holdout=self._holdout),
                                        on_event=self._told, on_done=self._described, on_error=self._refused)
+
+    def _share(self) -> float:
+        return self._draft.draft.overrides.get("holdout", 0.1)
 
     def _opened(self) -> None:
         self._soon.stop()

@@ -157,6 +157,8 @@ class TeachPanel(Panel):
 
     def closing(self) -> None:
         """The window goes away: keep what was typed."""
+        if self._whole:
+            self.data.keep_paste()
         self.draft.save()
 
     # --- inside ---

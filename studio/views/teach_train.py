@@ -340,7 +340,7 @@ class TrainPage(QWidget):
         menu = self.more.menu()
         menu.clear()
         for passes in plan.more_passes(self.job.spec.passes) if self.job is not None else ():
-            what = words.TRAIN_MORE_PASSES(passes, shown=f"{passes:g}")
+            what = words.TRAIN_MORE_PASSES(passes, shown=number(passes))
             if (seconds := plan.seconds_of(passes, self._last)) is not None:
                 what = words.TRAIN_MORE_PRICE(passes=what, amount=amounts.duration(seconds))
             menu.addAction(what, lambda n=passes, said=what: self._add_time(n, said))

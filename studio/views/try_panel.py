@@ -235,7 +235,8 @@ class TryPanel(Panel):
     def ask_again(self) -> None:
         """The last question once more, with today's strengths; its earlier answers do not count as said."""
         if self.turns and not self.speaking:
-            self._speak(self.turns[-1].question, leave_out=1)
+            self.turns[-1].replaced = True
+            self._speak(self.turns[-1].question)
 
     def stop_speaking(self) -> None:
         for ticket in list(self._tickets):
@@ -250,16 +251,21 @@ class TryPanel(Panel):
             turn.hide()
             turn.deleteLater()
         self.turns.clear()
+        if self._pending and not self.question.toPlainText():
+            self.question.setPlainText(self._pending)      # it was meant for what is forgotten
+        self._pending = ""
         clear(self._trouble)
+        if self._ready:
+            self._state.setText(words.TRY_READY())
         self._enable()
         self.question.setFocus()
 
-    def _speak(self, question: str, leave_out: int = 0) -> None:
+    def _speak(self, question: str) -> None:
         columns = self.beside.columns()
         blind = self.beside.blind.isChecked() and len(columns) > 1
         if blind:
             self._shuffle(columns)         # also the order in which they answer tells nothing
-        past = self.turns[:len(self.turns) - leave_out]
+        past = [turn for turn in self.turns if not turn.replaced]
         turn = Turn(question, columns, blind)
         turn.voted.connect(self._voted)
         turn.answers["stack"].corrected.connect(lambda better, before=past, q=question: self._keep(before, q, better))

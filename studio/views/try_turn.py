@@ -125,6 +125,7 @@ class Turn(QWidget):
     def __init__(self, question: str, columns: list[str], blind: bool = False):
         super().__init__()
         self.question, self.blind = question, blind
+        self.replaced = False              # the same was asked again: this does not count as said
         self.answers = {column: Answer(column, number if blind else 0) for number, column in enumerate(columns, 1)}
         self.votes: dict[str, QPushButton] = {}
         for answer in self.answers.values():

@@ -232,6 +232,17 @@ def test_the_stack_is_there_at_the_next_start(open_studio, qtbot):
     assert second.window.current() == "export" and not second.undo.undo_words()
 
 
+def test_a_full_disk_does_not_keep_the_window_open(open_studio, qtbot, monkeypatch):
+    studio = open_studio()
+
+    def full():
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(studio.settings, "save", full)
+    studio.panel("teach").draft.draft.name = "Half typed"
+    with qtbot.waitSignal(studio.ended, timeout=10_000):
+        studio.window.close()
+
+
 def test_a_window_closed_at_once_keeps_the_stack_of_last_time(open_studio, qtbot):
     first = open_studio()
     first.add_to_stack([first.home.adapters / "alpha"])

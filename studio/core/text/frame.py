@@ -11,6 +11,7 @@ copy = Phrase("Copy")
 copied = Phrase("Copied.")
 close = Phrase("Close this message")
 notices = Phrase("Messages")
+LEVELS = {"bad": Phrase("Error"), "warn": Phrase("Caution"), "good": Phrase("Done"), "info": Phrase("Note")}
 
 # steps that can be undone (shown as "Undo: …")
 undo_add = Phrase("add {name}")

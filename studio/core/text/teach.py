@@ -37,6 +37,7 @@ DATA_FOLDER_HELP = Phrase("All files in it that can be read, of whatever kinds, 
 DATA_ONE_ONLY = Phrase("These are several files. Put them into one folder and drop that: all of them are read.")
 DATA_PASTE = Phrase("Paste examples …")
 DATA_PASTE_HEAD = Phrase("Paste examples here: a table from a spreadsheet, a chat, questions with answers (“Q: … A: …”), plain text, or JSON.")
+DATA_PASTE_HINT = Phrase("question\tanswer\nWhen are you open?\tFrom seven to six, every day.")
 DATA_PASTE_NAME = Phrase("Pasted examples")
 DATA_PASTE_USE = Phrase("Use this text")
 DATA_SAMPLES = Phrase("Or begin with a sample:")

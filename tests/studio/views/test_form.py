@@ -77,6 +77,9 @@ def test_numbers_are_read_and_shown_in_the_persons_language(qtbot):
     assert german.values()["speed"] == 0.5
     editor.setText("2e-4")                 # as it stands in every paper
     assert german.values()["speed"] == 2e-4
+    for typed in ("0.001", "0,001"):       # nobody groups the digits behind a nought
+        editor.setText(typed)
+        assert german.values()["speed"] == 0.001
 
 
 def test_fields_that_stood_at_the_preset_follow_it_others_stay(form):

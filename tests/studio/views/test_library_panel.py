@@ -176,6 +176,21 @@ def test_a_thing_that_is_gone_leaves_the_inspector_empty(stocked, qtbot):
     assert panel.thing() is None and "Nothing is selected" in words(panel)
 
 
+def test_a_library_that_is_looked_at_again_leaves_the_inspector_under_the_hand(stocked, qtbot):
+    panel = InspectorPanel(stocked.catalogue, list)
+    qtbot.addWidget(panel)
+    panel.show_thing(stocked.catalogue.adapter(stocked.shop))
+    content = panel.widget()
+    stocked.catalogue.refresh()
+    assert panel.widget() is content
+    shutil.rmtree(stocked.keeper)
+    stocked.catalogue.refresh()
+    assert panel.widget() is content
+    (stocked.shop / "recipe.json").write_text(json.dumps({"made": "2026-01-01"}))
+    stocked.catalogue.refresh()
+    assert panel.widget() is not content
+
+
 @pytest.mark.parametrize("recipe", [{"data": 5, "scores": [], "spec": None, "made": 3}, {"data": {"file": "x" * 10_000, "rows": "many"}},
                                     {"scores": {"before": "a", "after": 1}}])
 def test_a_recipe_from_anywhere_cannot_break_it(stocked, recipe):

@@ -8,6 +8,7 @@ from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from engine.errors import BadData
+from studio.core import text as language
 from studio.views import a11y, notify
 
 ERROR = BadData("The file a.csv is empty.", "There is nothing to learn from.", "Choose another file.", details="Traceback <b>x</b>")
@@ -80,3 +81,13 @@ def test_a_panel_alone_gets_an_area_of_its_own(qtbot):
 def test_what_a_file_says_is_never_read_as_markup(window):
     notice = notify.tell(window, "<h1>big</h1>", "<a href='x'>y</a>", seconds=None)
     assert all(label.textFormat() == Qt.TextFormat.PlainText for label in notice.findChildren(notify.QLabel) if label.text())
+
+
+@pytest.mark.parametrize("code, words", [("en", ["Error", "Caution", "Done", "Note"]), ("de", ["Fehler", "Achtung", "Fertig", "Hinweis"])])
+def test_what_kind_of_notice_it_is_can_be_heard(window, code, words):
+    language.use(code)
+    try:
+        made = [notify.Notice(level, "Something.") for level in ("bad", "warn", "good", "info")]
+    finally:
+        language.use("en")
+    assert [notice._mark.accessibleName() for notice in made] == words

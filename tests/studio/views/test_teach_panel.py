@@ -68,6 +68,25 @@ def test_a_bad_file_is_a_sentence_that_stays_and_a_better_one_clears_it(teach, s
     assert "The file is empty." not in words_of(teach.data) and "data" not in teach.draft.missing()
 
 
+def test_what_was_pasted_a_moment_ago_is_there_after_a_restart(teach, stocked):
+    teach.data.paste.setPlainText("written a moment before the end")
+    teach.closing()
+    again = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
+    assert again.data.paste.toPlainText() == "written a moment before the end"
+    again.deleteLater()
+
+
+def test_another_share_held_back_is_counted_anew(teach, stocked):
+    teach.use_file(stocked.home.root / "shop.csv")
+    stocked.settle()
+    asked = [request.holdout for request in stocked.talk.of(specs.DescribeData)]
+    teach.draft.put(overrides={"holdout": 0.3})
+    stocked.settle()
+    assert [request.holdout for request in stocked.talk.of(specs.DescribeData)] == [*asked, 0.3]
+    teach.draft.put(overrides={"holdout": 0.3, "passes": 2.0})
+    assert len(stocked.talk.of(specs.DescribeData)) == len(asked) + 1, "other settings change nothing in it"
+
+
 def test_pasted_text_becomes_a_file_and_survives_a_restart(teach, stocked, qtbot):
     teach.data.paste_button.click()
     teach.data.paste.setPlainText("question,answer\nA?,B")

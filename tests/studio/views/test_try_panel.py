@@ -308,3 +308,37 @@ def test_there_are_never_more_than_four_columns(talk, stocked):
     assert len(talk.beside.columns()) == 4 and not talk.beside.models.isEnabled() and "Four" in talk.beside.models.toolTip()
     talk.beside.compare.click()
     assert talk.beside.models.isEnabled() and talk.beside.compare.isEnabled()
+
+
+def test_of_a_question_that_is_asked_again_only_the_last_answer_counts(talk, stocked):
+    ask(talk, stocked)
+    for _ in range(2):
+        talk.again.click()
+        for _ in range(3):
+            stocked.settle()
+    assert [len(request.messages) for request in stocked.talk.of(specs.Say)] == [1] * 6
+    ask(talk, stocked, "And two?")
+    assert [m["content"] for m in stocked.talk.of(specs.Say)[-1].messages if m["role"] == "user"] == ["What does a rye loaf cost?", "And two?"]
+
+
+def test_a_new_chat_in_the_middle_of_an_answer_is_ready_at_once(talk, stocked):
+    said = talk._state.text()
+    stocked.talk.hold.add("say")
+    ask(talk, stocked)
+    assert talk.speaking and talk._state.text() != said
+    talk.new_chat()
+    assert not talk.speaking and talk._state.text() == said and talk.send.isEnabled()
+
+
+def test_a_question_that_waits_goes_back_into_its_box_when_the_chat_begins_anew(talk, stocked):
+    ask(talk, stocked)
+    stocked.talk.hold.add("open-chat")
+    stocked.undo.undo()
+    talk.question.setPlainText("And two?")
+    talk.ask()
+    talk.new_chat()
+    assert talk.question.toPlainText() == "And two?"
+    stocked.talk.release()
+    for _ in range(3):
+        stocked.settle()
+    assert not talk.turns

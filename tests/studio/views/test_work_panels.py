@@ -225,3 +225,17 @@ def test_an_empty_queue_says_what_it_is_for(world, qtbot):
     qtbot.addWidget(panel)
     panel.show()
     assert "Nothing to do" in words_of(panel) and not panel.view.isVisible()
+
+
+def test_a_job_that_could_not_be_removed_is_not_called_removed(queue, world, monkeypatch):
+    world.queue.submit(specs.FetchSpec(out=str(world.home.models / "m")), "Fetch it")
+    world.settle()
+    said, failed = [], []
+    queue.said.connect(said.append)
+    queue.failed.connect(failed.append)
+
+    def refuse(_id):
+        raise Unreachable("The job has just begun.")
+    monkeypatch.setattr(world.queue, "remove", refuse)
+    queue.remove.click()
+    assert len(failed) == 1 and said == []
