@@ -6,6 +6,7 @@ strength by `tick`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -59,6 +60,24 @@ class Samples:
         return {name: torch.tensor([i for i, n in enumerate(self.names) if n == name]) for name in self.heard}
 
 
+class Turn:
+    """What threads wait for whose batches are to hear other adapters; a copy of a model has one of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not torch.compiler.is_compiling():
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        if not torch.compiler.is_compiling():
+            self._lock.release()
+
+    def __reduce__(self) -> tuple:
+        return Turn, ()
+
+
 class LiveStack:
     """Ordered (adapter, strength) pairs; the sets *enabled* and *merged* beside them are independent of it.
 
@@ -78,6 +97,7 @@ class LiveStack:
         self.tick = 0                      # grows when any strength changes
         self.enabled = True
         self.merged: tuple[str, ...] = ()
+        self.turn = Turn()
 
     @property
     def entries(self) -> list[tuple[str, float]]:

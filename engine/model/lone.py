@@ -205,7 +205,7 @@ class LoneTuner(ABC):
         finally:
             self.enable_adapters(before)
 
-    def sampled(self, names: Sequence[str]) -> AbstractContextManager[None]:
+    def sampled(self, names: Sequence[str], copies: int = 1) -> AbstractContextManager[None]:
         """Raises `ValueError`: a batch cannot be divided."""
         raise ValueError("`adapter_names` cannot be used with adapters of this kind: all samples of a batch hear the same ones.")
 

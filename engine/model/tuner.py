@@ -275,6 +275,8 @@ class Tuner(TrainingHooks, Shelves):
     def sampled(self, names: Sequence[str], copies: int = 1) -> Iterator[None]:
         """Inside the block each sample of a batch is heard through its own adapter. Raises `ValueError`; see `PeftModel.forward`.
 
+        Threads take turns. One that hears the stack itself must not run meanwhile.
+
         Args:
             copies: how many of each sample stand in the batch, one next to the other; an encoder gets one.
         """
@@ -285,16 +287,18 @@ class Tuner(TrainingHooks, Shelves):
         if unknown := sorted(set(names) - self.peft_config.keys() - {BASE}):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}.")
         batch = [name for name in names for _ in range(copies)]
-        if self._batch is None or self._batch.names != batch:
-            self._batch = Samples(batch)
-        self.stack.samples = self._batch
-        hooks = self._hearing(Samples(names)) if copies > 1 and getattr(getattr(self.model, "config", None), "is_encoder_decoder", False) else []
-        try:
-            yield
-        finally:
-            self.stack.samples = None
-            for hook in hooks:
-                hook.remove()
+        with self.stack.turn:
+            if self._batch is None or self._batch.names != batch:
+                self._batch = Samples(batch)
+            self.stack.samples = self._batch
+            apart = copies > 1 and getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+            hooks = self._hearing(Samples(names)) if apart else []
+            try:
+                yield
+            finally:
+                self.stack.samples = None
+                for hook in hooks:
+                    hook.remove()
 
     def _hearing(self, samples: Samples) -> list[RemovableHandle]:
         """Let the encoder hear these while it runs."""

@@ -1,12 +1,15 @@
-"""Each argument with which an adapter is loaded, and those of merging and combining that no other file tries."""
+"""Each argument with which an adapter is loaded, and those of running, merging and combining that no other file tries."""
 
 from __future__ import annotations
+
+import copy
+import threading
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import LoraConfig, PeftModel, get_peft_model
+from engine import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from engine.errors import BadAdapter, WrongBase
 from tests.support.tiny import make_model
 from tests.support.web import hub_here
@@ -160,3 +163,31 @@ def test_a_safe_merge_of_numbers_is_a_merge():
 
 def test_what_the_base_says_of_its_number_format():
     assert get_peft_model(make_model().bfloat16(), lora()).base_model_torch_dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_threads_whose_batches_hear_other_adapters_take_turns():
+    torch.manual_seed(0)
+    peft = get_peft_model(make_model(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False), "a").eval()
+    peft.add_adapter("b", LoraConfig(target_modules=["v_proj"], init_lora_weights=False))
+    expected = {name: peft(IDS, adapter_names=[name]).logits for name in ("a", "b")}
+    wrong = []
+
+    def ask(name: str) -> None:
+        with torch.no_grad():
+            wrong.extend(name for _ in range(40) if not torch.equal(peft(IDS, adapter_names=[name]).logits, expected[name]))
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in ("a", "b", "a")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    again = copy.deepcopy(peft)            # a lock is nothing that can be copied
+    assert torch.equal(again(IDS, adapter_names=["b"]).logits, expected["b"])
+
+
+def test_a_prompt_says_that_a_batch_cannot_be_divided():
+    peft = get_peft_model(make_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).eval()
+    with pytest.raises(ValueError, match="same ones"):
+        peft.generate(input_ids=IDS, adapter_names=["default"], max_new_tokens=2)
