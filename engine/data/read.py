@@ -20,6 +20,7 @@ _WAY_OUT = {                               # kinds that people have and that are
     "gguf": "This is a model. Choose the file with your examples.", "safetensors": "This is a model. Choose the file with your examples.",
 }
 MAX_FILES = 10_000
+_ABOUT = ("readme", "license", "licence", "changelog", "dataset_infos", "dataset_info", "dataset_dict")
 
 
 def _read_txt(path: Path) -> Table:
@@ -82,6 +83,10 @@ def read_all(path: Path | str) -> tuple[list[Table], list[str]]:
     if len(files) > MAX_FILES:
         raise BadData(f"The {what} {path.name} holds {len(files):,} files.", f"At most {MAX_FILES:,} can be read at once.",
                       "Choose the folder with your examples only.", path=str(path))
+    about = [file for file in files if file.name.partition(".")[0].lower() in _ABOUT]
+    if any(kind_of(file) in _READERS and file not in about for file in files):     # what describes the files is none of them
+        notes += [f"{file.name} was passed over: it tells about the other files." for file in about]
+        files = [file for file in files if file not in about]
     found, letters = [], [file for file in files if kind_of(file) == "eml"]
     for file in files:
         if kind_of(file) in _READERS and kind_of(file) != "eml":

@@ -218,6 +218,7 @@ def _pair(find, columns: list[str]) -> tuple[str | None, str | None, str, str]:
             return question, answer, pair.shape, pair.noun
     question = find(names.QUESTIONS)       # an odd couple, e.g. Prompt and Antwort
     answer = find(names.ANSWERS, but=question)
+    question = question or (find(names.TEXT, but=answer) if answer else None)
     for role in ("question", "answer"):    # odd names: “1. Frage (Kunde)”, only where one column alone is called so
         called = [c for c in columns if names.loosely(c) == role and c not in (question, answer)]
         if len(called) == 1:

@@ -10,31 +10,32 @@ from typing import Any
 
 from engine.data.names import ANSWERS, QUESTIONS, fold, is_known
 from engine.data.readers.archive import careful_zip, seekable
-from engine.data.readers.tables import opened
+from engine.data.readers.tables import is_table, opened, read_csv
 from engine.data.readers.text import open_text
-from engine.data.table import Mark, Table, Walk, damaged, numbered
+from engine.data.table import START, Mark, Table, Walk, damaged, numbered
 from engine.errors import BadData
 
 PASSAGE = 2000                             # letters at which a passage of a document ends, at the next paragraph
 MAX_PAGES = 5000
 _LABEL = re.compile(r"^\s*(?:\*\*|__)?\s*([^\W\d_]{1,16})\s*\d{0,4}\s*(?:\*\*|__)?\s*[:：]\s*(?:\*\*|__)?\s*(.*)$", re.DOTALL)
+_COPIED = re.compile(r"^\s*(?:(You|Du|Sie)|ChatGPT|Claude|Gemini)\s(?:said|hast gesagt|haben gesagt|hat gesagt)\s?:\s*$")       # out of a window
 _HEADING = re.compile(r"^(#{1,6})\s+(.*?)\s*#*$")
 Paragraph = tuple[int, str, bool]          # line or number, text, whether it is a heading
 
 
 def read_txt(path: Path) -> Table:
-    """Plain text: every paragraph (a blank line ends it) is an example, unless questions and answers are marked as such."""
+    """Plain text: every paragraph (a blank line ends it, or its length) is an example, unless questions stand above their answers."""
     text = open_text(path)
 
     def paragraphs(mark: Mark) -> Iterator[tuple[Mark, int, str]]:
         start, lines = mark, []
         for here, line, _ in text.lines(*mark):
+            if lines and (not line.strip() or sum(map(len, lines)) > PASSAGE):
+                yield start, start[1], "\n".join(lines)
+                lines = []
             if line.strip():
                 start = start if lines else here
                 lines.append(line.rstrip())
-            elif lines:
-                yield start, start[1], "\n".join(lines)
-                lines = []
         if lines:
             yield start, start[1], "\n".join(lines)
 
@@ -42,12 +43,15 @@ def read_txt(path: Path) -> Table:
         for here, line, paragraph in paragraphs(mark):
             yield here, line, {"text": paragraph}
     all_lines = lambda: ((here[1], line.rstrip("\n"), False) for here, line, _ in text.lines())    # noqa: E731
-    return _asked(path, "txt", all_lines) or Table(path, "txt", ["text"], walk)
+    return _asked(path, "txt", all_lines) or _headed(path, "txt", lambda: ((line, paragraph, False) for _, line, paragraph in paragraphs(START))) \
+        or Table(path, "txt", ["text"], walk)
 
 
 def read_md(path: Path) -> Table:
-    """Markdown: headings that ask are questions, what stands below answers them; else sections."""
+    """Markdown: a table with known columns is one; headings that ask are questions, what stands below answers them; else sections."""
     text = open_text(path)
+    if is_table(text):
+        return read_csv(path, "md")
 
     def paragraphs() -> Iterator[Paragraph]:
         fence, lines, start = False, [], 1
@@ -163,21 +167,35 @@ def _page(text: str) -> list[str]:
 # --- what the paragraphs say -------------------------------------------------------------------
 
 def document(path: Path, kind: str, paragraphs: Callable[[], Iterable[Paragraph]]) -> Table:
-    """Questions and answers if they are marked, or if most headings or every third paragraph ask; else passages of about `PASSAGE` letters."""
-    if table := _asked(path, kind, paragraphs):
-        return table
+    """Questions and answers if they are marked, or stand above each other; else passages of about `PASSAGE` letters."""
+    return _asked(path, kind, paragraphs) or _headed(path, kind, paragraphs) or \
+        Table(path, kind, ["text"], numbered(lambda: _passages(paragraphs())), known={"text": "text"})
+
+
+def _headed(path: Path, kind: str, paragraphs: Callable[[], Iterable[Paragraph]]) -> Table | None:
+    """What asks, and below it what answers: if most headings ask, or every third paragraph or more does or begins so."""
     first = list(islice(paragraphs(), 5000))
-    headings, asking = [_asks(text) for _, text, heading in first if heading], [_asks(text) for _, text, _ in first]
-    by_headings = len(headings) >= 2 and sum(headings) > len(headings) / 2
-    if by_headings or sum(asking) >= max(3, len(asking) / 3) and (True, True) not in pairwise(asking):
-        marked = lambda: ((n, text, heading or not by_headings and _asks(text)) for n, text, heading in paragraphs())    # noqa: E731
-        return Table(path, kind, ["question", "answer"], numbered(lambda: _by_headings(marked())),
-                     known={"question": "question", "answer": "answer"})
-    return Table(path, kind, ["text"], numbered(lambda: _passages(paragraphs())), known={"text": "text"})
+    headings, by_headings = [_asks(text) for _, text, heading in first if heading], True
+    if len(headings) < 2 or sum(headings) <= len(headings) / 2:
+        by_headings, asking = False, [heading for _, _, heading in _cut(first)]
+        if sum(asking) < max(3, len(first) / 3) or (True, True) in pairwise(asking):
+            return None
+    return Table(path, kind, ["question", "answer"], numbered(lambda: _by_headings(paragraphs() if by_headings else _cut(paragraphs()))),
+                 known={"question": "question", "answer": "answer"})
+
+
+def _cut(paragraphs: Iterable[Paragraph]) -> Iterator[Paragraph]:
+    """A question that begins a paragraph is a heading, what follows it in the paragraph is not."""
+    for number, text, heading in paragraphs:
+        first, _, rest = text.partition("\n")
+        if asks := _asks(first):
+            yield number, first, True
+        if rest or not asks:
+            yield number, rest if asks else text, heading and not asks
 
 
 def _asks(text: str) -> bool:
-    return len(text) <= 200 and text.rstrip().endswith("?")
+    return len(text) <= 200 and text.rstrip(" *_").endswith("?")
 
 
 def _asked(path: Path, kind: str, lines: Callable[[], Iterable[Paragraph]]) -> Table | None:
@@ -206,6 +224,8 @@ def _asked(path: Path, kind: str, lines: Callable[[], Iterable[Paragraph]]) -> T
 
 def _label(line: str) -> tuple[str, str]:
     """("question" or "answer" or nothing, what follows the label)."""
+    if match := _COPIED.match(line):
+        return ("question" if match[1] else "answer"), ""
     if match := _LABEL.match(line):
         word = fold(match[1])
         if word in _Q or word in _A:
@@ -223,7 +243,7 @@ def _by_headings(paragraphs: Iterable[Paragraph]) -> Iterator[tuple[int, dict[st
         if heading:
             if question and answer:
                 yield line, {"question": question, "answer": "\n\n".join(answer)}
-            question, line, answer = (re.sub(r"^\(?\d{1,3}[.)]\s+", "", text) if _asks(text) else ""), number, []
+            question, line, answer = (re.sub(r"^\(?\d{1,3}[.)]\s+", "", text.strip(" *_")) if _asks(text) else ""), number, []
         elif question:
             answer.append(text)
     if question and answer:

@@ -36,7 +36,7 @@ def read_csv(path: Path, kind: str = "csv") -> Table:
         reader = csv.reader(lines(), delimiter=delimiter, strict=True, skipinitialspace=True)
         try:
             for cells in reader:
-                if any(cell.strip() for cell in cells):
+                if any(cell.strip(" :-") for cell in cells):       # nor the line below the names of a Markdown table
                     yield here, after[0][1] - 1, cells
                 here = after[0]
         except csv.Error as problem:

@@ -95,6 +95,37 @@ def test_word_questions_that_are_no_headings(tmp_path, bold, number):
     assert chats_of(tmp_path / "a.docx") == CHATS
 
 
+@pytest.mark.parametrize("name, text", [
+    ("a.txt", "\n\n".join(f"{question}\n{answer}" for question, answer in PAIRS)), ("b.txt", "\n\n".join(part for pair in PAIRS for part in pair)),
+    ("c.txt", "Unsere Fragen\n\n" + "\n\n".join(f"{n}) {question}\n{answer}" for n, (question, answer) in enumerate(PAIRS))),
+    ("d.md", "\n\n".join(f"**{question}**\n\n{answer}" for question, answer in PAIRS)),
+    ("e.md", "| Frage | Antwort |\n|:---|---:|\n" + "\n".join(f"| {question} | {answer} |" for question, answer in PAIRS)),
+    ("f.txt", "\n".join(f"You said:\n{question}\nChatGPT said:\n{answer}" for question, answer in PAIRS)),
+    ("g.txt", "\n".join(f"Du hast gesagt:\n{question}\nChatGPT hat gesagt:\n{answer}" for question, answer in PAIRS))])
+def test_written_questions_and_what_stands_below_them(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert chats_of(tmp_path / name) == CHATS
+
+
+def test_a_story_with_some_questions_is_a_story_and_a_text_without_blank_lines_is_cut(tmp_path):
+    story = [f"Es war Abend {n}." if n % 4 else "Wer war da?" for n in range(1, 21)]
+    (tmp_path / "a.txt").write_text("\n\n".join(story))
+    assert load(tmp_path / "a.txt").shape == "plain text" and len(load(tmp_path / "a.txt").rows) == 20
+    lines = [f"Zeile {n} eines langen Textes." for n in range(300)]
+    (tmp_path / "b.txt").write_text("\n".join(lines))
+    texts = [chat[0][1] for chat in chats_of(tmp_path / "b.txt")]
+    assert len(texts) == 5 and "\n".join(texts).split("\n") == lines and load(tmp_path / "b.txt").rows[2].messages[0]["content"] == texts[2]
+
+
+def test_mail_tables_and_what_only_tells_about_the_files(tmp_path):
+    (tmp_path / "a.csv").write_text("Subject,Body,Reply\nBread,Do you have bread?,Yes.\n")
+    (tmp_path / "README.md").write_text("# Data set\n\nSome words.\n")
+    assert chats_of(tmp_path) == [[("user", "Do you have bread?"), ("assistant", "Yes.")]]
+    assert load(tmp_path).notes == ["README.md was passed over: it tells about the other files."]
+    (tmp_path / "a.csv").rename(tmp_path / "a.png")
+    assert load(tmp_path).shape == "plain text"
+
+
 def test_word_tables_without_names_and_where_they_stand(tmp_path):
     document = word.Document()
     document.add_paragraph("Davor.")
