@@ -16,6 +16,8 @@ from engine.configs import MLP_OUT
 from engine.law import Init, Method, Run, Site, TargetedConfig, Tensors, TensorSpec, by_pattern
 from engine.specs.fields import knob
 
+_STARTS = ("xavier_uniform", "kaiming_uniform", "gaussian")
+
 
 @dataclass
 class C3AConfig(TargetedConfig):
@@ -29,14 +31,14 @@ class C3AConfig(TargetedConfig):
     bias: str = "none"
     block_size_pattern: dict = knob(factory=dict, label="Block size by layer", term="block_size_pattern", advanced=True,
                                     help="Layer name or pattern → block size, where it differs.")
-    init_weights: bool | str | None = knob("xavier_uniform", label="Start", term="init_weights", advanced=True,
+    init_weights: bool | str | None = knob("xavier_uniform", label="Start", term="init_weights", advanced=True, choices=(*_STARTS, True),
                                            help="“xavier_uniform” (also false), “kaiming_uniform” or “gaussian”; true starts without effect.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.block_size_pattern = dict(self.block_size_pattern or {})
-        if self.init_weights not in (True, False, "gaussian", "kaiming_uniform", "xavier_uniform"):
-            raise ValueError(f"Unknown init_weights: {self.init_weights}; known are True, False, 'gaussian', 'kaiming_uniform', 'xavier_uniform'.")
+        if self.init_weights not in (True, False, *_STARTS):
+            raise ValueError(f"Unknown init_weights: {self.init_weights}; known are True, False, {', '.join(map(repr, _STARTS))}.")
 
 
 class C3A(Method):

@@ -132,5 +132,5 @@ def describe_fields(cls: type) -> list[dict]:
 def _type_name(annotation: Any) -> str:
     arms = [arm for arm in typing.get_args(annotation) if arm is not type(None)]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType) and arms:
-        return _type_name(arms[0])
+        return "number" if {*arms} == {int, float} else _type_name(arms[0])
     return (typing.get_origin(annotation) or annotation).__name__ if annotation is not Any else "any"

@@ -20,6 +20,7 @@ from studio.views.parts import Column, Fold, text
 
 DECIMAL = re.compile(r"[-+]?0[.,]\d+$")
 TOO_PRECISE = 12                           # digits; more would show what binary numbers are like
+NUMBERS = ("int", "float", "number")       # the last one is whole or a share, as it is written
 LABELS = 190                               # pixels, so that all forms of a page line up
 
 
@@ -66,7 +67,7 @@ class Field(QWidget):
         if isinstance(editor, QComboBox):
             return editor.currentData()
         written = editor.toPlainText() if isinstance(editor, QPlainTextEdit) else editor.text().strip()
-        if about["type"] in ("int", "float"):
+        if about["type"] in NUMBERS:
             return self._number(written)
         if about["type"] == "dict":
             return self._table(written)
@@ -120,20 +121,20 @@ class Field(QWidget):
 
     @property
     def _narrow(self) -> bool:
-        return isinstance(self.editor, (QComboBox, QCheckBox)) or self.about["type"] in ("int", "float")
+        return isinstance(self.editor, (QComboBox, QCheckBox)) or self.about["type"] in NUMBERS
 
     def _make(self) -> QWidget:
         about = self.about
-        if about["type"] == "bool":
-            box = QCheckBox()
-            box.toggled.connect(self.changed)
-            return box
         if about["choices"]:
             combo = QComboBox()
             for choice in about["choices"]:
                 combo.addItem(str(choice), choice)
             combo.currentIndexChanged.connect(self.changed)
             return combo
+        if about["type"] == "bool":
+            box = QCheckBox()
+            box.toggled.connect(self.changed)
+            return box
         if about["type"] == "list" and isinstance(about["default"], list) and not about["term"]:
             lines = QPlainTextEdit()
             lines.setFixedHeight(84)
@@ -141,7 +142,7 @@ class Field(QWidget):
             lines.textChanged.connect(self.changed)
             return lines
         line = QLineEdit()
-        if about["type"] in ("int", "float"):
+        if about["type"] in NUMBERS:
             line.setFixedWidth(150)
         line.textEdited.connect(self.changed)
         return line
@@ -167,11 +168,11 @@ class Field(QWidget):
             raise Faulty(words.FORM_LOW(low=self._shown(about["low"])))
         if about["high"] is not None and value > about["high"]:
             raise Faulty(words.FORM_HIGH(high=self._shown(about["high"])))
-        return int(value) if about["type"] == "int" else value
+        return int(value) if about["type"] == "int" or about["type"] == "number" and value == int(value) else value
 
-    def _table(self, written: str) -> dict:
+    def _table(self, written: str) -> dict | None:
         if not written:
-            return {}
+            return None if self._default is None else {}
         try:
             value = json.loads(written)
         except ValueError:

@@ -7,6 +7,7 @@ from PySide6.QtCore import QEvent, QLocale, QPoint, QPointF, Qt
 from PySide6.QtGui import QWheelEvent
 from PySide6.QtWidgets import QApplication, QCheckBox, QComboBox
 
+from engine.methods.registry import describe
 from engine.specs import ExportSpec, Spec, TrainSpec, describe_fields, knob
 from studio.views import a11y
 from studio.views.form import Form
@@ -49,6 +50,28 @@ def test_defaults_of_real_specs_show_no_difference_and_are_valid(cls, qtbot):
     assert form.different() == {} and form.problems() == {}
     form.show()
     assert a11y.unnamed(form) == []
+
+
+@pytest.mark.parametrize("method", describe().methods, ids=lambda method: method["peft_type"])
+def test_a_method_s_form_says_nothing_before_somebody_changes_it(method, qtbot):
+    form = Form(method["fields"], folded="More", locale=QLocale.c())
+    qtbot.addWidget(form)
+    assert form.different() == {} and form.problems() == {}
+    for name, field in form.fields.items():
+        if isinstance(field.editor, QComboBox):
+            for number, choice in enumerate(field.about["choices"]):
+                field.editor.setCurrentIndex(number)
+                assert form.values()[name] == choice
+            field.editor.setCurrentIndex(max(0, field.editor.findData(field.default)))
+
+
+def test_a_number_that_may_be_a_share_is_what_was_written(qtbot):
+    fields = [field for method in describe().methods if method["peft_type"] == "OSF" for field in method["fields"] if field["name"] == "effective_rank"]
+    form = Form(fields, locale=QLocale.c())
+    qtbot.addWidget(form)
+    for written, value in (("1", 1), ("0.5", 0.5), ("16", 16), ("", None)):
+        form.fields["effective_rank"].editor.setText(written)
+        assert form.values()["effective_rank"] == value and type(form.values()["effective_rank"]) is type(value)
 
 
 @pytest.mark.parametrize("name, typed, says", [("rank", "many", "not a number"), ("rank", "2.5", "whole"), ("rank", "0", "At least 1"),
