@@ -22,6 +22,7 @@ from engine.errors import UnsupportedLayer
 from engine.hosts.shadow import PairedCache, ShadowBlock, ShadowState
 from engine.law import Tensors, TensorSpec
 from engine.methods.shadow import METHOD, ShadowConfig
+from engine.model.companions import saved_modules
 from engine.model.graph import GraphTuner
 from engine.model.lone import match
 from engine.model.prompt_learning import cache_name
@@ -62,6 +63,9 @@ class Shadows(GraphTuner):
                              "the classifier and the shadow's head would be those of one adapter.")
         decoder, width = _decoder(self.model), _width(self.model.config)
         paths = self._blocks(config, decoder)
+        if inside := [p.target.path for p in saved_modules(self.model, config) if any(p.target.path.startswith(f"{path}.") for path in paths)]:
+            raise UnsupportedLayer(f"{inside[0]} cannot be learned whole beside a shadow.", "It is a part of a block that the shadow sits on.",
+                                   "Leave it out of `modules_to_save`.")
         parts = _shadow(self.model, decoder, config, width)
         weight = next(self.model.parameters())
         kind = torch.promote_types(weight.dtype, torch.float32)

@@ -34,7 +34,7 @@ from engine.model.embeddings import with_embeddings
 from engine.model.inject import Given, check_name, inject, placements
 from engine.model.lone import LoneTuner
 from engine.model.renamed import as_named_now
-from engine.model.replication import replicate_layers
+from engine.model.replication import part, replicate_layers
 from engine.model.targets import Held, Plan, modules, plan
 from engine.model.training import TrainingHooks
 
@@ -222,6 +222,9 @@ class Tuner(TrainingHooks, Shelves):
             self._put_back()
             for parameter in self._thawed or ():
                 parameter.requires_grad_(True)
+        elif self._copied is not None:
+            part(self.model)
+            self._copied = None
         self._thawed = None
         return self.model
 

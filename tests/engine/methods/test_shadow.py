@@ -83,6 +83,14 @@ def test_one_is_heard_at_a_time_and_the_base_comes_back():
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
+def test_what_is_inside_its_blocks_cannot_be_learned_whole_beside_it():
+    model = family("Llama", "ForCausalLM")
+    before = {path: type(module) for path, module in model.named_modules()}
+    with pytest.raises(UnsupportedLayer, match="input_layernorm"):
+        engine.get_peft_model(model, engine.ShadowConfig(task_type="CAUSAL_LM", modules_to_save=["input_layernorm"]))
+    assert {path: type(module) for path, module in model.named_modules()} == before and all(p.requires_grad for p in model.parameters())
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_speech_from_its_cache_is_that_without(alone):
     model = shadowed()
