@@ -20,7 +20,7 @@ def test_a_deeper_model_merges_into_one_that_can_be_saved(name, tmp_path):
     running = logits(peft)
     assert peft.config.num_hidden_layers == 2 * depth - 1
     if FAMILIES[name] == "ForCausalLM":
-        written = [peft.generate(input_ids=inputs(peft)["input_ids"], max_new_tokens=4, do_sample=False, use_cache=cached) for cached in (True, False)]
+        written = [peft.generate(**inputs(peft), max_new_tokens=4, do_sample=False, use_cache=cached) for cached in (True, False)]
         assert torch.equal(*written)
     merged = peft.merge_and_unload()
     torch.testing.assert_close(logits(merged), running, atol=1e-4, rtol=1e-4)
