@@ -5,11 +5,13 @@ The window is painted before anything slow happens: what needs a plot, a folder 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 import threading
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 from PySide6.QtCore import QLibraryInfo, QLocale, QObject, QTimer, QTranslator, Qt, Signal
@@ -134,6 +136,7 @@ class Studio(QObject):
     # there is much in it: Qt restyles all that is in a widget which moves.
 
     def _teach_panel(self) -> Iterator[None]:
+        yield from _loaded_beside("numpy")
         from studio.views.teach_panel import TeachPanel
         yield
         panel = TeachPanel(self.home, self.catalogue, self.queue_bridge, self.talk_bridge, self.settings, in_steps=True)
@@ -214,9 +217,17 @@ class Studio(QObject):
             self._tell_interrupted(job)
 
     def _fill_rest(self) -> Iterator[None]:
-        """The panels that are not there yet, first the one that is looked at."""
-        for key in sorted(self._builders, key=lambda key: key != self.window.current()):
-            yield from self._building(key)
+        """The panels that are not there yet, first the one that is looked at.
+
+        What stands afterwards is looked through by no collector of garbage any more: that takes longer than a picture may wait.
+        """
+        gc.disable()
+        try:
+            for key in sorted(self._builders, key=lambda key: key != self.window.current()):
+                yield from self._building(key)
+        finally:
+            gc.freeze()
+            gc.enable()
 
     def _load_stack(self) -> None:
         try:
@@ -396,6 +407,15 @@ class Studio(QObject):
         self.window.end()
         self.ended.emit()
         self.app.quit()
+
+
+def _loaded_beside(module: str) -> Iterator[None]:
+    """Steps until a module is there that would hold the window up if it were loaded in its thread."""
+    loading = threading.Thread(target=import_module, args=(module,), name=f"loading {module}")
+    loading.start()
+    while loading.is_alive():
+        loading.join(0.002)
+        yield
 
 
 def country() -> QLocale:

@@ -78,7 +78,7 @@ class CurveView(QWidget):
         self._loud: set[int] = set()
         self._pointed: float | None = None
         self.table.clear()
-        self._soon()
+        self._timer.start(0)               # the curve of another training does not stay until the next picture is due
 
     def expect(self, steps: int) -> None:
         """How many steps are planned: the picture leaves room for those to come."""

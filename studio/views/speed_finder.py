@@ -109,8 +109,8 @@ class SpeedFinder(QWidget):
             return
         if self.job.spec.plan == self.wanted():
             self._put(self._found)
-            self.said.emit(words.FIND_DONE(speed=f"{self._found:g}"))
-            a11y.announce(self, words.FIND_DONE(speed=f"{self._found:g}"))
+            self.said.emit(words.FIND_DONE(speed=number(self._found)))
+            a11y.announce(self, words.FIND_DONE(speed=number(self._found)))
 
     # --- taking it over, and back ---
 

@@ -48,8 +48,9 @@ class PlanPage(QWidget):
         Column(area, foot, spacing=0, parent=self)
         content = area.content.layout()
         for make in (self._name_parts, self._preset_parts, self._method_parts, self._prompt_parts, self._advanced_parts):
-            fill(content, make())
-            yield
+            for items in make():
+                fill(content, items)
+                yield
         self._trouble = QVBoxLayout()
         fill(content, (self._trouble, None))
         self.start = button(words.PLAN_START(), self.submit, "primary big", icon="teach")
@@ -58,7 +59,9 @@ class PlanPage(QWidget):
         self._draft.changed.connect(self._changed)
         self._show_draft()
 
-    def _name_parts(self) -> tuple:
+    # Each of these hands out what comes next on the page, and fills a fold when it stands there: Qt restyles all that is in a widget which moves.
+
+    def _name_parts(self) -> Iterator[tuple]:
         self.name = QLineEdit()
         self.name.setPlaceholderText(words.PLAN_NAME_HINT())
         self.name.setMaxLength(80)
@@ -67,9 +70,9 @@ class PlanPage(QWidget):
         self._name_fault = text("", "bad small")
         label = text(words.PLAN_NAME(), "strong")
         label.setBuddy(self.name)
-        return (Column(label, self.name, self._name_fault, spacing=theme.XS),)
+        yield (Column(label, self.name, self._name_fault, spacing=theme.XS),)
 
-    def _preset_parts(self) -> tuple:
+    def _preset_parts(self) -> Iterator[tuple]:
         self.cards: dict[str, CardButton] = {}
         self.price_labels = {}
         self._group = OneOf(self)
@@ -84,42 +87,47 @@ class PlanPage(QWidget):
             presets.addWidget(made)
         self._warning = text("", "warn")
         self._remedies = Flow()
-        return presets, Column(self._warning, self._remedies)
+        yield presets, Column(self._warning, self._remedies)
 
-    def _method_parts(self) -> tuple:
+    def _method_parts(self) -> Iterator[tuple]:
+        inside = theme.look(QWidget(), "page")
+        self.method_fold = Fold("", inside)
+        self.method_fold.toggled.connect(lambda on: on and self._ask_methods())
+        yield (card(self.method_fold, margin=theme.S),)
+        column = Column(text(words.PLAN_METHOD_CARDS_HELP(), "muted"), spacing=theme.M, margin=theme.M, parent=inside)
         self.method_cards = MethodCards()
         self.method_cards.chosen.connect(lambda choice: self._draft.replace(plan.with_method(self._draft.draft, choice)))
-        inside_cards = QWidget()
-        theme.look(inside_cards, "page")
-        Column(text(words.PLAN_METHOD_CARDS_HELP(), "muted"), self.method_cards, spacing=theme.M, margin=theme.M, parent=inside_cards)
-        self.method_fold = Fold("", inside_cards)
-        self.method_fold.toggled.connect(lambda on: on and self._ask_methods())
-        return (card(self.method_fold, margin=theme.S),)
+        column.addWidget(self.method_cards)
+        yield ()
 
-    def _prompt_parts(self) -> tuple:
+    def _prompt_parts(self) -> Iterator[tuple]:
         self.prompts = QPlainTextEdit()
         self.prompts.setFixedHeight(84)
         self.prompts.setTabChangesFocus(True)
         a11y.name(self.prompts, words.PLAN_PROMPTS(), words.PLAN_PROMPTS_HELP())
         self.prompts.textChanged.connect(lambda: self._draft.put(prompts=self.prompts.toPlainText().splitlines()))
-        return (Column(text(words.PLAN_PROMPTS(), "strong"), text(words.PLAN_PROMPTS_HELP(), "muted small"), self.prompts, spacing=theme.XS),)
+        yield (Column(text(words.PLAN_PROMPTS(), "strong"), text(words.PLAN_PROMPTS_HELP(), "muted small"), self.prompts, spacing=theme.XS),)
 
-    def _advanced_parts(self) -> tuple:
+    def _advanced_parts(self) -> Iterator[tuple]:
+        inside = theme.look(QWidget(), "page")
+        self.advanced = Fold(words.PLAN_ADVANCED_NONE(), inside)
+        self.advanced.toggled.connect(lambda on: on and self._ask_methods())
+        yield (card(self.advanced, margin=theme.S),)
+        column = Column(spacing=theme.M, margin=theme.M, parent=inside)
         self.form = Form(describe_fields(TrainSpec), leave_out=CHOSEN_ELSEWHERE, folded=words.PLAN_SPEC_FORM())
         self.form.changed.connect(lambda _: self._edited(overrides=self.form.different()))
+        column.addWidget(self.form)
+        yield ()
         self._method_place = QVBoxLayout()
         self._method_title = text(words.PLAN_METHOD_FORM(method="LoRA"), "heading")
         self.reset = button(words.PLAN_RESET(), self._reset, "link")
         self.finder = SpeedFinder(self._draft, self._queue, lambda: self._spec_of(self._draft.draft.preset))
         self.finder.said.connect(self.said)
         self.finder.failed.connect(self.failed)
-        inside = QWidget()
-        theme.look(inside, "page")
-        Column(self.finder, theme.S, self.form, theme.S, self._method_title, self._method_place, Row(self.reset, None),
-               spacing=theme.M, margin=theme.M, parent=inside)
-        self.advanced = Fold(words.PLAN_ADVANCED_NONE(), inside)
-        self.advanced.toggled.connect(lambda on: on and self._ask_methods())
-        return (card(self.advanced, margin=theme.S),)
+        column.insertWidget(0, self.finder)
+        column.insertSpacing(1, theme.S)
+        fill(column, (theme.S, self._method_title, self._method_place, Row(self.reset, None)))
+        yield ()
 
     # --- draft → page ---
 

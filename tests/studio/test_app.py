@@ -441,3 +441,12 @@ def test_the_first_window_needs_no_plot():
     import subprocess
     code = "import sys, studio.app, studio.views.start_panel; print([m for m in ('pyqtgraph', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_what_was_built_is_not_looked_through_for_garbage(open_studio, qtbot):
+    import gc
+    before = gc.get_freeze_count()
+    studio = open_studio(shown=False)
+    studio.show()
+    qtbot.waitUntil(lambda: not studio._builders and not studio._filler.busy)
+    assert gc.isenabled() and gc.get_freeze_count() > before + 10_000

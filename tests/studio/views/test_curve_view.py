@@ -135,3 +135,12 @@ def test_a_step_can_be_pointed_out_in_picture_and_table(curve):
     curve.point_out(None)
     curve.draw_now()
     assert not curve._line_pointed.isVisible()
+
+
+def test_the_curve_of_another_training_is_gone_at_once(curve, qtbot):
+    feed(curve)
+    curve.show()
+    curve.draw_now()
+    curve._timer.setInterval(60_000)       # a dear picture: the next one is not due for long
+    curve.clear()
+    qtbot.waitUntil(lambda: curve._stack.currentIndex() == NOTHING)
