@@ -66,6 +66,11 @@ class Job:
         return self.state is not State.WAITING and self.may(State.WAITING)
 
     @property
+    def can_finish(self) -> bool:
+        """Stopped for whatever reason, with something saved that can be kept as it is."""
+        return self.can_resume and bool(self.step)
+
+    @property
     def would_repeat(self) -> bool:
         """Whether going on as it is would end as before: the error is no number from the same step on, to the bit."""
         return self.state is State.FAILED and (self.error or {}).get("code") == Diverged.code

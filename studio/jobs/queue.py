@@ -150,10 +150,13 @@ class JobQueue:
                 self._wish(self._store.job(id), lambda run: run.ask("sample"))
 
     def finish(self, id: int) -> None:
-        """Ask a running training to end now and keep its adapter. Nothing happens if it is not running."""
+        """Ask a training to end now and keep its adapter; one that is stopped ends from what it saved. Nothing happens if it saved nothing."""
         with self._wake:
-            if self._running == id:
-                self._wish(self._store.job(id), lambda run: run.ask("finish"))
+            job = self._store.job(id)
+            if self._running == id or job.can_finish:
+                self._wish(job, lambda run: run.ask("finish"))
+            if job.can_finish:
+                self._change(id, State.WAITING)
 
     def extend(self, id: int, passes: float) -> None:
         """Give a training so many passes more, now or when it goes on. Raises `Busy` when it is over."""
@@ -276,7 +279,7 @@ class JobQueue:
             if self._closing or self._store.job(job.id).state is not State.WAITING:
                 return
             self._change(job.id, State.RUNNING)
-            run.clear()
+            run.clear("cancel", "pause", "sample")
             (run.path / "outcome.json").unlink(missing_ok=True)
             self._running = job.id
             self._watch = watch = Watch(lambda event: self._heard(job.id, event),

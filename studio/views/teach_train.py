@@ -211,7 +211,7 @@ class TrainPage(QWidget):
         a11y.name(self.pause, said, work.QUEUE_RESUME_HELP() if go_on else work.QUEUE_PAUSE_HELP())
         self.pause.setEnabled(running or waiting or go_on and not job.would_repeat)
         self.pause.setToolTip(words.TRAIN_SAME_AGAIN() if job.would_repeat else "")
-        self.stop.setEnabled(running)
+        self.stop.setEnabled(running or job.can_finish)
         self.more.setEnabled(running or job.state in (State.PAUSED, State.INTERRUPTED))
         self.sample.setEnabled(running and bool(job.spec.prompts))
         self._strip.setVisible(bool(job.spec.prompts))
@@ -359,7 +359,7 @@ class TrainPage(QWidget):
         return [self.slower]
 
     def _stop(self) -> None:
-        if self.job is not None and self._ask("finish"):
+        if self.job is not None and self._ask("finish") and self.job.state is State.RUNNING:
             self._asked = words.TRAIN_STOPPING()
             self._say()
 

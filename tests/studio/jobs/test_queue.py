@@ -73,6 +73,22 @@ def test_a_running_job_stops_as_asked_and_goes_on_when_resumed(queues, plan, gat
     assert done.attempt == 2 and done.result == {"adapter": job.spec.out}
 
 
+@pytest.mark.parametrize("saved, goes_on", [(7, True), (0, False)])
+def test_what_was_saved_before_it_was_stopped_can_be_kept(queues, plan, until, saved, goes_on):
+    def learning(spec, run):
+        if run.asked("finish"):
+            yield events.Finished({"adapter": spec.out})
+        else:
+            yield events.Stopped("pause", resumable=True, step=saved)
+    queue = queues(InlineRunner(learning))
+    job = queue.submit(plan(), "x")
+    stopped = until(settled(queue, job.id))
+    assert stopped.state is State.PAUSED and stopped.can_finish is goes_on
+    queue.finish(job.id)
+    assert until(settled(queue, job.id)).state is (State.FINISHED if goes_on else State.PAUSED)
+    assert RunFolder(job.folder).asked("finish") is goes_on and queue.job(job.id).attempt == 1 + goes_on
+
+
 def test_time_is_added_while_it_runs_and_while_it_is_paused_but_not_afterwards(queues, plan, gate, until):
     queue = queues(InlineRunner(gate))
     job = queue.submit(plan(), "x")

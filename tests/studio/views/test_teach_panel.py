@@ -310,6 +310,7 @@ def test_time_is_added_by_a_menu_that_names_its_price(teach, stocked, qtbot):
     with qtbot.waitSignal(teach.said) as said:
         teach.train.more.menu().actions()[0].trigger()
     assert RunFolder(job.folder).extended == 4 and "as soon as it goes on" in said.args[0]
+    assert teach.train.stop.isEnabled()    # what was saved may be kept without going on
     teach.train.pause.click()
     stocked.run_all()
     assert teach.train.job.state is State.FINISHED and not teach.train.more.isEnabled()
