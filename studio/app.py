@@ -31,6 +31,7 @@ from studio.core.machine import Machine
 from studio.core.settings import Settings
 from studio.core.stack_document import StackDocument, same_path
 from studio.core.text import frame as text
+from studio.core.text.work import STATES
 from studio.jobs.bridge import QueueBridge, TalkBridge
 from studio.jobs.job import Job, State
 from studio.jobs.queue import JobQueue, open_queue
@@ -331,6 +332,8 @@ class Studio(QObject):
             self.library.refresh()
         if job.state is State.FAILED and self._first_time(job) and not self._is_seen(job):
             notify.show_error(self.window, StudioError.from_dict(job.error or {}), (text.show_queue(), lambda: self.window.go("queue")))
+        if job.state in (State.PAUSED, State.CANCELLED):
+            self.window.say(f"{STATES[job.state.value]()}: {job.title}")
         self._tell_interrupted(job)
 
     def _is_seen(self, job: Job) -> bool:

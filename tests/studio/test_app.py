@@ -283,6 +283,7 @@ def test_what_runs_stands_in_the_activity_bar(open_studio, qtbot):
     studio.activity.pause.click()
     qtbot.waitUntil(lambda: not studio.activity.progress.isVisible())
     assert studio.queue.jobs()[0].state is State.PAUSED and studio.activity._what.accessibleName() == "Nothing is running"
+    assert studio.activity.said.text() == "Paused: Fetching"
 
 
 def test_closing_with_a_running_job_asks_nothing_says_so_and_loses_nothing(open_studio, qtbot, home):
