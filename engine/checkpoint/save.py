@@ -21,7 +21,7 @@ from engine.law import Method, PeftConfig, Tensors
 from engine.model.embeddings import embeddings_to_save
 from engine.model.lone import LoneTuner
 from engine.model.tuner import Tuner, tuner_of
-from engine.store.atomic import replacing, write_json
+from engine.store.atomic import as_json, replacing_all
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _key(tuner: Tuner | LoneTuner, path: str, tensor: str) -> str:
 
 
 def save_adapter(model: nn.Module, name: str, folder: Path | str) -> None:
-    """Write one adapter straight into ``folder`` (made if needed). Each file replaces its predecessor atomically, weights first."""
+    """Write one adapter straight into ``folder`` (made if needed): its files replace their predecessors together, weights first."""
     write_adapter(folder, adapter_tensors(model, name), tuner_of(model).peft_config[name])
 
 
@@ -105,8 +105,7 @@ def save_adapters(model: nn.Module, folders: Mapping[str, Path], root: Path, sav
             blocks = {_key(tuner, layer.tenants[name].site.in_file, key): max(layer.tenants[name].site.groups, layer.tenants[name].site.experts)
                       for layer in tuner.layers.values() if name in layer.tenants for key in ("lora_A.weight", "lora_embedding_A")}
             ready[name] = since(*ready[name], saving.initial, blocks)
-    for name, (tensors, config) in ready.items():
-        write_adapter(folders[name], tensors, _with_class_of_base(config, tuner.model))
+    _write({folders[name]: (tensors, _with_class_of_base(config, tuner.model)) for name, (tensors, config) in ready.items()})
     write_card(model, root)
 
 
@@ -121,11 +120,15 @@ def _with_class_of_base(config: PeftConfig, base: nn.Module) -> PeftConfig:
 
 def write_adapter(folder: Path | str, tensors: dict[str, Tensor], config: PeftConfig) -> None:
     """Write these tensors (by their keys in the file) and this config as an adapter; see `save_adapter`."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "adapter_model.safetensors") as temporary:
-        save_file(_apart(tensors), temporary, metadata={"format": "pt"})
-    write_json(folder / "adapter_config.json", {**config.to_dict(), "inference_mode": True})
+    _write({Path(folder): (tensors, config)})
+
+
+def _write(adapters: Mapping[Path, tuple[dict[str, Tensor], PeftConfig]]) -> None:
+    """All of them, or, if one cannot be written, none: tensors and settings that do not belong together would be another adapter."""
+    with replacing_all([folder / name for folder in adapters for name in ("adapter_model.safetensors", "adapter_config.json")]) as temporaries:
+        for (tensors, config), weights, settings in zip(adapters.values(), temporaries[::2], temporaries[1::2], strict=True):
+            save_file(_apart(tensors), weights, metadata={"format": "pt"})
+            settings.write_text(as_json({**config.to_dict(), "inference_mode": True}), encoding="utf-8", newline="\n")
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 PATIENCE = (0.01, 0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ()     # seconds between tries: nothing moves there while somebody reads it
@@ -41,17 +41,28 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
     On any exception the temporary file is removed and ``path`` is untouched.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
-    try:
+    with replacing_all([Path(path)]) as (temporary,):
         yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        _move(temporary, path)
-        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """The same for files that belong together: none takes its place before all of them are on the disk; then each in its turn."""
+    temporaries = [path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part" for path in paths]
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporaries
+        for temporary in temporaries:
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
+        for temporary, path in zip(temporaries, paths, strict=True):
+            _move(temporary, path)
+        for folder in dict.fromkeys(path.parent for path in paths):
+            _sync_folder(folder)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -108,4 +119,9 @@ def write_text(path: Path | str, text: str) -> None:
 
 def write_json(path: Path | str, data: Any) -> None:
     """Write JSON atomically, keys in the given order, readable by people."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, as_json(data))
+
+
+def as_json(data: Any) -> str:
+    """As `write_json` writes it."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import copy
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -226,3 +228,24 @@ def test_a_config_names_the_base_and_survives(tmp_path):
     model.save_pretrained(tmp_path / "out")
     config = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base) and config["revision"] == "v1"
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_a_disk_that_is_full_leaves_the_adapters_that_were_there(written, tmp_path, monkeypatch):
+    """Whichever of the four files it is that finds no room any more."""
+    two().save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = get_peft_model(make_model(seed=5), lora(r=4, lora_alpha=1))
+    other.add_adapter("other", lora(r=5))
+    room, sync = [written], os.fsync
+
+    def full(handle: int) -> None:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        other.save_pretrained(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
