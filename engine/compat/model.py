@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.checkpoint.save import adapter_tensors
 from engine.compat.configs import as_sets
 from engine.compat.kinds import PeftWarning
-from engine.law import TargetedConfig
+from engine.law import Method, TargetedConfig
 from engine.methods.registry import method
 from engine.model.lone import LoneTuner
 from engine.model.peft_model import PeftModel
@@ -146,6 +146,15 @@ class TunerViews:
                 return found
         return TunerViews.native["__getattr__"](self, name)
 
+    def _get_kasa_loss(self: Tuner, adapter_names: str | list[str] | None = None) -> Tensor | float:
+        """What KaSA adds to the loss, for training loops that are written out: of the active adapters or those named; 0 without any."""
+        return sum((loss for loss, _ in _extra_losses(self, "kasa_config", adapter_names)), 0.0)
+
+    def _get_monteclora_loss(self: Tuner, adapter_names: str | list[str] | None = None) -> Tensor | float:
+        """The same of MonteCLoRA: the mean of all layers' terms, in training."""
+        found = _extra_losses(self, "monteclora_config", adapter_names) if self.training else []
+        return sum(loss * layers for loss, layers in found) / sum(layers for _, layers in found) if found else 0.0
+
     def get_nb_savable_parameters(self: Tuner, adapter: str = "default") -> tuple[int, int]:
         """(numbers of a VB-LoRA in its file, in units of four bytes; what else trains)."""
         ours = {id(p) for layer in self.layers.values() for p in layer.tensors(adapter).values()} | {id(p) for p in self.tensors(adapter).values()}
@@ -193,6 +202,19 @@ class TunerViews:
 
     def unload(self: Tuner) -> nn.Module:
         return self.leave()
+
+
+def _extra_losses(tuner: Tuner, setting: str, names: str | list[str] | None) -> list[tuple[Tensor, int]]:
+    """(what each of these adapters that has this setting adds to the loss, on how many layers it is)."""
+    names = [names] if isinstance(names, str) else tuner.stack.names if names is None else names
+    found = []
+    for name in names:
+        config = tuner.peft_config[name]
+        tenants = tuner.tenants(name) if getattr(config, setting, None) is not None else {}
+        at = {path: tenant.method for path, tenant in tenants.items() if type(tenant.method).extra_loss is not Method.extra_loss}
+        if at:
+            found.append((next(iter(at.values())).extra_loss(config, {path: tuner.layers[path].all_tensors(name) for path in at}), len(at)))
+    return found
 
 
 class LoneViews:

@@ -176,13 +176,19 @@ class AdaptedParameter(Read):
 
 @contextmanager
 def standing_in(module: nn.Module, values: dict[str, Tensor | None]) -> Iterator[None]:
-    """Inside the block these tensors are the module's parameters of those names; afterwards, whatever happens, its own are again."""
-    own = {name: module._parameters[name] for name in values}
-    module._parameters.update(values)
+    """Inside the block these tensors are the module's parameters of those names; afterwards, whatever happens, its own are again.
+
+    Sharded training lays a module's tensors beside its parameters while it runs: there they hide what stands under the same name.
+    """
+    held = {name: vars(module) if name in vars(module) else module._parameters for name in values}
+    own = {name: place[name] for name, place in held.items()}
+    for name, place in held.items():
+        place[name] = values[name]
     try:
         yield
     finally:
-        module._parameters.update(own)
+        for name, place in held.items():
+            place[name] = own[name]
 
 
 def cannot_be_read(method: Method) -> str:

@@ -34,6 +34,8 @@ DIFFERENCES: list[tuple[str, str]] = [
     *((f"*::test_unload_adapter*[[]{kind}-*", _PROMPTS) for kind in (
         "CPTConfig", "CartridgeConfig", "PrefixTuningConfig", "PromptEncoderConfig", "PromptTuningConfig")),
     ("*::test_passing_input_embeds_works[[]PrefixTuningConfig-*/tiny-random-Deberta*", _UNHEARD),
+    ("*::test_merge_with_lora_bias_when_base_layer_has_no_bias_warns_and_raises*",
+     f"A learned bias is merged into a layer that has none; PEFT refuses it. {_RIGHT}::test_a_bias_is_merged_into_a_layer_that_has_none"),
     ("*::test_inject_adapter_in_model_rejects_shared_state_tuners*", _INJECTED),
     ("*::TestMixedAdapterTypes::test_get_nb_trainable_parameters", _PRIVATE),
     ("*::TestDeftMerge::*", _PRIVATE),

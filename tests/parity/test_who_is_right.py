@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import peft
 import pytest
@@ -223,6 +224,26 @@ def test_a_prefix_that_nobody_would_hear_is_refused():
     assert torch.equal(theirs(inputs_embeds=base.get_input_embeddings()(ids))[0], base(ids)[0])
     with pytest.raises(ValueError, match="does not support past key values"):
         built(engine, base, config)(input_ids=ids)
+
+
+def test_a_bias_is_merged_into_a_layer_that_has_none():
+    """``(W0 + s·B·A)·x + s·b``: there is no number that the merged layer could not hold. PEFT warns when it is made and refuses to merge."""
+    config, base, x = lambda package: package.LoraConfig(r=2, lora_bias=True, init_lora_weights=False, target_modules=["first"]), line(), \
+        torch.randn(5, 8)  # noqa: E731
+    base.first.bias = None
+    for name, package in BOTH.items():
+        with nullcontext() if name == "ours" else pytest.warns(UserWarning, match="has no bias"):
+            model = built(package, base, config)
+        nn.init.normal_(model.base_model.model.first.lora_B["a0"].bias)
+        expected = model(x)
+        if name == "ours":
+            model.merge_adapter()
+            assert gap(model.base_model.model.first.base_layer(x), expected) < 1e-5
+            model.unmerge_adapter()
+            assert model.base_model.model.first.base_layer.bias is None and torch.equal(model(x), expected)
+        else:
+            with pytest.raises(RuntimeError, match="Impossible to merge"):
+                model.merge_adapter()
 
 
 def test_generate_takes_what_the_model_takes():

@@ -7,11 +7,12 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from engine import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from engine.errors import UnsupportedLayer
 from engine.model.targets import NoMatchingPeftModuleError
+from tests.support.one import One
 
 
 class Experts(nn.Module):
@@ -183,3 +184,33 @@ def test_what_cannot_be_is_said():
         peft(x, adapter_names=["a0"] * 5)
     with pytest.raises(ValueError, match="does not support targeting nn.Parameter"):
         peft.add_weighted_adapter(["a0"], [1.0], "mixed")
+
+
+@pytest.fixture
+def one_process():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("make, config", [
+    (Net, {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}), (lambda: One(nn.MultiheadAttention(6, 2)), {"target_modules": ["layer"]}),
+], ids=["experts", "attention"])
+def test_sharded_training_hears_what_sits_on_parameters(make, config, one_process):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    torch.manual_seed(0)
+    peft, x = get_peft_model(make(), LoraConfig(r=2, init_lora_weights=False, **{"target_modules": [], **config})), torch.randn(4, 3, 6)
+    inputs = [x.flatten(0, 1)] if isinstance(peft.get_base_model(), Net) else [x] * 3
+    said = lambda model: (model(*inputs)[0] if len(inputs) == 3 else model(*inputs))  # noqa: E731
+    whole = copy.deepcopy(peft)
+    sharded = FullyShardedDataParallel(peft, use_orig_params=True, device_id=torch.device("cpu"))
+    said(whole).square().sum().backward()
+    said(sharded).square().sum().backward()
+    torch.testing.assert_close(said(sharded), said(whole))
+    gradients = [{name.replace("_fsdp_wrapped_module.", ""): p.grad for name, p in m.named_parameters() if p.requires_grad} for m in (whole, sharded)]
+    torch.testing.assert_close(*gradients)
+    with torch.no_grad(), whole.disable_adapter():
+        plain = said(whole)
+    with torch.no_grad():
+        assert not torch.allclose(said(sharded), plain)

@@ -58,8 +58,23 @@ def test_monteclora_adds_to_a_trainer_s_loss_in_training():
     assert whole != alone
     whole.backward()
     assert model.base_model.model[0].lora_monteclora_sampler["default"].std_prior.grad is not None
+    torch.manual_seed(1)
+    Trainer().compute_loss(model, x)
+    torch.testing.assert_close(model._get_monteclora_loss(), whole - alone)
     model.eval()
-    assert Montecloras().compute_loss(model, x) == Trainer().compute_loss(model, x)
+    assert Montecloras().compute_loss(model, x) == Trainer().compute_loss(model, x) and model._get_monteclora_loss() == 0
+
+
+def test_kasa_says_what_it_adds_to_the_loss():
+    model = peft.get_peft_model(small(), lora(target_modules=["0", "1"], kasa_config=peft.KasaConfig(beta=2.0, gamma=3.0)))
+    expected = 0
+    for layer in (model.base_model.model[0], model.base_model.model[1]):
+        A, B, d = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.lora_diag["default"]
+        off = [torch.linalg.norm(gram - torch.eye(2)) for gram in (A @ A.T, B.T @ B)]
+        expected = expected + 2 * d.square().sum() + 3 * sum(off)
+    torch.testing.assert_close(model._get_kasa_loss(), expected)
+    torch.testing.assert_close(model._get_kasa_loss("default"), expected)
+    assert peft.get_peft_model(small(), lora())._get_kasa_loss() == 0 == model._get_monteclora_loss()
 
 
 def test_factors_in_blocks_show_the_whole_matrix():
