@@ -72,8 +72,8 @@ class BadAdapter(StudioError, ValueError):
     code = "bad-adapter"
 
 
-class WrongBase(BadAdapter):
-    """The adapter was made for another base model."""
+class WrongBase(BadAdapter, RuntimeError):
+    """The adapter was made for another base model. As in torch, where tensors of a file have other sizes, a `RuntimeError`, too."""
 
     code = "wrong-base"
 

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.compat import blocks
+from engine.errors import StudioError
 from engine.compat.kinds import AuxiliaryTrainingWrapper, TrainableTokensLayer, TrainableTokensWrapper, layer_class
 from engine.hosts.adapted import Adapted
+from engine.hosts.parameter import AdaptedParameter
 from engine.hosts.replaced import Replaced, SavedModule
 from engine.hosts.shelves import Fixed, Slot
 from engine.hosts.beside import BIAS, SAVED
@@ -49,6 +51,7 @@ def attach_all() -> None:
     attach(LayerViews, Adapted)
     attach(ReplacedViews, Replaced)
     attach(SlotViews, Slot)
+    attach(ErrorViews, StudioError)
     attach(model.TunerViews, Tuner)
     attach(model.LoneViews, LoneTuner)
     attach(model.GraphViews, GraphTuner)
@@ -142,6 +145,7 @@ def _rescale(tenant: Any, value: float) -> Any:
 # what layers of a method have in PEFT, whether or not there is something on it
 _SHELVES = {"LORA": ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_variant"),
             "DEFT": ("deft_P", "deft_R")}
+_WORDS = (ROWS, "trainable_tokens_original")
 
 
 class _Empty(nn.ModuleDict):
@@ -291,11 +295,13 @@ class WrapperViews:
         return WrapperViews.native["_shelf"](self, kind, container)
 
     def extra_repr(self: Adapted) -> str:
+        if isinstance(self, AdaptedParameter):
+            return f"parameter_name={self.host.name!r}"
         return f"in_features={self.in_features}, out_features={self.out_features}" if type(self.bare).__name__ == "Conv1D" else ""
 
     def _get_name(self: Adapted) -> str:
         kinds = sorted({str(getattr(t.config.peft_type, "value", t.config.peft_type)).lower() for t in self.tenants.values()})
-        layer = type(self.bare).__name__
+        layer = "ParamWrapper" if isinstance(self, AdaptedParameter) and self.site.kind == "parameter" else type(self.bare).__name__
         return f"{kinds[0] if kinds else 'peft'}.{'Linear' if layer == 'Conv1D' else layer}"
 
 
@@ -365,16 +371,16 @@ class LayerViews:
             keys = (name, f"{name}.{category(self.site.path)}")
             if shared := {adapter: t.shared[key] for adapter, t in self.tenants.items() for key in keys if key in t.shared}:
                 return shared
-            if any(name in _SHELVES.get(t.config.peft_type, ()) for t in self.tenants.values()):
+            if any(name in _SHELVES.get(t.config.peft_type, ()) for t in self.tenants.values()) or not self.tenants and name in _WORDS:
                 return _Empty()
             raise
 
     @property
     def token_adapter(self: Adapted) -> Adapted:
         """Rows of words stand beside all else that is on the layer, so the layer itself is what PEFT keeps in it."""
-        if not isinstance(self, TrainableTokensWrapper):
+        if not isinstance(self, TrainableTokensWrapper) and self.tenants:
             raise AttributeError("token_adapter")
-        return self
+        return self                        # also when the last one has left
 
     @property
     def original_module(self: Adapted) -> nn.Module:
@@ -395,6 +401,15 @@ class LayerViews:
         if not isinstance(self, TrainableTokensLayer):
             raise AttributeError("trainable_tokens_original")
         return _PerAdapter(self, lambda tenant: tenant.method.rows(tenant.config, tenant.site, self.canonical()))
+
+
+class ErrorViews:
+    """To a program an error says all that it knows."""
+
+    def __init__(self: StudioError, *args: Any, **kwargs: Any):
+        ErrorViews.native["__init__"](self, *args, **kwargs)
+        if self.details:
+            self.args = (f"{self.args[0]}\n{self.details}",)
 
 
 class SlotViews:

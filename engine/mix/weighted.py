@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.hosts.adapted import Adapted
-from engine.law import Factors, PeftConfig, Tensors
+from engine.hosts.replaced import Replaced
+from engine.law import Factors, PeftConfig, Tensors, Whole
 from engine.hosts.beside import BIAS
 from engine.methods.lora import METHOD, LoraConfig
 from engine.methods.trainable_tokens import ROWS, TOKEN_ADAPTER, TokenAdapter, TrainableTokensConfig
@@ -33,8 +34,8 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
     if all(layer.tenants[a].config.peft_type == "IA3" for layer in layers.values() for a in adapters if a in layer.tenants):
         return _scalings(model, layers, [*zip(adapters, weights)])
     there = {path: [layer.tenants[a].method for a in adapters if a in layer.tenants] for path, layer in layers.items()}
-    parts = {path: _factors(layers[path], path, adapters) for path, laws in there.items()
-             if laws and not all(isinstance(law, TokenAdapter) for law in laws)}
+    words, copies = ([path for path, laws in there.items() if laws and all(isinstance(law, kind) for law in laws)] for kind in (TokenAdapter, Whole))
+    parts = {path: _factors(layers[path], path, adapters) for path, laws in there.items() if laws and path not in {*words, *copies}}
     ranks = {f.A.shape[0] for found in parts.values() for f in found.values()}
     if kind in SEPARATE and any(len({f.A.shape[0] for f in found.values()}) > 1 for found in parts.values()):
         raise ValueError(f"All adapters must have the same r value when using combination_type {kind}.")
@@ -43,13 +44,13 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
     named = {layers[path].tenants[next(iter(parts[path]))].site.path: f for path, f in combined.items()}   # attention's parts by one name
     config = lora_config(model, {path: f.A.shape[0] for path, f in named.items()})
     config.inference_mode, config.lora_bias = True, any(f.bias is not None for f in named.values())
-    words = {path: _words(layers[path], [*zip(adapters, weights)], recipe) for path in there.keys() - parts.keys() if there[path]}
-    words = {path: found for path, found in words.items() if found is not None}
-    config.trainable_token_indices = {path: indices for path, (indices, _) in words.items()} or None
+    rows = {path: found for path in words if (found := _words(layers[path], [*zip(adapters, weights)], recipe))}
+    config.trainable_token_indices = {path: indices for path, (indices, _) in rows.items()} or None
+    config.modules_to_save = copies or None
     config.ensure_weight_tying = any(getattr(layer.tenants[a].config, "ensure_weight_tying", False)
                                      for layer in layers.values() for a in adapters if a in layer.tenants)
     return config, {path: METHOD.from_factors(f, layers[path].site) for path, f in combined.items()} | {
-        path: {ROWS: rows} for path, (_, rows) in words.items()}
+        path: {ROWS: found} for path, (_, found) in rows.items()} | {path: _copy(layers[path], [*zip(adapters, weights)], recipe) for path in copies}
 
 
 def _words(layer: Adapted, weighted: Sequence[tuple[str, float]], recipe: Recipe) -> tuple[list[int], Tensor] | None:
@@ -63,6 +64,16 @@ def _words(layer: Adapted, weighted: Sequence[tuple[str, float]], recipe: Recipe
     base = TOKEN_ADAPTER.rows(TrainableTokensConfig(token_indices=indices.tolist()), site, W0).to(heard[0][2].dtype)
     changes = [base.index_copy(0, torch.searchsorted(indices, own), rows) - base for own, (_, _, rows) in zip(places, heard)]
     return indices.tolist(), base + arithmetic(changes, [weight for _, weight, _ in heard], recipe)
+
+
+def _copy(layer: Replaced, weighted: Sequence[tuple[str, float]], recipe: Recipe) -> Tensors:
+    """The tensors of a module that some of these adapters have learned whole, their changes combined; what is no number is the last one's."""
+    heard, found = [(exactly(layer, a), weight) for a, weight in weighted if a in layer.tenants], {}
+    for key in layer.tensors(next(a for a, _ in weighted if a in layer.tenants)):
+        base, own = layer.pristine()[key.partition(".")[2]], [p[key] for p, _ in heard]
+        base = base.detach().to(own[-1].dtype)
+        found[key] = base + arithmetic([p - base for p in own], [w for _, w in heard], recipe) if base.is_floating_point() else own[-1]
+    return found
 
 
 def _scalings(model: nn.Module, layers: Mapping[str, Adapted], weighted: Sequence[tuple[str, float]]) -> tuple[PeftConfig, dict[str, Tensors]]:

@@ -5,6 +5,7 @@ PEFT writes them over the base. Here the base stays as it is: what the file has 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,8 +40,10 @@ def embeddings_to_save(tuner: "Tuner | LoneTuner", name: str, wanted: bool | str
     """
     if not (wanted if wanted != "auto" else _resized(tuner.model, tuner.peft_config[name])):
         return {}
+    if not (embeddings := _embeddings(tuner.model)):
+        warnings.warn("Could not identify embedding layer(s) because the model is not a 🤗 transformers model.", stacklevel=2)
     found: dict[str, Tensor] = {}
-    for path, layer in _embeddings(tuner.model).items():
+    for path, layer in embeddings.items():
         weight = weight_of(layer)
         if isinstance(layer, Replaced) and name in layer.tenants or any(weight is other for other in found.values()):
             continue

@@ -115,7 +115,7 @@ class LoneTuner(ABC):
         """
         check_name(name)
         if name in self.peft_config:
-            raise ValueError(f"Adapter with name {name} already exists.")
+            raise ValueError(f"Adapter with name {name!r} already exists.")
         config = with_heads(config, heads)
         saved = {p.target.path: p for p in saved_modules(self.model, config)}
         of_saved, rest = _parts(file or {}, saved)

@@ -274,7 +274,12 @@ class _AllLinear:
 
 
 def _family(model: nn.Module) -> str | None:
-    return getattr(getattr(model, "config", None), "model_type", None)
+    """The model's ``model_type``; a config may also be a dict, or say it only as one."""
+    config = getattr(model, "config", None)
+    if isinstance(named := getattr(config, "model_type", None), str):
+        return named
+    config = config.to_dict() if hasattr(config, "to_dict") else config
+    return config.get("model_type") if isinstance(config, dict) else None
 
 
 def _read_past(model: nn.Module) -> frozenset[str]:

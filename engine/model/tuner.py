@@ -127,7 +127,7 @@ class Tuner(TrainingHooks, Shelves):
         """
         check_name(name)
         if name in self.peft_config:
-            raise ValueError(f"Adapter with name {name} already exists.")
+            raise ValueError(f"Adapter with name {name!r} already exists.")
         with collector_at_rest(), ExitStack() as failing:
             if not self.peft_config:
                 clear_abandoned(self.model, Tuner, failing)
@@ -276,7 +276,7 @@ class Tuner(TrainingHooks, Shelves):
 
     @contextmanager
     def sampled(self, names: Sequence[str], copies: int = 1) -> Iterator[None]:
-        """Inside the block each sample of a batch is heard through its own adapter. Raises `ValueError`; see `PeftModel.forward`.
+        """Inside the block each sample of a batch is heard through its own adapter, unless all are off. Raises `ValueError`; see `PeftModel.forward`.
 
         Threads take turns. One that hears the stack itself must not run meanwhile.
 
@@ -289,6 +289,7 @@ class Tuner(TrainingHooks, Shelves):
             raise ValueError("Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first.")
         if unknown := sorted(set(names) - self.peft_config.keys() - {BASE}):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}.")
+        names = list(names) if self.stack.enabled else [BASE] * len(names)
         batch = [name for name in names for _ in range(copies)]
         with self.stack.turn:
             if self._batch is None or self._batch.names != batch:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.parity.differences import DIFFERENCES
+from tests.parity.differences import BY_CHANCE, DIFFERENCES
 
 VERSION = "0.21.2"
 REPOSITORY = Path(__file__).parents[2]
@@ -294,6 +294,15 @@ def _empty(names: list[str], rows: list[Comparison]) -> list[str]:
             if f"test_{name}" not in {row.name for row in rows} and list((CACHE / "results").glob(f"test_{name}.peft.*.log"))]
 
 
+def _named(failed: list[dict]) -> str:
+    """Failed tests by name, those of one reason together."""
+    groups: dict[str, list[str]] = {}
+    for entry in failed:
+        why = next((why for pattern, why in BY_CHANCE if fnmatch.fnmatchcase(entry["test"], pattern)), "")
+        groups.setdefault(why, []).append(f"`{entry['test'].rpartition('::')[2]}`")
+    return "; ".join(", ".join(names) + f" ({why})" * bool(why) for why, names in groups.items())
+
+
 def readme(rows: list[Comparison]) -> str:
     """The page that stands beside this file."""
     commits = " ".join(Outcomes.of(row.name, "engine", row.sample).commit for row in rows)
@@ -313,8 +322,7 @@ def readme(rows: list[Comparison]) -> str:
     if others:
         tables.append(("Files that look into PEFT's own structure", [row.row() for row in others]))
     tables = "\n\n".join("\n".join([f"## {title}", "", HEAD, *lines]) for title, lines in tables)
-    causes_left = "\n".join(f"- `{row.name}`: " + "; ".join(f"`{entry['test'].rpartition('::')[2]}`" for entry in row.failed)
-                            for _, of_tier in there for row in of_tier if row.failed)
+    causes_left = "\n".join(f"- `{row.name}`: {_named(row.failed)}" for _, of_tier in there for row in of_tier if row.failed)
     intent = "\n".join(f"- {why} *({', '.join(tests)}; {reasons[why]} in this run)*" for why, tests in patterns.items())
     return f"""# PEFT's own tests, with the engine in PEFT's place
 

@@ -246,6 +246,61 @@ def test_a_bias_is_merged_into_a_layer_that_has_none():
                 model.merge_adapter()
 
 
+def test_adaloras_learn_beside_one_another():
+    """Two in one stack, both with gradients and a schedule. PEFT refuses the second; and it lets one learn that is made for inference."""
+    settings = {"target_modules": ["first"], "init_r": 4, "target_r": 2, "total_step": 4, "init_lora_weights": False}
+    model = built(engine, line(), lambda package: package.AdaLoraConfig(**settings), lambda package: package.AdaLoraConfig(**settings))
+    heard(model, "a0", "a1")
+    model(torch.randn(5, 8)).square().sum().backward()
+    for step in (1, 2, 3, 4):
+        model.on_step(step)
+    for name in ("a0", "a1"):
+        assert all(p.grad is not None for key, p in model.named_parameters() if p.requires_grad and key.endswith(name))
+        assert (model.adapted["first"].tensors(name)["lora_E"] != 0).sum() == 2
+    with pytest.raises(ValueError, match="only 1 trainable adapter"):
+        built(peft, line(), lambda package: package.AdaLoraConfig(**settings), lambda package: package.AdaLoraConfig(**settings))
+    still = built(engine, line(), lambda package: package.AdaLoraConfig(**settings, inference_mode=True))
+    heard(still, "a0")
+    assert not any(p.requires_grad for p in still.parameters())
+
+
+def test_a_batch_may_hold_a_dora():
+    """Each sample through its own adapter says what the adapter says alone. PEFT refuses DoRA there."""
+    plain = lambda package: package.LoraConfig(r=2, init_lora_weights=False, target_modules=["first"])  # noqa: E731
+    dora = lambda package: package.LoraConfig(r=2, init_lora_weights=False, use_dora=True, target_modules=["first"])  # noqa: E731
+    model, x, alone = built(engine, line(), plain, dora), torch.randn(4, 8), {}
+    for name in ("a0", "a1"):
+        heard(model, name)
+        alone[name] = model(x)
+    names = ["a1", "a0", "a1", "__base__"]
+    expected = torch.stack([line()(x)[i] if name == "__base__" else alone[name][i] for i, name in enumerate(names)])
+    assert gap(model(x, adapter_names=names), expected) < 1e-5
+    with pytest.raises(ValueError, match="when DoRA is enabled"):
+        built(peft, line(), plain, dora)(x, adapter_names=names)
+
+
+def test_a_bank_stands_above_the_layers():
+    """VB-LoRA's vectors are one tensor, whichever layers use it. PEFT's names say that it is the first one's."""
+    config = lambda package: package.VBLoRAConfig(target_modules=["first", "second"], num_vectors=8, vector_length=4)  # noqa: E731
+    names = {who: [name for name, _ in built(package, Two(nn.Linear(8, 8), nn.Linear(8, 8)), config).named_parameters() if "bank" in name]
+             for who, package in BOTH.items()}
+    assert names == {"ours": ["base_model.vblora_vector_bank.a0"], "peft's": ["base_model.model.first.vblora_vector_bank.a0"]}
+
+
+def test_a_file_need_not_hold_the_embedding_that_an_adapter_sits_on(tmp_path):
+    """The same words come out of a file without them. PEFT writes all of the embedding, which the base has already."""
+    ids, config = torch.arange(6)[None], lambda package: package.LoraConfig(r=2, init_lora_weights=False, target_modules=["embed_tokens"])
+    sizes, base = {}, make_model()
+    for who, package in BOTH.items():
+        model = built(package, base, config)
+        model.save_pretrained(tmp_path / who)
+        sizes[who] = {key: tensor.numel() for key, tensor in load_file(tmp_path / who / "a0" / "adapter_model.safetensors").items()}
+        again = package.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / who / "a0").eval()
+        assert gap(again(ids).logits, model(ids).logits) < 1e-5
+    words = [key for key in sizes["peft's"] if key.endswith("embed_tokens.base_layer.weight")]
+    assert words and sum(sizes["ours"].values()) < sizes["peft's"][words[0]] and sizes["ours"].keys() == sizes["peft's"].keys() - set(words)
+
+
 def test_generate_takes_what_the_model_takes():
     """Input ids by position. PEFT's encoder-decoder models refuse them."""
     torch.manual_seed(0)

@@ -194,7 +194,8 @@ def one_process():
 
 
 @pytest.mark.parametrize("make, config", [
-    (Net, {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}), (lambda: One(nn.MultiheadAttention(6, 2)), {"target_modules": ["layer"]}),
+    (Net, {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}),
+    (lambda: One(nn.MultiheadAttention(6, 2)), {"target_modules": ["layer"]}),
 ], ids=["experts", "attention"])
 def test_sharded_training_hears_what_sits_on_parameters(make, config, one_process):
     from torch.distributed.fsdp import FullyShardedDataParallel

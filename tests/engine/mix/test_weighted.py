@@ -1,4 +1,4 @@
-"""An adapter that is named twice counts twice."""
+"""An adapter that is named twice counts twice; what one has learned beside its low-rank matrices is combined with them."""
 
 from __future__ import annotations
 
@@ -49,3 +49,28 @@ def test_words_that_were_learned_beside_are_combined_too(how):
     expected[[1, 3, 7]] += torch.stack([0.5 * a[1], 2 * b[0], seven])
     torch.testing.assert_close(embedding(torch.arange(10)), expected)
     assert model.peft_config["both"].trainable_token_indices == {"0": [1, 3, 7]}
+
+
+@pytest.mark.parametrize("how", [{"combination_type": "cat"}, {"combination_type": "magnitude_prune", "density": 1.0}], ids=["cat", "pruned"])
+def test_modules_that_were_learned_whole_are_combined_too(how):
+    """``W0 + Σ weight · (W' − W0)``, where one adapter has a copy and where two have."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 8), nn.BatchNorm1d(8))
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=["0"], modules_to_save=["1", "2"]), "a").eval()
+    model.add_adapter("b", LoraConfig(r=4, target_modules=["0"], modules_to_save=["1"]))
+    first, second, third = model.get_base_model()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.normal_()
+    third.modules_to_save["a"].num_batches_tracked += 5
+    model.add_weighted_adapter(["a", "b"], [0.5, 2.0], "both", **how)
+    W0, copies = second.original_module, second.modules_to_save
+    for key in ("weight", "bias"):
+        base, a, b, both = (getattr(m, key) for m in (W0, copies["a"], copies["b"], copies["both"]))
+        torch.testing.assert_close(both, base + 0.5 * (a - base) + 2 * (b - base))
+    norm = third.modules_to_save["both"]
+    torch.testing.assert_close(norm.weight, 0.5 + 0.5 * third.modules_to_save["a"].weight)
+    assert norm.num_batches_tracked == 5 and "b" not in third.modules_to_save
+    model.set_adapter("both")
+    assert not torch.allclose(model(torch.randn(3, 16)), model.unload()(torch.randn(3, 16)))

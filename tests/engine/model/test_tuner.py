@@ -99,3 +99,21 @@ def test_each_sample_generates_through_its_own_adapter(name, head, how):
         said["__base__"] = peft.generate(**given, **how).view(mixed.shape)
     assert all(torch.equal(mixed[row], said[name][row]) for row, name in enumerate(names))
     assert not torch.equal(said["a"], said["b"]) and peft.stack.samples is None
+
+
+def test_a_module_of_many_outputs_is_not_for_batches_of_several_adapters():
+    peft = get_peft_model(nn.ModuleDict({"first": nn.Linear(4, 4), "gru": nn.GRU(4, 4)}),
+                          LoraConfig(target_modules=["first"], modules_to_save=["gru"], r=2)).eval()
+    with peft.tuner.sampled(["default", "__base__"]), pytest.raises(TypeError, match="Mixed batching is only supported for modules that"):
+        peft.get_base_model()["gru"](torch.randn(2, 3, 4))
+
+
+@torch.no_grad()
+def test_when_adapters_are_off_no_sample_hears_one():
+    peft = get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"], r=2, init_lora_weights=False)).eval()
+    x = torch.randn(2, 4)
+    with peft.disable_adapter():
+        assert torch.equal(peft(x, adapter_names=["default", "__base__"]), peft(x))
+        with pytest.raises(ValueError, match="Length of `adapter_names`"):
+            peft(x, adapter_names=["default"])
+    assert not torch.equal(peft(x, adapter_names=["default", "__base__"])[0], peft(x, adapter_names=["__base__", "__base__"])[0])

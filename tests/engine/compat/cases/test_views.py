@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -100,3 +101,30 @@ def test_words_beside_another_adapter_are_called_as_in_peft():
     assert name in learned and model.get_parameter(name) is model.base_model.model.model.embed_tokens.trainable_tokens_delta["default"]
     alone = peft.get_peft_model(family("Llama", "ForCausalLM"), peft.TrainableTokensConfig(token_indices=[0]))
     assert "base_model.model.model.embed_tokens.trainable_tokens_delta.default" in dict(alone.named_parameters())
+
+
+def test_a_parameter_is_called_as_in_peft():
+    said = repr(peft.get_peft_model(small(), lora(target_modules=[], target_parameters=["0.weight"])).base_model.model[0])
+    assert said.startswith("lora.ParamWrapper") and "parameter_name='weight'" in said
+
+
+def test_the_place_of_words_stays_when_the_last_have_left():
+    from tests.support.families import family
+
+    model = peft.get_peft_model(family("Llama", "ForCausalLM"), lora(target_modules=["q_proj"], trainable_token_indices=[0, 1]))
+    words = model.base_model.model.model.embed_tokens
+    assert set(words.token_adapter.trainable_tokens_delta) == {"default"}
+    model.delete_adapter("default")
+    assert not len(words.token_adapter.trainable_tokens_delta) and not len(words.token_adapter.trainable_tokens_original)
+
+
+def test_an_error_says_all_that_it_knows(tmp_path):
+    peft.get_peft_model(small(), lora()).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"size mismatch[^$]*\(2, 6\) in the file, \(2, 5\) in the model"):
+        peft.PeftModel.from_pretrained(torch.nn.Sequential(torch.nn.Linear(5, 8)), tmp_path)
+
+
+def test_a_model_s_config_may_be_a_dict():
+    model = torch.nn.Sequential(OrderedDict(q=torch.nn.Linear(6, 8), k=torch.nn.Linear(8, 4)))
+    model.config = {"model_type": "t5"}
+    assert peft.get_peft_model(model, peft.LoraConfig()).targeted_module_names == ["q"]
