@@ -18,6 +18,7 @@ from engine.hosts.parameter import AdaptedParameter
 from engine.hosts.replaced import Replaced, SavedModule
 from engine.hosts.shelves import Fixed, Slot
 from engine.hosts.beside import BIAS, SAVED
+from engine.methods.alora import Activated
 from engine.methods.frod import category
 from engine.methods.trainable_tokens import ROWS
 
@@ -359,7 +360,8 @@ class LayerViews:
         """ΔW of one adapter in the layer's own layout."""
         tenant = self.tenants[adapter]
         W0 = self.canonical().float() if tenant.method.needs_base or not hasattr(tenant.method, "factors") else None
-        delta = tenant.method.delta(self.all_tensors(adapter), tenant.config, tenant.site, self.canonical().float() if W0 is None else W0)
+        law = tenant.method.inner if isinstance(tenant.method, Activated) else tenant.method       # an aLoRA's, once it is called
+        delta = law.delta(self.all_tensors(adapter), tenant.config, tenant.site, self.canonical().float() if W0 is None else W0)
         return self._host.native(delta, self.pristine_weight)
 
     def __getattr__(self: Adapted, name: str) -> Any:

@@ -173,6 +173,14 @@ def table(rows: Tensor) -> nn.Embedding:
     return nn.Embedding(*rows.shape, _weight=rows.detach().clone().float())
 
 
+def first_words(config: Any) -> list[int]:
+    """The tokens of ``prompt_tuning_init_text``."""
+    from transformers import AutoTokenizer
+
+    settings = {k: v for k, v in (config.tokenizer_kwargs or {}).items() if k != "trust_remote_code"}          # an adapter never brings programs
+    return AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **settings)(config.prompt_tuning_init_text)["input_ids"]
+
+
 @torch.no_grad()
 def word_rows(words: nn.Module, ids: Sequence[int] | Tensor, rows: int) -> Tensor:
     """The base's embeddings ``(rows, dim)`` of these tokens, repeated or cut to that number. Raises `ValueError` if there are none."""

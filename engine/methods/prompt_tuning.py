@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from engine.methods.prompt import PROMPT, BasePromptEncoder, PromptMethod, WordPromptConfig, table, word_rows
+from engine.methods.prompt import PROMPT, BasePromptEncoder, PromptMethod, WordPromptConfig, first_words, table, word_rows
 from engine.specs.fields import knob
 
 
@@ -28,7 +28,7 @@ class PromptTuningConfig(WordPromptConfig):
 
 
 class PromptEmbedding(BasePromptEncoder):
-    """The rows themselves (PEFT's class). ``text``: token ids to begin with, repeated or cut to the number of rows."""
+    """The rows themselves (PEFT's class). ``text``: token ids to begin with, repeated or cut to the number of rows; by default the config's."""
 
     def __init__(self, config: PromptTuningConfig, word_embeddings: nn.Module | None = None, *, text: Sequence[int] = (),
                  given: Mapping[str, Tensor] | None = None):
@@ -39,7 +39,7 @@ class PromptEmbedding(BasePromptEncoder):
         rows = config.total_tokens
         self.embedding = nn.Embedding(rows, config.token_dim)
         if config.prompt_tuning_init != "RANDOM" and not config.inference_mode:
-            ids = text if config.prompt_tuning_init == "TEXT" else torch.randint(0, word_embeddings.num_embeddings, (rows,))
+            ids = text or first_words(config) if config.prompt_tuning_init == "TEXT" else torch.randint(0, word_embeddings.num_embeddings, (rows,))
             self.embedding = table(word_rows(word_embeddings, ids, rows))
 
 

@@ -12,6 +12,7 @@ from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced
 from engine.law import Factors, PeftConfig, Tensors, Whole
 from engine.hosts.beside import BIAS
+from engine.methods.alora import Activated
 from engine.methods.lora import METHOD, LoraConfig
 from engine.methods.trainable_tokens import ROWS, TOKEN_ADAPTER, TokenAdapter, TrainableTokensConfig
 from engine.mix.combine import SEPARATE, Recipe, arithmetic, combine
@@ -35,6 +36,10 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
         return _scalings(model, layers, [*zip(adapters, weights)])
     there = {path: [layer.tenants[a].method for a in adapters if a in layer.tenants] for path, layer in layers.items()}
     words, copies = ([path for path, laws in there.items() if laws and all(isinstance(law, kind) for law in laws)] for kind in (TokenAdapter, Whole))
+    configs = {a: [layer.tenants[a].config for layer in layers.values() if a in layer.tenants] for a in adapters}
+    calls = {next((tuple(call) for config in found if (call := getattr(config, "alora_invocation_tokens", None))), ()) for found in configs.values()}
+    if len(calls) > 1:
+        raise ValueError("Adapters that are called by other words, or one that is called and one that is not, cannot be combined into one LoRA.")
     parts = {path: _factors(layers[path], path, adapters) for path, laws in there.items() if laws and path not in {*words, *copies}}
     ranks = {f.A.shape[0] for found in parts.values() for f in found.values()}
     if kind in SEPARATE and any(len({f.A.shape[0] for f in found.values()}) > 1 for found in parts.values()):
@@ -47,8 +52,8 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
     rows = {path: found for path in words if (found := _words(layers[path], [*zip(adapters, weights)], recipe))}
     config.trainable_token_indices = {path: indices for path, (indices, _) in rows.items()} or None
     config.modules_to_save = copies or None
-    config.ensure_weight_tying = any(getattr(layer.tenants[a].config, "ensure_weight_tying", False)
-                                     for layer in layers.values() for a in adapters if a in layer.tenants)
+    config.alora_invocation_tokens = list(*calls) or None
+    config.ensure_weight_tying = any(getattr(each, "ensure_weight_tying", False) for found in configs.values() for each in found)
     return config, {path: METHOD.from_factors(f, layers[path].site) for path, f in combined.items()} | {
         path: {ROWS: found} for path, (_, found) in rows.items()} | {path: _copy(layers[path], [*zip(adapters, weights)], recipe) for path in copies}
 
@@ -99,7 +104,8 @@ def _factors(layer: Adapted, path: str, adapters: Sequence[str]) -> dict[str, Fa
                 raise ValueError(f"Adapters on {path}, a convolution with groups, cannot be combined: LoRA's files keep one group's outputs apart.")
             if BIAS in layer.all_tensors(name):
                 raise ValueError(f"The adapter {name} has a bias of its own at {path}, which a combined LoRA has not.")
-            if (factors := low_rank(layer, name)) is None:
+            law = tenant.method.inner if isinstance(tenant.method, Activated) else tenant.method           # an aLoRA's, once it is called
+            if (factors := law.factors(exactly(layer, name), tenant.config, tenant.site)) is None:
                 raise ValueError(f"{tenant.method.title} has no low-rank form at {path}, so the adapter {name} cannot be combined into one LoRA.")
             found[name] = factors
     return found

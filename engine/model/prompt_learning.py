@@ -23,7 +23,7 @@ from engine.checkpoint.pickle_reader import read_pickled_tensors
 from engine.checkpoint.report import LoadReport
 from engine.hosts.basis import Basis
 from engine.law import Tensors
-from engine.methods.prompt import PROMPT, BasePromptEncoder, PromptLearningConfig, PromptMethod
+from engine.methods.prompt import PROMPT, BasePromptEncoder, PromptLearningConfig, PromptMethod, first_words
 from engine.methods.registry import method
 from engine.model.lone import LoneTuner, match
 
@@ -286,11 +286,7 @@ def _start(config: PromptLearningConfig) -> dict[str, Any]:
     """What a new prompt begins with and has to be fetched: see `PromptMethod.encoder`."""
     kind = getattr(config, "prompt_tuning_init", "RANDOM")
     if kind == "TEXT" and not config.inference_mode:
-        from transformers import AutoTokenizer
-
-        settings = {k: v for k, v in (config.tokenizer_kwargs or {}).items() if k != "trust_remote_code"}      # an adapter never brings programs
-        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **settings)
-        return {"text": tokenizer(config.prompt_tuning_init_text)["input_ids"]}
+        return {"text": first_words(config)}
     if kind.endswith(("SOURCE_TASKS", "SOURCE_TASK", "SOURCE_SHARED")):
         path = config.prompt_tuning_init_state_dict_path
         if path is None:

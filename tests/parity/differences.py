@@ -17,6 +17,8 @@ _TWO_ADALORAS = ("Several AdaLoRAs may learn, each with a schedule of its own; o
                  f"{_RIGHT}::test_adaloras_learn_beside_one_another")
 _SAID = ("It is refused as well, in other words. tests/engine/hosts/test_attention.py::test_what_cannot_be_is_said, "
          "tests/engine/model/test_tuner.py::test_a_module_of_many_outputs_is_not_for_batches_of_several_adapters")
+_SWITCHED = ("Whether a prompt learns can be switched; PEFT refuses. "
+             f"{_RIGHT}::test_whether_a_prompt_learns_can_be_switched")
 _INJECTED = ("Methods that share tensors between layers can be injected as well; PEFT refuses them. "
              "tests/engine/compat/cases/test_direct.py::test_what_layers_share_is_injected_too")
 _PRIVATE = ("It looks at private parts of PEFT's layers that are not needed here, as W0 is kept and what does not learn is a buffer. "
@@ -33,7 +35,7 @@ BY_CHANCE: list[tuple[str, str]] = [
     ("*::test_disable_adapters[[]*PVeRA-*", _OVERFLOWS),
     ("*::test_safe_merge[[]Conv2d 2 AdaLoRA-*", _ROUNDS),
     ("*::test_save_load_roundtrip[[]Vanilla MLP 2 AdaLoRA-*",
-     "rounding: of 60 other seeds in 1; PEFT's model runs in the same way before and after, here one that learns runs in another than one that does not"),
+     "rounding: of 60 other seeds in 1; PEFT's model runs in one way before and after, here what learns runs in another than what does not"),
 ]
 DIFFERENCES: list[tuple[str, str]] = [
     ("*::test_multiple_active_adapters_with_same_*_raises*", _COPIES),
@@ -49,15 +51,18 @@ DIFFERENCES: list[tuple[str, str]] = [
     ("*::test_passing_input_embeds_works[[]PrefixTuningConfig-*/tiny-random-Deberta*", _UNHEARD),
     ("*::test_merge_with_lora_bias_when_base_layer_has_no_bias_warns_and_raises*",
      f"A learned bias is merged into a layer that has none; PEFT refuses it. {_RIGHT}::test_a_bias_is_merged_into_a_layer_that_has_none"),
-    *((f"*::test_multiple_adapters_{how}_modules_to_save_merging_adapters*", f"Modules learned whole are combined as deltas; PEFT refuses two. {test}")
-      for how in ("same", "seq_cls_mixed") for test in ("tests/engine/mix/test_weighted.py::test_modules_that_were_learned_whole_are_combined_too",)),
+    *((f"*::test_multiple_adapters_{how}_modules_to_save_merging_adapters*",
+       "Modules learned whole are combined as deltas; PEFT refuses two. "
+       "tests/engine/mix/test_weighted.py::test_modules_that_were_learned_whole_are_combined_too") for how in ("same", "seq_cls_mixed")),
+    ("*::test_set_requires_grad_prompt_learning_raises*", _SWITCHED),
     ("*::test_requires_grad_adalora_*_targets", _TWO_ADALORAS),
     ("*::test_loading_model*requires_grad_set_correctly[[]True-AdaLoraConfig]", _TWO_ADALORAS),
     ("*::test_loading_model*requires_grad_set_correctly[[]*-AdamssConfig]",
      "The test's second model is another base; AdaMSS changes groups of outputs that are found in the base, and other ones there would be wrong. "
      "tests/parity/test_adamss.py::test_another_base_is_noticed"),
     ("*::test_disable_adapters_with_merging[[]*KaSA-*",
-     "Without its adapters the base is the base; PEFT's KaSA has cut it. tests/engine/methods/test_kasa.py::test_without_the_adapter_the_base_is_whole"),
+     "Without its adapters the base is the base; PEFT's KaSA has cut it. "
+     "tests/engine/methods/test_kasa.py::test_without_the_adapter_the_base_is_whole"),
     ("*::test_mixed_adapter_batches_lora_with_dora_raises", f"A batch of several adapters may hold a DoRA. {_RIGHT}::test_a_batch_may_hold_a_dora"),
     ("*::test_mixed_adapter_batches_unsupported_layer_raises*", _SAID),
     ("*::test_mixed_adapter_batches_mha_raises*", _SAID),

@@ -213,6 +213,17 @@ def test_a_prompt_can_be_taken_away():
     assert torch.equal(model.unload()(ids).logits, expected)
 
 
+def test_whether_a_prompt_learns_can_be_switched():
+    """Only what is switched on has a gradient. PEFT has no such switch for prompts."""
+    config = lambda package: package.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")  # noqa: E731
+    model, ids = built(engine, make_model(), config), torch.arange(6)[None]
+    for on in (False, True):
+        model.set_requires_grad("a0", on)
+        assert model(ids).logits.requires_grad == any(p.requires_grad for p in model.parameters()) == on
+    with pytest.raises(TypeError, match="not supported for prompt learning"):
+        built(peft, make_model(), config).set_requires_grad("a0")
+
+
 def test_a_prefix_that_nobody_would_hear_is_refused():
     """DeBERTa has no cache that a prefix could be put into. PEFT's model takes one all the same and says what the base says, to the bit."""
     torch.manual_seed(0)

@@ -74,3 +74,22 @@ def test_modules_that_were_learned_whole_are_combined_too(how):
     assert norm.num_batches_tracked == 5 and "b" not in third.modules_to_save
     model.set_adapter("both")
     assert not torch.allclose(model(torch.randn(3, 16)), model.unload()(torch.randn(3, 16)))
+
+
+def test_adapters_that_one_word_calls_are_combined_into_one_that_it_calls():
+    torch.manual_seed(0)
+    base, x = nn.Sequential(nn.Linear(6, 8)), torch.randn(1, 5, 6)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["0"], alora_invocation_tokens=[3], init_lora_weights=False), "a").eval()
+    model.add_adapter("b", LoraConfig(r=2, target_modules=["0"], alora_invocation_tokens=[3], init_lora_weights=False))
+    model.add_adapter("c", LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+    model.add_weighted_adapter(["a", "b"], [0.5, 2.0], "both", combination_type="cat")
+    assert model.peft_config["both"].alora_invocation_tokens == [3]
+    heard, layer = {}, model.adapted["0"]
+    for name in ("a", "b", "both"):
+        model.set_adapter(name)
+        with model.stack.telling(alora_offsets=[2]):
+            heard[name] = model.base_model(x) - layer.base_layer(x)
+    torch.testing.assert_close(heard["both"], 0.5 * heard["a"] + 2 * heard["b"])
+    assert not heard["both"][:, :3].any() and heard["both"][:, 3:].all()
+    with pytest.raises(ValueError, match="called by other words"):
+        model.add_weighted_adapter(["a", "c"], [0.5, 2.0], "wrong")
