@@ -85,6 +85,12 @@ class PlainBias(OwnBias):
     bias_file = "bias"
 
 
+class AttentionBias(OwnBias):
+    """The same of attention's stacked projections."""
+
+    bias_file = "base_layer.in_proj_bias"
+
+
 def own_bias(p: Tensors, b0: Tensor | None) -> Tensor:
     """``b' − b0``."""
     return p[BIAS] if b0 is None else p[BIAS] - b0

@@ -268,7 +268,9 @@ class Replaced(Shelves):
         except AttributeError:
             if name.startswith("_") or "_stack" not in self.__dict__:
                 raise
-            twin = self._heard(self._stack)[1]
+            heard, twin = self._heard(self._stack)
+            if twin is None and self.bare._parameters.get(name) is not None and self._stack.samples is None:      # read past `forward`: fused layers do
+                return self._present(self._stack, heard).get(name, self.bare._parameters[name])
             return getattr(self.bare if twin is None else twin, name)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Replaced":

@@ -16,10 +16,10 @@ from torch import nn
 from engine.errors import UnsupportedLayer
 from engine.hosts.adapted import Adapted, unwrapped
 from engine.hosts.host import host_of
-from engine.hosts.quantized.adapted import AdaptedQuantized
+from engine.hosts.parameter import ParameterLayout
 from engine.hosts.replaced import Replaced, SavedModule, whole_site
 from engine.law import PeftConfig, TargetedConfig
-from engine.hosts.beside import SAVED, STILL, WHOLE_BIAS, OwnBias, mixed
+from engine.hosts.beside import SAVED, STILL, WHOLE_BIAS, AttentionBias, OwnBias, mixed
 from engine.methods.trainable_tokens import TOKEN_ADAPTER, TrainableTokens, TrainableTokensConfig
 from engine.model.inject import Placement
 from engine.model.tying import shared_weights, tied_adapters, tied_modules, tied_words
@@ -103,7 +103,8 @@ def _with_biases(model: nn.Module, placed: list[Placement], config: TargetedConf
         return placed
     if kind != "all" and not kind.endswith("_only"):
         raise NotImplementedError(f"Requested bias: {kind}, is not implemented. Choose “none”, “all”, or that of the adapted layers only.")
-    placed = [replace(p, method=mixed(OwnBias, p.method)) if p.target.wrapper in (Adapted, AdaptedQuantized) and not p.twin else p for p in placed]
+    placed = [replace(p, method=mixed(AttentionBias if isinstance(p.target.host, ParameterLayout) else OwnBias, p.method))
+              if issubclass(p.target.wrapper, Adapted) and not p.twin else p for p in placed]
     return placed + list(_other_biases(model, config, {p.target.path for p in placed}, saved)) if kind == "all" else placed
 
 

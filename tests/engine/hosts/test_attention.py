@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from engine import IA3Config, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -230,3 +231,49 @@ def test_what_is_read_is_made_of_what_the_tensors_are_now(change):
     torch.testing.assert_close(copy.deepcopy(peft)(x, x, x)[0], after)
     peft.stack.changed()
     torch.testing.assert_close(peft(x, x, x)[0], after)
+
+
+@pytest.mark.parametrize("kind", ["all", "lora_only"])
+def test_its_biases_are_learned_as_those_of_other_layers(kind, tmp_path):
+    peft, before, x = rig(attention(bias=kind))
+    learned = {key: t for key, t in peft.named_parameters() if key.endswith("own.a0.bias")}
+    assert len(learned) == (sum(key.endswith("bias") for key in before.state_dict()) if kind == "all" else 2)
+    torch.testing.assert_close(peft(x), dense(before, peft, {"a0": 1.0})(x))                  # they begin as they were
+    peft(x).square().sum().backward()
+    assert all(t.grad.any() for t in learned.values())
+    with torch.no_grad():
+        for t in learned.values():
+            t += torch.randn_like(t)
+    model = dense(before, peft, {"a0": 1.0})
+    with torch.no_grad():
+        for path, layer in peft.adapted.items():
+            if "own.bias" in layer.tensors("a0"):
+                model.get_parameter(layer.host.names(path)[1]).copy_(layer.tensors("a0")["own.bias"])
+    expected = model(x)
+    torch.testing.assert_close(peft(x), expected)
+    peft.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "a0" / "adapter_model.safetensors")
+    assert {"base_model.model.attn.base_layer.in_proj_bias", "base_model.model.attn.base_layer.out_proj.base_layer.bias"} < state.keys()
+    torch.testing.assert_close(PeftModel.from_pretrained(copy.deepcopy(before), tmp_path / "a0", autocast_adapter_dtype=False)(x), expected)
+    peft.merge_adapter()
+    torch.testing.assert_close(peft(x), expected)
+    peft.unmerge_adapter()
+    assert all(torch.equal(a, b) for a, b in zip(peft.unload().parameters(), before.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("settings", [{"bias": "all"}, {"modules_to_save": ["norm1", "norm2"]}], ids=["biases", "norms"])
+def test_a_layer_that_runs_as_one_kernel_reads_what_was_learned(settings):
+    torch.manual_seed(0)
+    base = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    count, x = sum(key.endswith("bias") for key in base.state_dict()), torch.randn(2, 5, 8)
+    peft = get_peft_model(base, LoraConfig(r=2, target_modules=["linear1", "linear2", "self_attn"], init_lora_weights=False, **settings)).eval()
+    learned = [t for key, t in peft.named_parameters() if t.requires_grad and ".lora_" not in key]
+    assert len(learned) == (count if "bias" in settings else 8)
+    with torch.no_grad():
+        for t in learned:
+            t += torch.randn_like(t)
+    for strength in (1.0, 0.5):
+        peft.set_adapter({"default": strength})
+        step_by_step = peft(x)
+        with torch.no_grad():
+            torch.testing.assert_close(peft(x), step_by_step)
