@@ -269,8 +269,9 @@ class Replaced(Shelves):
             if name.startswith("_") or "_stack" not in self.__dict__:
                 raise
             heard, twin = self._heard(self._stack)
-            if twin is None and self.bare._parameters.get(name) is not None and self._stack.samples is None:      # read past `forward`: fused layers do
-                return self._present(self._stack, heard).get(name, self.bare._parameters[name])
+            own = self.bare._parameters.get(name) if twin is None and self._stack.samples is None else None
+            if own is not None:            # read past `forward`: layers that run as one kernel do that
+                return self._present(self._stack, heard).get(name, own)
             return getattr(self.bare if twin is None else twin, name)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Replaced":
