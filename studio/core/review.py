@@ -19,8 +19,9 @@ def sentences(result: dict) -> list[str]:
     said = []
     if result.get("rows"):
         said.append(words.REVIEW_OUTCOMES(wins=result["wins"], same=result["same"], losses=result["losses"]))
-        low, high = result["interval"]
-        said.append(words.REVIEW_INTERVAL(low=amounts.percent(low), high=amounts.percent(high)) if low > 0 else words.REVIEW_INTERVAL_OPEN())
+        low, high = map(amounts.percent, result["interval"])
+        said.append(words.REVIEW_INTERVAL_OPEN() if result["interval"][0] <= 0 else words.REVIEW_INTERVAL(low=low, high=high) if low != high
+                    else words.REVIEW_INTERVAL_NARROW(about=low))
         if (lower := better_strength(result)) is not None:
             said.append(words.REVIEW_LOWER_BETTER(strength=amounts.percent(lower), error=number(result["strengths"][f"{lower:g}"], 2)))
     general = result.get("general") or {}

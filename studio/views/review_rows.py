@@ -83,7 +83,7 @@ class BlindVote(QWidget):
         self._texts = {}
         for column, (side, said) in enumerate((("A", words.VOTE_A()), ("B", words.VOTE_B()))):
             self._texts[side] = text("", selectable=True)
-            self._answers.addWidget(card(text(said, "muted small"), self._texts[side], looks="sunken", margin=theme.M), 0, column)
+            self._answers.addWidget(card(text(said, "muted small"), self._texts[side], None, looks="sunken", margin=theme.M), 0, column)
             self._answers.setColumnStretch(column, 1)
         self.choices = {side: button(said, lambda s=side: self._vote(s)) for side, said in (
             ("A", words.VOTE_A()), ("same", words.VOTE_SAME()), ("B", words.VOTE_B()))}

@@ -25,6 +25,7 @@ def test_a_lower_strength_is_only_advised_when_it_is_noticeably_better():
 
 def test_the_sentences_promise_nothing_that_the_numbers_do_not():
     assert "10 % to 30 %" in " ".join(review.sentences(result()))
+    assert "about 30 % less" in " ".join(review.sentences(result(interval=[0.299, 0.301])))
     assert "too few" in " ".join(review.sentences(result(interval=[-0.1, 0.3])))
     assert "forgotten something" in " ".join(review.sentences(result(general={"rows": 24, "before": 2, "after": 3, "forgotten": True})))
     assert review.sentences({"rows": 0, "general": {}}) == []

@@ -60,6 +60,9 @@ def test_the_vote_is_blind_kept_and_opens_the_rows(taught, stocked, finish, qtbo
     finish()
     page = taught.review
     assert page.vote.isVisible() and not page.rows.isVisible()
+    page.vote._texts["A"].setText("word " * 300)       # beside a long answer a short one stays at the top
+    qtbot.waitUntil(lambda: page.vote._texts["A"].height() > 60)
+    assert page.vote._texts["B"].y() == page.vote._texts["A"].y() and page.vote._texts["B"].height() < 60
     for _ in range(5):
         sides = page.vote.ballot.sides()
         page.vote.choices["A" if sides[0].startswith("Item") else "B"].click()     # always the taught one
