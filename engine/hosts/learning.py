@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.hosts.recompute import Origin, Recipe
+from engine.hosts.turned import back
 from engine.law import Factors, MapMethod, Method
 from engine.hosts.beside import BIAS
 
@@ -155,7 +156,7 @@ class _LowRank(torch.autograd.Function):
         if needs_b:                        # this way round the product is a third quicker
             to_b = ((h.T * ctx.scale) @ grad).T.to(ctx.dtypes[1])
         if needs_x:
-            to_x = grad @ weight
+            to_x = back(grad, weight)
             if ctx.thin[0]:
                 to_x += _thinned(into_ranks @ A, ctx.thin)
             else:

@@ -139,11 +139,15 @@ class Tile:
         return self.prefix + self.end - self.first
 
     @cached_property
-    def hidden(self) -> Tensor:
-        """bool ``[queries, 1, queries]``: which of the last keys a query does not see, those after it and other rows'."""
+    def unseen(self) -> Tensor:
+        """``[queries, 1, queries]``: -inf for those of the last keys that a query does not see, which come after it or are other rows'; else 0.
+
+        To add it is three times as quick as to fill it in.
+        """
         lengths = self.rows or (self.end - self.begin,)
         row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-        return (row[:, None] != row).logical_or_(torch.ones(len(row), len(row), dtype=torch.bool).triu(1))[:, None]
+        hidden = (row[:, None] != row).logical_or_(torch.ones(len(row), len(row), dtype=torch.bool).triu(1))
+        return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None]
 
     def of(self, keys: Tensor) -> Tensor:
         """``[key heads, tokens, d]`` → ``[key heads, seen, d]``."""
@@ -192,7 +196,7 @@ def _weights(q: Tensor, k: Tensor, tile: Tile, group: int, scaling: float) -> Te
     """How much each query of a tile listens to each key that it sees ``[key heads, queries, keys]``."""
     scores = torch.baddbmm(q.new_empty(()), _of(q, tile, group), tile.of(k).transpose(1, 2), beta=0, alpha=scaling)
     count = tile.end - tile.begin
-    scores.unflatten(1, (count, group))[..., -count:].masked_fill_(tile.hidden, float("-inf"))
+    scores.unflatten(1, (count, group))[..., -count:].add_(tile.unseen.to(scores.dtype))
     return torch.softmax(scores, dim=-1)
 
 

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from engine.errors import InvalidSpec
 from engine.hosts.adapted import Adapted
 from engine.hosts.shelves import Shelves
+from engine.hosts.turned import without_copies
 from engine.specs import TrainSpec
 from engine.store.library import read_model
 from engine.train.precision import Precision
@@ -65,6 +66,7 @@ class Split:
 
     def __init__(self, model: nn.Module, frozen: Collection[nn.Parameter], team: Team, device: str):
         self._team = team
+        without_copies()
         if team.size > 1:
             team.talk()
             team.serve = self.serve

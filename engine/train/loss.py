@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.data.render import Rendered
+from engine.hosts.learning import is_watched
+from engine.hosts.turned import back
 from engine.train.attention import fits, reach, side_by_side
 from engine.train.batching import Batch, collate, common_prefix, micro_batches
 from engine.train.lean import Lean
@@ -167,13 +169,21 @@ class Objective:
         total, gradient, size = 0.0, torch.empty_like(states), self._chunk(states)
         for start in range(0, len(states), size):
             part = states[start:start + size].requires_grad_()
-            logits = self._tail(self.head(part))
+            out = self.head(part)
+            logits = self._tail(out)
             wrong = torch.empty_like(logits)
             total += float(self._errors(logits.detach(), targets[start:start + size], wrong, 1 / learned).sum())
-            logits.backward(wrong)
-            del logits, wrong
-            gradient[start:start + size] = part.grad
+            if logits is out and self._plain_head():
+                gradient[start:start + size] = back(wrong, self.head.weight, dear=True)
+            else:
+                logits.backward(wrong)
+                gradient[start:start + size] = part.grad
+            del out, logits, wrong
         return total, gradient
+
+    def _plain_head(self) -> bool:
+        """Whether it is one product, and nobody learns from it or looks at it."""
+        return type(self.head) is nn.Linear and not is_watched(self.head) and not any(p.requires_grad for p in self.head.parameters())
 
     def _errors(self, logits: Tensor, targets: Tensor, wrong: Tensor | None = None, factor: float = 1.0) -> Tensor:
         """The error in nats of each token, float32; into ``wrong`` goes the gradient of their sum times ``factor``.

@@ -12,12 +12,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+import psutil
 import torch
 
+from engine.hosts.turned import ways_back
 from engine.numerics.kernels import few_kernels
 
 SIZE, REPEATS = (512, 768, 768), 6
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST = -1, -3, 32 << 20      # mallopt(3); bytes from which glibc maps a piece by itself, at most
+IDLE = 4                                   # one part in so many of the free memory may hold copies of weights (`engine.hosts.turned`)
 EXACT, CLOSE, WORTH = 1e-5, 2e-2, 1.3      # relative error allowed in "medium" float32, in bfloat16; gain for which bfloat16 is taken
 
 
@@ -95,7 +98,7 @@ def matmul_precision(value: str) -> Iterator[None]:
 def exact_computing(precision: Precision, device: str = "cpu") -> Iterator[None]:
     """Everything under which a run repeats bit by bit: deterministic kernels and the run's matmul precision; put back afterwards.
 
-    Memory that one step frees is there for the next, too (`kept_memory`).
+    Memory that one step frees is there for the next, too (`kept_memory`), and weights may be laid out for the way back (`ways_back`).
     """
     few_kernels()
     before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -103,7 +106,7 @@ def exact_computing(precision: Precision, device: str = "cpu") -> Iterator[None]
     torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False   # costs time and changes no result
     try:
-        with matmul_precision(precision.matmul), kept_memory():
+        with matmul_precision(precision.matmul), kept_memory(), ways_back(psutil.virtual_memory().available // IDLE):
             yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn)
