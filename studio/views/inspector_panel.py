@@ -171,7 +171,7 @@ class InspectorPanel(QScrollArea):
         self.setMinimumWidth(max(180, self.fontMetrics().averageCharWidth() * 16))
 
     def sizeHint(self) -> QSize:           # noqa: N802 (Qt's names)
-        return QSize(self.fontMetrics().averageCharWidth() * 32, 400)
+        return QSize(theme.beside_work(self, 32), 400)
 
     def resizeEvent(self, event) -> None:  # noqa: N802
         super().resizeEvent(event)

@@ -229,7 +229,7 @@ class LibraryPanel(QWidget):
             self.selected.emit(chosen[-1].data(THING))
 
     def sizeHint(self) -> QSize:            # noqa: N802 (Qt's name)
-        return QSize(self.fontMetrics().averageCharWidth() * 36, 400)
+        return QSize(theme.beside_work(self, 36), 400)
 
     def _repaint(self, *_) -> None:
         self.setMinimumWidth(max(180, self.fontMetrics().averageCharWidth() * 16))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from PySide6.QtCore import QEvent, QSize, Qt, Signal
-from PySide6.QtWidgets import (QButtonGroup, QFrame, QHBoxLayout, QLabel, QLayout, QPushButton, QScrollArea, QSizePolicy, QToolButton,
+from PySide6.QtGui import QFontMetrics
+from PySide6.QtWidgets import (QApplication, QButtonGroup, QFrame, QHBoxLayout, QLabel, QLayout, QPushButton, QScrollArea, QSizePolicy, QToolButton,
                                QVBoxLayout,
                                QWidget)
 
@@ -43,16 +44,22 @@ def button(words: str, slot: Callable[[], object], looks: str = "", *, help: str
 
 
 def _tint(made: QPushButton, icon: str, role: str) -> None:
-    made.setIcon(theme.icon(icon, role))
-    made.setIconSize(QSize(18, 18))
     made.setProperty("tint", [icon, role])
+    _dip(made)
+
+
+def _dip(made: QPushButton) -> None:
+    """Its icon in the colours of the theme, and as high as its letters."""
+    side = max(18, QFontMetrics(QApplication.font()).height())
+    made.setIcon(theme.icon(*made.property("tint")))
+    made.setIconSize(QSize(side, side))
 
 
 def retint(root: QWidget) -> None:
     """Icons in the colours of the new theme; `Panel` does it on `theme.changed`."""
     for made in root.findChildren(QPushButton):
         if made.property("tint"):
-            made.setIcon(theme.icon(*made.property("tint")))
+            _dip(made)
     for fold in root.findChildren(Fold):
         fold.retint()
 

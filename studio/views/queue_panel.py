@@ -13,13 +13,15 @@ from studio.core.text import number
 from studio.core.text import work as words
 from studio.core.text.spoken import spoken
 from studio.jobs.job import Job, State
-from studio.models.jobs_model import PROGRESS, STATE, TITLE, JobRole, JobsModel, when
+from studio.models.jobs_model import KIND, PROGRESS, STATE, TITLE, WHEN, JobRole, JobsModel, when
 from studio.models.past import Past
 from studio.views import a11y, theme
 from studio.views.flow import Flow
 from studio.views.parts import Column, Panel, Row, button, card, clear, error_card, text
 
 LOG_LINES = 400
+LEAST = 5                                  # of them that are seen, however large the letters
+TITLE_LETTERS = 14                         # of a job's name that are seen
 
 
 class QueuePanel(Panel):
@@ -88,7 +90,7 @@ class QueuePanel(Panel):
         self.copy = button(words.COPY_DETAILS(), self._copy, "link")
         head = Row(self._detail_title, Flow(self.open, self.copy))
         head.setStretch(0, 1)
-        detail = card(head, self._detail, self._bar, self._trouble, text(words.QUEUE_LOG(), "small muted"), self._log)
+        self._card = detail = card(head, self._detail, self._bar, self._trouble, text(words.QUEUE_LOG(), "small muted"), self._log)
         self._empty = card(text(words.QUEUE_EMPTY(), "muted"), looks="sunken", margin=theme.XL)
         full = QWidget()
         splitter = QSplitter(Qt.Orientation.Vertical)
@@ -98,6 +100,7 @@ class QueuePanel(Panel):
         splitter.addWidget(self.view)
         splitter.addWidget(detail)
         splitter.setSizes([300, 260])
+        self._log.setMinimumHeight(LEAST * self._log.fontMetrics().lineSpacing())
         Column(buttons, splitter, spacing=theme.M, parent=full).setStretch(1, 1)
         nothing = QWidget()
         Column(self._empty, None, parent=nothing)
@@ -146,6 +149,7 @@ class QueuePanel(Panel):
         if job.id != self._shown:
             self._shown = job.id
             self._show_log()
+        self._fit()
 
     def _heard(self, id: int, event: events.Event) -> None:
         if id == self._shown and not self._past.reading:
@@ -174,9 +178,35 @@ class QueuePanel(Panel):
             self._log.appendPlainText(line)
         self._last = max(self._last, event.seq)
 
-    def showEvent(self, event) -> None:    # noqa: N802 (Qt's name)
+    def showEvent(self, event) -> None:    # noqa: N802 (Qt's names)
         super().showEvent(event)
         self._refresh()
+
+    def resizeEvent(self, event) -> None:  # noqa: N802
+        super().resizeEvent(event)
+        self._fit()
+
+    def restyle(self, *_: object) -> None:
+        super().restyle()
+        self._fit()
+
+    def _fit(self) -> None:
+        """Nothing is squeezed: titles keep some letters, what else is known of a job goes first; the page scrolls before the details shrink."""
+        if not self.isVisible():
+            return
+        letter, line = self.view.fontMetrics().averageCharWidth(), self.view.fontMetrics().height()
+        self.view.verticalHeader().setDefaultSectionSize(max(36, 2 * line))
+        self.view.setMinimumHeight(5 * line + self.view.horizontalHeader().sizeHint().height())
+        for hidden in (set(), {KIND}, {KIND, WHEN}, {KIND, WHEN, PROGRESS}):
+            for column in (KIND, PROGRESS, WHEN):
+                self.view.setColumnHidden(column, column in hidden)
+            fixed = sum(max(self.view.sizeHintForColumn(column), self.view.horizontalHeader().sectionSizeHint(column))
+                        for column in {KIND, STATE, WHEN} - hidden)
+            if self.width() - 2 * theme.XL - fixed >= TITLE_LETTERS * letter * (1 if PROGRESS in hidden else 2):
+                break
+        self._log.setMinimumHeight(LEAST * self._log.fontMetrics().lineSpacing())
+        width = max(1, self.width() - 2 * theme.XL)
+        self._card.setMinimumHeight(self._card.layout().totalHeightForWidth(width))
 
     # --- what a person does ---
 

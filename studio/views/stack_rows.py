@@ -90,7 +90,6 @@ class StackRow(QFrame):
         self.name = theme.look(a11y.ElidedLabel(), "strong")
         self.note = theme.look(a11y.ElidedLabel(mode=Qt.TextElideMode.ElideRight), "muted small")
         self.slider, self.box = StrengthSlider(), PercentBox()
-        self.box.setFixedWidth(round(self.box.fontMetrics().horizontalAdvance("−1000.0 %") + 44))
         self.remove = QToolButton()
         a11y.quiet_wheel(self.slider, self.box)
         words = QGridLayout()
@@ -143,6 +142,9 @@ class StackRow(QFrame):
         self.box.setEnabled(entry.enabled)
 
     def retint(self) -> None:
+        """The colours, and the room for letters of this size."""
+        self.name.setMinimumWidth(10 * self.fontMetrics().averageCharWidth())
+        self.box.setFixedWidth(round(self.box.fontMetrics().horizontalAdvance("−1000.0 %") + 44))
         self.handle.setPixmap(theme.icon("handle", "muted").pixmap(20, 20))
         self.remove.setIcon(theme.icon("close", "muted"))
 

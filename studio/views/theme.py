@@ -163,6 +163,11 @@ def look(widget: QWidget, looks: str) -> QWidget:
     return widget
 
 
+def beside_work(widget: QWidget, letters: int) -> int:
+    """The width that a panel beside the work asks for: so many letters, but never more than leaves the work its room."""
+    return max(widget.minimumWidth(), min(letters * widget.fontMetrics().averageCharWidth(), widget.window().width() * 3 // 10))
+
+
 def margins(size: int) -> tuple[int, int, int, int]:
     return size, size, size, size
 

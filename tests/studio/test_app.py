@@ -444,6 +444,12 @@ def test_the_first_window_needs_no_plot():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+def test_large_letters_leave_the_work_its_room(open_studio, home):
+    home.settings.write_text('{"version": 1, "text_size": 1.8}')
+    window = open_studio().window
+    assert window.library.width() <= 0.32 * window.width()
+
+
 def test_what_was_built_is_not_looked_through_for_garbage(open_studio, qtbot):
     import gc
     before = gc.get_freeze_count()

@@ -12,8 +12,9 @@ from engine.errors import Diverged, Unreachable, VerificationFailed
 from studio.core.stack_commands import AddAdapter, SetEnabled
 from studio.jobs.job import State
 from studio.models.jobs_model import PROGRESS, STATE, TITLE, JobsModel
+from studio.views import theme
 from studio.views.export_panel import ExportPanel
-from studio.views.queue_panel import QueuePanel
+from studio.views.queue_panel import LEAST, QueuePanel
 from studio.views.start_panel import StartPanel
 from tests.studio.kit import make_model, words_of
 
@@ -239,3 +240,28 @@ def test_a_job_that_could_not_be_removed_is_not_called_removed(queue, world, mon
     monkeypatch.setattr(world.queue, "remove", refuse)
     queue.remove.click()
     assert len(failed) == 1 and said == []
+
+
+def test_nothing_of_the_queue_is_squeezed_by_large_letters(queue, world, qapp, qtbot):
+    theme.apply(qapp, "light", 1.8)
+    try:
+        queue.resize(620, 500)
+        qapp.processEvents()
+        queue.resize(620, max(500, queue.minimumSizeHint().height()))      # as the page does that scrolls
+        qapp.processEvents()
+        letters = queue.view.fontMetrics()
+        assert queue._log.height() >= LEAST * queue._log.fontMetrics().lineSpacing()
+        assert queue._card.height() >= queue._card.layout().totalHeightForWidth(queue._card.width())
+        assert queue.view.columnWidth(TITLE) >= 12 * letters.averageCharWidth() and queue.view.rowHeight(0) >= letters.height()
+    finally:
+        theme.apply(qapp, "light")
+
+
+def test_icons_are_as_high_as_the_letters(queue, qapp):
+    before = queue.pause.iconSize().height()
+    theme.apply(qapp, "light", 1.8)
+    try:
+        assert queue.pause.iconSize().height() > before
+    finally:
+        theme.apply(qapp, "light")
+    assert queue.pause.iconSize().height() == before
