@@ -116,6 +116,14 @@ def test_a_fault_in_a_list_is_told_by_its_line(tmp_path, before, rows):
     assert refused(tmp_path / "a.json").facts["line"] == whole.count("\n") + 1
 
 
+@pytest.mark.parametrize("before", ["", "Q", "# a"])
+@pytest.mark.parametrize("kind", ["txt", "md"])
+def test_a_line_of_blanks_is_read_at_once(tmp_path, kind, before):
+    """In hours, were each blank tried as the end of what stands before it."""
+    (tmp_path / f"a.{kind}").write_text(f"Q: Open?\nA: Till six.\n\nQ: Sunday?\nA: No.\n{before}{' ' * 500_000}x\n")
+    assert len(load(tmp_path / f"a.{kind}").rows) == 2
+
+
 def test_links_that_lead_in_circles_do_not_hang(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "again").symlink_to(tmp_path / "folder")

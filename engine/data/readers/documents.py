@@ -17,9 +17,9 @@ from engine.errors import BadData
 
 PASSAGE = 2000                             # letters at which a passage of a document ends, at the next paragraph
 MAX_PAGES = 5000
-_LABEL = re.compile(r"^\s*(?:\*\*|__)?\s*([^\W\d_]{1,16})\s*\d{0,4}\s*(?:\*\*|__)?\s*[:：]\s*(?:\*\*|__)?\s*(.*)$", re.DOTALL)
+_LABEL = re.compile(r"(?:\*\*|__)?\s{0,3}([^\W\d_]{1,16})\s{0,3}\d{0,4}\s{0,3}(?:\*\*|__)?\s{0,3}[:：]\s*(?:\*\*|__)?\s*(.*)$", re.DOTALL)
 _COPIED = re.compile(r"^\s*(?:(You|Du|Sie)|ChatGPT|Claude|Gemini)\s(?:said|hast gesagt|haben gesagt|hat gesagt)\s?:\s*$")       # out of a window
-_HEADING = re.compile(r"^(#{1,6})\s+(.*?)\s*#*$")
+_HEADING = re.compile(r"#{1,6}\s+(.*)$")
 Paragraph = tuple[int, str, bool]          # line or number, text, whether it is a heading
 
 
@@ -63,7 +63,7 @@ def read_md(path: Path) -> Table:
                     yield start, "\n".join(lines), False
                 lines = []
                 if heading:
-                    yield here[1], heading[2], True
+                    yield here[1], heading[1].rstrip("#").rstrip(), True
             else:
                 start = start if lines else here[1]
                 lines.append(line.rstrip())
@@ -226,7 +226,7 @@ def _label(line: str) -> tuple[str, str]:
     """("question" or "answer" or nothing, what follows the label)."""
     if match := _COPIED.match(line):
         return ("question" if match[1] else "answer"), ""
-    if match := _LABEL.match(line):
+    if match := _LABEL.match(line.lstrip()):
         word = fold(match[1])
         if word in _Q or word in _A:
             return ("question" if word in _Q else "answer"), match[2]
