@@ -221,12 +221,12 @@ class MainWindow(QMainWindow):
         return False
 
     def _name_tabs(self) -> None:
-        """All tabs with their names; where these do not fit, only the current one, and the others speak by icon and tooltip."""
+        """All tabs with their names; where these do not fit, only the current one, or none: they speak by icon and tooltip, too."""
         bar = self.tabs.tabBar()
-        for short in (False, True):
+        for named in (set(self._titles), {self.current()}, set()):
             for place, (key, title) in enumerate(self._titles.items()):
-                bar.setTabText(place, "" if short and key != self.current() else title)
-            if bar.sizeHint().width() <= self.tabs.width():
+                bar.setTabText(place, title if key in named else "")
+            if bar.sizeHint().width() + theme.M <= self.tabs.width():      # the style sheet's own room at the left
                 return
 
     def _retint(self, *_) -> None:

@@ -148,6 +148,13 @@ class StackRow(QFrame):
         self.handle.setPixmap(theme.icon("handle", "muted").pixmap(20, 20))
         self.remove.setIcon(theme.icon("close", "muted"))
 
+    def resizeEvent(self, event) -> None:                    # noqa: N802
+        """Where not all has room, the number does what the slider does."""
+        super().resizeEvent(event)
+        others = [self.handle, self.switch, self.name, self.box, self.remove]
+        needs = sum(max(w.minimumWidth(), w.minimumSizeHint().width()) if w is not self.name else w.minimumWidth() for w in others)
+        self.slider.setVisible(self.width() - needs - 5 * theme.M - 2 * theme.S >= self.slider.minimumWidth())
+
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:      # noqa: N802
         if event.type() == QEvent.Type.FocusIn:
             self.focused.emit(self.id)

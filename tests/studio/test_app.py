@@ -450,6 +450,17 @@ def test_large_letters_leave_the_work_its_room(open_studio, home):
     assert window.library.width() <= 0.32 * window.width()
 
 
+def test_every_tab_can_be_pressed_in_a_narrow_window(open_studio):
+    window = open_studio().window
+    bar = window.tabs.tabBar()
+    for width in (900, 440):
+        window.tabs.setFixedWidth(width)
+        for key in WORKSPACES:
+            window.go(key)
+            QApplication.processEvents()
+            assert bar.tabRect(0).left() >= 0 and bar.mapTo(window.tabs, bar.tabRect(bar.count() - 1).topRight()).x() <= width, (key, width)
+
+
 def test_what_was_built_is_not_looked_through_for_garbage(open_studio, qtbot):
     import gc
     before = gc.get_freeze_count()

@@ -321,3 +321,12 @@ def test_another_model_lets_misfits_go_and_says_so(bench):
     assert bench.names == "" and "a, b" in bench.said[-1]
     bench.world.undo.undo()
     assert bench.names == "ab" and bench.mix.base.currentText().startswith("Tiny-Instruct")
+
+
+def test_in_a_narrow_row_the_slider_gives_way_to_the_number(bench, qapp):
+    bench.put("a")
+    row = bench.mix.list.row(bench.world.document.entries[0].id)
+    for width, there in ((700, True), (250, False), (700, True)):
+        row.resize(width, row.height())
+        assert row.slider.isVisibleTo(row) is there
+        assert row.remove.geometry().left() > row.box.geometry().right() or not there
