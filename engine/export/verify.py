@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,14 +112,15 @@ class Verification:
         new = read_model(self.folder)
         place = {name: header.path for header in new.headers for name in header.tensors}
         same = other = absent = moved = 0
-        for shard in self.plan.shards:
-            with safe_open(shard.header.path, "pt") as old:
+        with ExitStack() as held:          # a file's table of contents is read once, and not for each tensor in it
+            opened = {path: held.enter_context(safe_open(path, "pt")) for path in {*place.values()}}
+            for shard in self.plan.shards:
+                old = held.enter_context(safe_open(shard.header.path, "pt"))
                 for item in shard.items:
                     if item.name not in place:
                         absent += not self.plan.missed
                         continue
-                    with safe_open(place[item.name], "pt") as file:
-                        equal = _equal(old.get_tensor(item.source), file.get_tensor(item.name))
+                    equal = _equal(old.get_tensor(item.source), opened[place[item.name]].get_tensor(item.name))
                     if item.name in touched:
                         moved += not equal
                     else:

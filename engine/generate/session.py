@@ -48,11 +48,11 @@ class ChatSession:
             self._stack = None             # first give the old base's memory back: two would not fit where one is large
             self._stack = StackOnBase(load_model(base.path, dtype=chat_dtype(base), device=chat_device()), base)
             self._tokenizer = tokenizer
-        self._stack.arrange(request.stack)
         if beside is not None and self._beside is None:
             tokenizer = load_tokenizer(beside.path)
             self._beside = StackOnBase(load_model(beside.path, dtype=chat_dtype(beside), device=chat_device()), beside)
             self._beside_tokenizer = tokenizer
+        self._stack.arrange(request.stack)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -97,6 +97,16 @@ def test_a_kept_column_answers_at_its_own_strengths_whatever_is_moved(shelf):
         list(session.say(Say(CHAT, columns=["a"], strengths=[0.1])))
 
 
+def test_a_model_beside_that_cannot_be_read_changes_nothing(shelf, tmp_path):
+    _, base, style, facts = shelf
+    session, broken = opened(base, (style, 0.5)), save_base(tmp_path / "broken")
+    (broken / "tokenizer.json").write_text("{")
+    before = session._stack.stamp()
+    with pytest.raises(StudioError):
+        session.open(OpenChat(str(base), [StackEntry(str(facts))], beside=str(broken)))
+    assert session._stack.stamp() == before
+
+
 def test_an_exported_model_answers_beside_the_stack_as_itself(shelf):
     """With its own stamp, and loaded once; without one, nobody answers for it."""
     root, base, style, facts = shelf
