@@ -39,7 +39,7 @@ AT_LEAST = 3                               # … but so many it does
 LOOKED_AT = 256                            # steps from which they are taken
 SPREAD = 0.1                               # what no probe sees: other programs, a warmer processor
 COPIES = 4                                 # of the trained weights in a checkpoint: themselves, two moments of the optimizer, the best state
-LISTENED = 5                               # of a sample answer, one part in so many is tried
+LISTENED = 12                              # tokens of a sample answer that are tried
 SAMPLE = 8_000_000                         # numbers of a checkpoint that are written to see how long one takes
 
 
@@ -116,7 +116,8 @@ def estimate(spec: TrainSpec) -> PlanReport:
         tests = _Work(material.test, objective, work.budget, work.team)
         once = cost(tests.loads(tests.shares([*range(len(material.test))]))) * cost.forward
         seconds += len(evaluation_points(schedule, [len(row.ids) for row in material.test])) * once
-    seconds += 2 * listening + min(SAVES * listening, teaching * SAMPLE_SHARE)     # before, after, and in between
+    taught = listening * min(1.0, sum(row.learned for row in material.learn) / len(material.learn) / SAMPLE_TOKENS)   # it learns when to end
+    seconds += listening + max(0.0, min(SAVES * taught, teaching * SAMPLE_SHARE - listening)) + taught     # before, in between, after
     trainable = sum(p.numel() for p in parameters.values())
     saves = max((len(schedule) - 1) // max(1, len(schedule) // SAVES), int(seconds // spec.checkpoint_seconds))
     seconds += saves * _saving(trainable, Path(spec.out).parent)
@@ -138,15 +139,20 @@ def estimate(spec: TrainSpec) -> PlanReport:
 
 
 def _listening(spec: TrainSpec, model, tokenizer) -> float:
-    """Seconds for one round of answers to the pinned questions, none of which ends early: as many tokens as they are long, a few of them tried."""
+    """Seconds for one round of answers to the pinned questions, each as long as it may be: a few of its tokens are tried."""
     if not spec.prompts:
         return 0.0
-    begun = time.monotonic()
+
+    def said(tokens: int) -> float:
+        begun = time.monotonic()
+        answer(model, tokenizer, [{"role": "user", "content": spec.prompts[0]}], max_new_tokens=tokens)
+        return time.monotonic() - begun
     try:
-        said = answer(model, tokenizer, [{"role": "user", "content": spec.prompts[0]}], max_new_tokens=SAMPLE_TOKENS // LISTENED)
+        said(1)                            # what the very first one takes longer
+        one, few = said(1), said(LISTENED)
     except (BadData, Diverged):            # the training says so, and goes on
         return 0.0
-    return (time.monotonic() - begun) * (LISTENED if said else 1) * len(spec.prompts)
+    return len(spec.prompts) * (one + max(few - one, 0) / (LISTENED - 1) * (SAMPLE_TOKENS - 1))
 
 
 def _telling(work: _Work, steps: list[list[list[list[int]]]]) -> list[list[int]]:

@@ -30,12 +30,19 @@ def test_more_passes_cost_more_steps_and_nothing_is_written(make_spec, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_answers_to_pinned_questions_are_priced_as_they_take(make_spec, monkeypatch):
-    asked, plain = [], estimate(make_spec())
-    monkeypatch.setattr(estimating, "answer", lambda *_, **how: asked.append(how) or estimating.time.sleep(0.1) or "So")
-    monkeypatch.setattr(estimating, "SAMPLE_SHARE", 0.0)
-    assert estimate(make_spec(prompts=["Why?", "When?"])).seconds - plain.seconds == pytest.approx(2 * 2 * 0.1 * estimating.LISTENED, abs=1.0)
-    assert asked == [{"max_new_tokens": estimating.SAMPLE_TOKENS // estimating.LISTENED}]
+def test_answers_to_pinned_questions_are_priced_as_long_as_they_take(make_spec, monkeypatch):
+    """A round before and one after, which is as short as the answers that are learned; here a token takes a hundred seconds."""
+    spec, clock = make_spec(prompts=["Why?", "When?"]), [0.0]
+    with monkeypatch.context() as patched:
+        patched.setattr(estimating, "answer", lambda *_, max_new_tokens: clock.append(clock[-1] + 100 * max_new_tokens))
+        patched.setattr(estimating.time, "monotonic", lambda: clock[-1])
+        once = estimating._listening(spec, None, None)
+        assert once == pytest.approx(2 * 100 * estimating.SAMPLE_TOKENS) and estimating._listening(make_spec(), None, None) == 0
+        assert clock == [0, 100, 200, 200 + 100 * estimating.LISTENED]
+    monkeypatch.setattr(estimating, "_listening", lambda *_: once)
+    learn = read_material(spec).learn
+    usual = sum(row.learned for row in learn) / len(learn)
+    assert usual < estimating.SAMPLE_TOKENS and estimate(spec).seconds == pytest.approx(2 * 100 * (estimating.SAMPLE_TOKENS + usual), rel=0.01)
 
 
 @pytest.mark.parametrize("side_by_side", [True, False])
