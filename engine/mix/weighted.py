@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from engine.hosts.adapted import Adapted
 from engine.hosts.replaced import Replaced
 from engine.law import Factors, PeftConfig, Tensors, Whole
-from engine.hosts.beside import BIAS
+from engine.hosts.beside import BIAS, WholeBias
 from engine.methods.alora import Activated
 from engine.methods.lora import METHOD, LoraConfig
 from engine.methods.trainable_tokens import ROWS, TOKEN_ADAPTER, TokenAdapter, TrainableTokensConfig
@@ -35,7 +35,8 @@ def weighted_adapter(model: nn.Module, layers: Mapping[str, Adapted], adapters: 
     if all(layer.tenants[a].config.peft_type == "IA3" for layer in layers.values() for a in adapters if a in layer.tenants):
         return _scalings(model, layers, [*zip(adapters, weights)])
     there = {path: [layer.tenants[a].method for a in adapters if a in layer.tenants] for path, layer in layers.items()}
-    words, copies = ([path for path, laws in there.items() if laws and all(isinstance(law, kind) for law in laws)] for kind in (TokenAdapter, Whole))
+    words, copies = ([path for path, laws in there.items() if laws and all(map(is_one, laws))] for is_one in (
+        lambda law: isinstance(law, TokenAdapter), lambda law: isinstance(law, Whole) and not isinstance(law, WholeBias)))
     configs = {a: [layer.tenants[a].config for layer in layers.values() if a in layer.tenants] for a in adapters}
     calls = {next((tuple(call) for config in found if (call := getattr(config, "alora_invocation_tokens", None))), ()) for found in configs.values()}
     if len(calls) > 1:

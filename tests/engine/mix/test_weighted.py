@@ -93,3 +93,10 @@ def test_adapters_that_one_word_calls_are_combined_into_one_that_it_calls():
     assert not heard["both"][:, :3].any() and heard["both"][:, 3:].all()
     with pytest.raises(ValueError, match="called by other words"):
         model.add_weighted_adapter(["a", "c"], [0.5, 2.0], "wrong")
+
+
+def test_learned_biases_are_not_taken_for_modules():
+    model = get_peft_model(nn.Sequential(nn.Linear(16, 24), nn.LayerNorm(24)), LoraConfig(r=4, target_modules=["0"], bias="all"), "a")
+    with pytest.raises(ValueError, match="bias"):
+        model.add_weighted_adapter(["a"], [0.5], "half", combination_type="cat")
+    assert list(model.peft_config) == ["a"]
