@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from engine.hosts.recompute import recomputed
+from engine.hosts.recompute import Back, recomputed
 
+CACHED = 1_000_000                         # bytes of a norm's input whose gradient a processor works out in one go
 Forward = Callable[..., Tensor]
 _ACTIVATIONS = tuple({made[0] if isinstance(made, tuple) else made for made in ACT2FN.values()} | {nn.GELU, nn.SiLU, nn.ReLU})
 
@@ -63,9 +64,48 @@ def _again(module: nn.Module) -> Forward:
     own = module.forward
 
     def forward(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return own(x, *args, **kwargs) if args or kwargs else recomputed(own, x)
+        return own(x, *args, **kwargs) if args or kwargs else recomputed(own, x, back=back)
 
+    back = _root_mean_back(module)
     return forward
+
+
+def _root_mean_back(module: nn.Module) -> Back | None:
+    """The gradient of a norm by the root of the mean square, if that is what the module is: in a third of autograd's steps, and in 32 bits.
+
+    A few rows at a time, all of whose steps then find them in a processor's cache.
+    """
+    weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not isinstance(eps, float):
+        return None
+    more = next((more for more in (0.0, 1.0) if _is_root_mean(module, weight, eps, more)), None)
+
+    def back(x: Tensor, grad: Tensor) -> tuple[Tensor]:
+        factor, found = weight.float() + more, x.new_empty(x.shape)
+        rows, grads, into = (t.reshape(-1, t.shape[-1]) for t in (x, grad, found))
+        size = max(1, CACHED // (4 * len(weight))) if x.device.type == "cpu" else max(1, len(rows))
+        for row, g, to in zip(rows.split(size), grads.split(size), into.split(size)):
+            row, g = row.float(), g.float() * factor
+            root = row.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+            row = row * root
+            to.copy_(g.addcmul_(row, (g * row).mean(-1, keepdim=True), value=-1).mul_(root))
+        return found,
+
+    return None if more is None else back
+
+
+@torch.no_grad()
+def _is_root_mean(module: nn.Module, weight: Tensor, eps: float, more: float) -> bool:
+    """Whether it gives ``x / √(mean(x²) + eps) · (weight + more)``, also where ``eps`` outweighs the rest."""
+    x = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0)).mul_(torch.tensor([[eps ** 0.5], [1.0], [30.0]])).add_(eps ** 0.5)
+    x = x.to(weight.device, weight.dtype)
+    exact = x.double() * (x.double().square().mean(-1, keepdim=True) + eps).rsqrt() * (weight.double() + more)
+    try:
+        found = module(x)
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return False
+    close = 4 * max(torch.finfo(weight.dtype).eps, torch.finfo(torch.float32).eps)
+    return found.shape == x.shape and torch.allclose(found.double(), exact, rtol=close, atol=close * float(exact.abs().mean()))
 
 
 def _gated(module: nn.Module) -> Forward | None:
