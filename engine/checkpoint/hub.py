@@ -17,13 +17,13 @@ def upload(folder: Path, repo_id: str, *, commit_message: str = "Upload adapter"
     Arguments and errors as of `PeftModel.push_to_hub`.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     api = HfApi(token=token)
     try:
         where = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         return str(api.upload_folder(repo_id=where, folder_path=folder, allow_patterns=SENT, commit_message=commit_message, revision=revision,
                                      create_pr=create_pr))
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as problem:
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as problem:
         raise Unreachable(f"The adapter could not be sent to “{repo_id}”.", "The Hugging Face Hub cannot be reached, or refuses it.",
                           "Check the connection and the name, and that you are logged in.", details=str(problem)) from problem

@@ -45,7 +45,7 @@ def locate(model_id: Path | str, subfolder: str | None = None, *, only_config: b
 
 def _fetch(repo: str, subfolder: str | None, only_config: bool, hub: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     def fetch(*names: str) -> Path:
         wanted = [f"{subfolder}/{name}" if subfolder else name for name in names]
@@ -54,6 +54,8 @@ def _fetch(repo: str, subfolder: str | None, only_config: bool, hub: dict[str, A
     try:
         folder = fetch(CONFIG, *(() if only_config else (WEIGHTS,)))
         return folder if only_config or (folder / (subfolder or "") / WEIGHTS).exists() else fetch(CONFIG, OLD_WEIGHTS)
+    except HFValidationError:              # no name on the Hub, but a folder that is not there
+        return Path(repo)
     except RepositoryNotFoundError as problem:
         raise BadAdapter(f"There is no adapter “{repo}” on the Hub, or it is private.", do="Check the name, or log in.") from problem
     except RevisionNotFoundError as problem:
