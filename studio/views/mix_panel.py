@@ -130,7 +130,8 @@ class MixPanel(QWidget):
         if empty:
             self._empty.raise_()
         heard = [e for e in self._document.heard() if not self.model.problem(e)]
-        self.heard.setText(text.heard(self._document.base is not None, [(e.name, _percent(e.strength)) for e in heard]))
+        said = text.heard(self._document.base is not None, [(e.name, _percent(e.strength)) for e in heard])
+        self.heard.setText(said.replace(" %", "\N{NO-BREAK SPACE}%"))       # a number and its sign stay together
         self.try_button.setEnabled(self._document.base is not None)
         self.export_button.setEnabled(bool(heard))
         self.export_button.setToolTip("" if heard else text.export_needs())

@@ -309,7 +309,7 @@ def test_the_sentence_says_what_is_heard(bench):
     assert "Choose a model" in bench.mix.heard.text()
     bench.put("ab")
     bench.row("b").switch.click()
-    assert bench.mix.heard.text() == "Heard: a at 100 %."
+    assert bench.mix.heard.text() == "Heard: a at 100\N{NO-BREAK SPACE}%."
     bench.row("a").slider.setValue(0)
     assert "alone" in bench.mix.heard.text() and not bench.mix.export_button.isEnabled()
 
