@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,12 +20,15 @@ _WAY_OUT = {                               # kinds that people have and that are
     "gz": "Unpack it first.", "7z": "Unpack it first, or pack it as zip.", "rar": "Unpack it first, or pack it as zip.", "tar": "Unpack it first.",
     "gguf": "This is a model. Choose the file with your examples.", "safetensors": "This is a model. Choose the file with your examples.",
 }
+_JSON = re.compile(r"\ufeff?\s*(?:\{\s*\"|\[\s*\{\s*\")")                # how objects begin, and no text
 MAX_FILES = 10_000
 _ABOUT = ("readme", "license", "licence", "changelog", "dataset_infos", "dataset_info", "dataset_dict")
 
 
 def _read_txt(path: Path) -> Table:
     text = open_text(path)
+    if _JSON.match(text.head(4096)):
+        return records.read_json(path)
     return chats.read_chat_text(text) or (tables.read_csv(path) if tables.is_table(text) else documents.read_txt(path))
 
 

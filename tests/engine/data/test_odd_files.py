@@ -77,6 +77,15 @@ def test_a_table_that_is_called_a_text_is_a_table(tmp_path, encoding, separator)
     assert chats_of(tmp_path / "a.txt") == CHATS
 
 
+@pytest.mark.parametrize("indent, end", [(None, "\n"), (1, "")])
+def test_objects_that_are_called_a_text_are_objects(tmp_path, indent, end):
+    records = [{"question": question, "answer": answer} for question, answer in PAIRS]
+    (tmp_path / "a.txt").write_text(end.join(map(json.dumps, records)) if end else json.dumps(records, indent=indent))
+    assert chats_of(tmp_path / "a.txt") == CHATS
+    (tmp_path / "b.txt").write_text("{Regie} Licht aus.\n\n[Anna] Wo bist du?\n")
+    assert load(tmp_path / "b.txt").shape == "plain text"
+
+
 def test_commas_in_texts_separate_nothing(tmp_path):
     (tmp_path / "a.csv").write_text("".join(f"{question};{answer}\n" for question, answer in PAIRS), encoding="utf-8")
     assert chats_of(tmp_path / "a.csv") == CHATS
