@@ -206,7 +206,7 @@ def step(title: str):
 @contextlib.contextmanager
 def only_one():
     """Two set-ups of the same folder take turns; the system frees the lock when its holder dies."""
-    with open(ROOT / ".venv.lock", "a+") as file:
+    with open(ROOT / ".venv.lock", "a+", encoding="utf-8") as file:
         waited = False
         while True:
             try:

@@ -130,6 +130,17 @@ def test_a_file_can_be_read_in_one_sitting(path: Path):
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text) or path.name == "test_architecture.py"
 
 
+@pytest.mark.parametrize("path", SOURCE + [ROOT / "run.py"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_texts_are_read_and_written_in_a_named_encoding(path: Path):
+    """Without one it is the system's: on Windows another than everywhere else."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    silent = [call.lineno for call in calls if not any(given.arg == "encoding" for given in call.keywords) and (
+        isinstance(call.func, ast.Attribute) and (call.func.attr, len(call.args)) in (("read_text", 0), ("write_text", 1))
+        or isinstance(call.func, ast.Name) and call.func.id == "open" and not any(isinstance(each, ast.Constant) and "b" in str(each.value)
+                                                                                  for each in call.args[1:]))]
+    assert not silent
+
+
 @pytest.mark.parametrize("path", SOURCE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_public_thing_says_what_it_is(path: Path):
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -82,7 +82,7 @@ class ConfigViews:
         if kwargs.get("auto_mapping_dict") is not None:
             data["auto_mapping"] = kwargs["auto_mapping_dict"]
         self.inference_mode = inference
-        (Path(save_directory) / "adapter_config.json").write_text(json.dumps(data, indent=2, sort_keys=True))
+        (Path(save_directory) / "adapter_config.json").write_text(json.dumps(data, indent=2, sort_keys=True), encoding="utf-8")
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> PeftConfig:
@@ -104,7 +104,7 @@ class ConfigViews:
 
     @classmethod
     def from_json_file(cls, path_json_file: str | Path, **kwargs: Any) -> dict[str, Any]:
-        data = json.loads(Path(path_json_file).read_text())
+        data = json.loads(Path(path_json_file).read_text(encoding="utf-8"))
         data.pop("runtime_config", None)
         return data
 
