@@ -195,7 +195,7 @@ class Adapted(Shelves):
 
     def canonical(self) -> Tensor:
         """W0 as the matrix that methods see."""
-        return self._host.canonical(self.pristine_weight.detach())
+        return self._host.canonical(_learning(self.pristine_weight))
 
     # --- merging: composed from W0, never subtracted ---
 
@@ -271,10 +271,10 @@ class Adapted(Shelves):
         return bias.to(b0.dtype)
 
     def present(self) -> tuple[Tensor, Tensor | None]:
-        """The canonical weight and the bias as they stand, with what is merged, in float32 or better; detached."""
+        """The canonical weight and the bias as they stand, with what is merged, in float32 or better."""
         exact = torch.promote_types(self.pristine_weight.dtype, torch.float32)
         weight, bias = self._host.weight(self.bare), self._host.bias_of(self.bare)
-        return self._host.canonical(weight.detach()).to(exact), None if bias is None else bias.detach().to(exact)
+        return self._host.canonical(_learning(weight)).to(exact), None if bias is None else _learning(bias).to(exact)
 
     def on_present(self, names: Iterable[str], stack: LiveStack) -> tuple[Tensor, Tensor | None]:
         """`composed` on what stands there; differentiable."""
@@ -378,6 +378,11 @@ class Adapted(Shelves):
 
     def _move_kept(self, fn: Callable) -> None:
         self._kept = tuple(None if p is None else nn.Parameter(fn(p.data), requires_grad=False) for p in self._kept)
+
+
+def _learning(tensor: Tensor) -> Tensor:
+    """A tensor of the base, with its gradient only where somebody lets the base learn."""
+    return tensor if tensor.requires_grad else tensor.detach()
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

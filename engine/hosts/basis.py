@@ -35,6 +35,11 @@ class Basis:
         return False
 
 
+def versions(tensors: Iterable[Tensor]) -> list[int | None]:
+    """How often each was written in place; None for tensors that do not say."""
+    return [None if t.is_inference() else t._version for t in tensors]
+
+
 def _values(tensor: Tensor) -> tuple[int | None, int | None]:
     """What tells other values: how often it was written in place, and where it lies. None for tensors that do not say."""
     plain = type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.hosts.basis import versions
 from engine.hosts.stack import LiveStack
 from engine.law import Factors, Gate, Run
 
@@ -32,7 +33,7 @@ def gated(layer: "Adapted", stack: LiveStack, name: str) -> "Path":
         return tenant.method.route(p, cfg, tenant.site, {n: f for n, f in factors.items() if f is not None})
 
     def path(x: Tensor, y: Tensor, origin: Tensor | None) -> Tensor:
-        stamp = tuple(t._version for t in watched)
+        stamp = versions(watched)
         if known[0] != stamp or any(t.requires_grad for t in watched):
             known[:] = [stamp, *routes()]
         experts, gate = known[1], known[2]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.hosts.adapted import NOTHING, Adapted, unwrapped
+from engine.hosts.basis import versions
 from engine.hosts.host import Layout
 from engine.law import MapMethod, Method, Site, Tensors
 
@@ -79,7 +80,7 @@ class Read(Adapted):
             if not any(cannot_be_read(self.tenants[name].method) for name in heard):
                 return self._learning(heard, own), self._learning_bias(heard, own, bias)
             return self._on_present(heard, own)               # as exactly as when nothing learns, without what training drops
-        stamp = (stack.tick, id(own), own._version, own.device, own.dtype)
+        stamp = (stack.tick, id(own), *versions([own]), own.device, own.dtype)
         if self._known[0] != stamp or self._known_of.moved():
             self._known, self._known_of = (stamp, *self._on_present(heard, own)), self._basis(heard)
         return self._known[1:]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.hosts.basis import versions
 from engine.hosts.fused import Group, fused, in_one
 from engine.hosts.gated import gated
 from engine.hosts.learning import is_watched, learning_entries, learning_in_place, learning_low_rank
@@ -208,14 +209,14 @@ def _composed(layer: "Adapted", stack: LiveStack, heard: list[str]) -> Program:
     """
     host, base = layer.host, layer.base_layer
     watched = [t for name in heard for t in layer.all_tensors(name).values()]
-    learns = any(t.requires_grad for t in (*watched, *base.parameters(recurse=False)))
+    learns = any(t.requires_grad or t.is_inference() for t in (*watched, *base.parameters(recurse=False)))
     known: list = [None, None, None]       # [[tick, versions of the tensors …], canonical weight, bias]
     dtype, plain, columns, out = layer.pristine_weight.dtype, type(base) is nn.Linear, layer.site.columns, layer.site.out
     exact, device = plain and dtype in (torch.float32, torch.float64), layer.like.device.type
     mv, addmv, autocast = torch.mv, torch.addmv, torch.is_autocast_enabled
 
     def program(x: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        stamp = [stack.tick, *[t._version for t in watched]]
+        stamp = [stack.tick, *versions(watched)]
         if known[0] != stamp or learns and not (x.dim() == 3 and x.shape[1] == 1):
             weight, bias = layer.on_present(heard, stack)
             weight = host.canonical(host.native(weight, layer.pristine_weight).to(dtype).contiguous())

@@ -5,6 +5,7 @@ A law that cannot hold for a kind is one that the kind refuses by its own word: 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from functools import cache
@@ -241,6 +242,40 @@ def test_what_is_written_is_heard_at_once(kind, way):
         assert kind in ("arrow", "cpt") or (heard[:, -10:] - before[:, -10:]).abs().max() > 1e-4
         peft.stack.changed()               # forgets all that was kept
         assert torch.equal(heard, logits(peft, kind))
+
+
+@kinds
+def test_a_model_made_in_inference_mode_runs_and_merges_there(kind, tmp_path):
+    peft = rig(kind)
+    running = logits(peft, kind)
+    for name in peft.peft_config if kind == "arrow" else ["a"]:
+        peft.save_pretrained(tmp_path, selected_adapters=[name])
+    with torch.inference_mode():
+        again = PeftModel.from_pretrained(base(), tmp_path / "a", "a", **({"adapters": EXPERTS} if kind == "xlora" else {}))
+        for name in ("b", "c") if kind == "arrow" else ():
+            again.load_adapter(tmp_path / name, name)
+        tasks = {"task_ids": torch.tensor([1, 0])} if kind in ("poly", "multitask") else {}
+        for _ in range(2):
+            close(again(input_ids=ids(), **tasks).logits, running, torch.float32)
+        with contextlib.suppress(CannotMerge):
+            again.merge_adapter()
+            close(again(input_ids=ids()).logits, running, torch.float32)
+
+
+@pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind not in {"dora", *OTHERS}), "adamss", "poly", "lily"])    # DoRA's norm is a constant
+def test_a_base_that_is_allowed_to_learn_learns_beside_it(kind):
+    peft = rig(kind).double()
+    layer = peft.adapted["model.layers.1.self_attn.q_proj"]
+    weight, x, told = layer.bare.weight.requires_grad_(), torch.randn(5, 7, 32).double(), torch.zeros(5, dtype=torch.long)
+    with peft.stack.telling(**({"task_ids": told} if kind == "poly" else {})):
+        layer(x).square().sum().backward()
+        step = 1e-6 * torch.randn_like(weight)
+        with torch.no_grad():
+            weight += step
+            above = layer(x).square().sum()
+            weight -= 2 * step
+            below = layer(x).square().sum()
+    torch.testing.assert_close((weight.grad * step).sum(), (above - below) / 2, rtol=1e-4, atol=1e-7)
 
 
 def saved_alone(peft: PeftModel, name: str, folder) -> Any:
