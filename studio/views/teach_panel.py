@@ -75,7 +75,9 @@ class TeachPanel(Panel):
         yield
         self.plan = self._add(PlanPage(self.draft, self._talk, self._queue))
         yield from self.plan.build()
-        self.train = self._add(TrainPage(self.draft, self._queue))
+        self.train = TrainPage(self.draft, self._queue)
+        yield
+        self._add(self.train)
         yield
         self.review = self._add(ReviewPage(self.draft, self._queue))
         yield
