@@ -122,7 +122,7 @@ class JobStore:
             elif job.state is State.RUNNING or target is State.CANCELLED:
                 values |= {"ended": now}
             db.execute(f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in values)} WHERE id = ?", (*values.values(), id))
-        return self.job(id)
+            return self.job(id)            # a moment later it may have been removed
 
     def note_process(self, id: int, pid: int, start: float) -> None:
         """Which process carries this job out; the next studio asks whether it still lives."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -140,3 +141,20 @@ def test_kill_nine_in_the_middle_of_writing_loses_nothing_that_was_confirmed(tmp
         assert confirmed in finished
         assert store._db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         store.close()
+
+
+def test_a_job_that_is_removed_as_soon_as_it_has_ended_was_changed_all_the_same(store, monkeypatch):
+    """The window's thread removes what the worker's thread has just ended."""
+    job = store.add(SPEC, "any", Path("runs/any"))
+    store.change(job.id, State.RUNNING)
+    transaction = JobStore._transaction
+
+    @contextlib.contextmanager
+    def then_removed(self):
+        with transaction(self) as db:
+            yield db
+        monkeypatch.undo()
+        self.remove(job.id)
+
+    monkeypatch.setattr(JobStore, "_transaction", then_removed)
+    assert store.change(job.id, State.FINISHED, result={}).state is State.FINISHED
