@@ -260,7 +260,7 @@ class Comparison:
         every, at = self.sample
         sample = "all" if every == 1 else f"1 in {every}" + f", from {at}" * bool(at)
         return (f"| `{self.name}` | {self.collected:,} | {sample}: {self.run:,} | {self.reference:,} | {self.passed:,} | "
-                f"{sum(self.by_intent.values())} | {f'{self.ratio:.1%}' if self.reference else 'PEFT passes none offline'} |")
+                f"{sum(self.by_intent.values())} | {f'{self.ratio:.2%}' if self.reference else 'PEFT passes none offline'} |")
 
 
 def total(tier: str, rows: list[Comparison]) -> str:
@@ -269,7 +269,7 @@ def total(tier: str, rows: list[Comparison]) -> str:
     weights = [(r.collected * r.reference / r.run, r.ratio) for r in rows if r.run and r.reference]
     ratio = sum(weight * share for weight, share in weights) / sum(weight for weight, _ in weights)
     return (f"| **{tier}** | {sum(r.collected for r in rows):,} | {sum(r.run for r in rows):,} | {reference:,} | {passed:,} | {intent} | "
-            f"**{passed / (reference - intent):.1%}**; by the files' sizes {ratio:.2%} |")
+            f"**{passed / (reference - intent):.2%}**; by the files' sizes {ratio:.2%} |")
 
 
 HEAD = ("| file | collected | run | pass for PEFT | of these for the engine | differ on purpose | ratio |\n"
@@ -326,7 +326,7 @@ def readme(rows: list[Comparison]) -> str:
     intent = "\n".join(f"- {why} *({', '.join(tests)}; {reasons[why]} in this run)*" for why, tests in patterns.items())
     return f"""# PEFT's own tests, with the engine in PEFT's place
 
-Written by `python -m tests.parity.peft_suite --readme` from the last run of each file, at the commits {commits}; not by hand.
+Written by `python -m tests.parity.peft_suite --readme` from the last run of each file, at {commits}; not by hand.
 PEFT {VERSION}'s test files are fetched when they are run and never kept here; Hub models are replaced by small local stand-ins of the same
 architecture, there is no network.
 "Pass for PEFT" is the measure: tests that PEFT itself passes under these conditions. The ratio leaves out what differs on purpose.
