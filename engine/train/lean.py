@@ -64,13 +64,17 @@ def _again(module: nn.Module) -> Forward:
     own = module.forward
 
     def forward(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return own(x, *args, **kwargs) if args or kwargs else recomputed(own, x, back=back)
+        if args or kwargs:
+            return own(x, *args, **kwargs)
+        if not found:                      # only now is the weight of a split base sure to be there
+            found.append(_root_mean_back(module, own))
+        return recomputed(own, x, back=found[0])
 
-    back = _root_mean_back(module)
+    found: list[Back | None] = []
     return forward
 
 
-def _root_mean_back(module: nn.Module) -> Back | None:
+def _root_mean_back(module: nn.Module, own: Forward) -> Back | None:
     """The gradient of a norm by the root of the mean square, if that is what the module is: in a third of autograd's steps, and in 32 bits.
 
     A few rows at a time, all of whose steps then find them in a processor's cache.
@@ -78,7 +82,7 @@ def _root_mean_back(module: nn.Module) -> Back | None:
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not isinstance(eps, float):
         return None
-    more = next((more for more in (0.0, 1.0) if _is_root_mean(module, weight, eps, more)), None)
+    more = next((more for more in (0.0, 1.0) if _is_root_mean(own, weight, eps, more)), None)
 
     def back(x: Tensor, grad: Tensor) -> tuple[Tensor]:
         factor, found = weight.float() + more, x.new_empty(x.shape)
@@ -95,13 +99,13 @@ def _root_mean_back(module: nn.Module) -> Back | None:
 
 
 @torch.no_grad()
-def _is_root_mean(module: nn.Module, weight: Tensor, eps: float, more: float) -> bool:
+def _is_root_mean(own: Forward, weight: Tensor, eps: float, more: float) -> bool:
     """Whether it gives ``x / √(mean(x²) + eps) · (weight + more)``, also where ``eps`` outweighs the rest."""
     x = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0)).mul_(torch.tensor([[eps ** 0.5], [1.0], [30.0]])).add_(eps ** 0.5)
     x = x.to(weight.device, weight.dtype)
     exact = x.double() * (x.double().square().mean(-1, keepdim=True) + eps).rsqrt() * (weight.double() + more)
     try:
-        found = module(x)
+        found = own(x)
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return False
     close = 4 * max(torch.finfo(weight.dtype).eps, torch.finfo(torch.float32).eps)

@@ -22,7 +22,7 @@ def norm(kind, dtype=torch.float32, **settings):
 def test_the_gradient_is_autograd_s_however_it_is_cut(monkeypatch, kind, dtype, tolerance):
     monkeypatch.setattr(lean, "CACHED", 3 * 4 * 32)                              # three rows in one go, of twenty
     module, given = norm(kind, dtype), torch.randn(4, 5, 32).to(dtype)
-    back = lean._root_mean_back(module)
+    back = lean._root_mean_back(module, module)
     for scale in (1e-3, 1.0, 30.0):
         x = (torch.randn(4, 5, 32) * scale).to(dtype).requires_grad_()
         before = x.detach().clone()
@@ -39,8 +39,8 @@ def test_other_norms_keep_autograd_s():
         def forward(self, x):
             return super().forward(x).tanh()
 
-    assert lean._root_mean_back(norm(nn.LayerNorm)) is None and lean._root_mean_back(norm(Squeezed)) is None
-    assert lean._root_mean_back(nn.RMSNorm(32, elementwise_affine=False)) is None
+    assert all(lean._root_mean_back(other, other) is None for other in (norm(nn.LayerNorm), norm(Squeezed)))
+    assert lean._root_mean_back(plain := nn.RMSNorm(32, elementwise_affine=False), plain) is None
 
 
 def test_a_norm_that_is_run_again_is_the_same_and_learns_the_same_below():
