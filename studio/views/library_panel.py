@@ -127,6 +127,8 @@ class LibraryPanel(QWidget):
         self._pages = QStackedLayout()
         self._pages.addWidget(self.tree)
         self._pages.addWidget(self._empty)
+        self._no_hits = theme.look(QLabel(text.library_no_hits(), alignment=Qt.AlignmentFlag.AlignCenter, wordWrap=True), "muted")
+        self._pages.addWidget(self._no_hits)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(theme.S, theme.S, theme.S, theme.S)
         layout.setSpacing(theme.S)
@@ -219,9 +221,9 @@ class LibraryPanel(QWidget):
         for key in self._chosen:
             if (index := self.model.find(key)).isValid():
                 selection.select(index, QItemSelectionModel.SelectionFlag.Select)
-        nothing = self.model.rowCount() == 0 and not self.search.text()
-        self._pages.setCurrentWidget(self._empty if nothing else self.tree)
-        self.search.setVisible(not nothing)
+        bare, sought = self.model.rowCount() == 0, bool(self.search.text())
+        self._pages.setCurrentWidget(self.tree if not bare else self._no_hits if sought else self._empty)
+        self.search.setVisible(sought or not bare)
 
     def _tell_selection(self) -> None:
         chosen = self.tree.selectedIndexes()

@@ -28,7 +28,6 @@ from studio.views.teach_columns import AskRoles, ColumnRoles
 from studio.views.teach_problems import Problems
 from studio.views.parts import CardButton, Column, Row, Scrolled, button, card, clear, error_card, page, picture, text
 
-PASTE_KEY = "teach.paste"
 BEGIN, PASTE, LOADED = range(3)
 
 
@@ -91,7 +90,9 @@ class DataPage(QWidget):
                     Column(text(words.DATA_SAMPLES(), "muted"), Turning(*self.sample_buttons, spacing=theme.M, letters=26)), None)
 
     def _paste_page(self) -> QWidget:
-        self.paste = QPlainTextEdit(self._settings.recall(PASTE_KEY, ""))
+        self._unfinished = self._draft.home.root / "pasting.txt"
+        self._kept = self._unfinished.read_text(encoding="utf-8", errors="replace") if self._unfinished.is_file() else ""
+        self.paste = QPlainTextEdit(self._kept)
         self.paste.setTabChangesFocus(True)     # never a trap: tabs come with what is pasted
         self.paste.setPlaceholderText(words.DATA_PASTE_HINT())
         self.paste.setMinimumHeight(260)
@@ -191,8 +192,13 @@ class DataPage(QWidget):
     def keep_paste(self) -> None:
         """Write down what stands in the paste box, if it was not yet."""
         self._keep_paste.stop()
-        if (written := self.paste.toPlainText()[:200_000]) != self._settings.recall(PASTE_KEY, ""):
-            self._settings.remember(PASTE_KEY, written)
+        if (written := self.paste.toPlainText()) == self._kept:
+            return
+        try:
+            write_text(self._unfinished, written)
+            self._kept = written
+        except OSError as error:
+            self.failed.emit(explain(error))
 
     def _open_paste(self) -> None:
         self._pages.setCurrentIndex(PASTE)

@@ -103,7 +103,7 @@ def test_from_start_to_a_verified_model_by_mouse(studio, examples, qtbot, monkey
 def test_the_same_by_keys_alone(studio, examples, qtbot):
     """No mouse anywhere: shortcuts, Tab, arrows, Space, Enter."""
     window, teach, talk, out = studio.window, studio.panel("teach"), studio.panel("try"), studio.panel("export")
-    studio.settings.remember("teach.paste", "")
+    teach.data.paste.clear()
 
     key(window, Qt.Key.Key_2, Qt.KeyboardModifier.ControlModifier)
     assert window.current() == "teach"

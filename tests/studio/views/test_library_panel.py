@@ -62,7 +62,9 @@ def test_search_waits_for_the_last_letter(panel, qtbot):
     qtbot.waitUntil(lambda: names(panel, panel.model.index(0, 0)) == ["Lighthouse keeper"])
     QTest.keyClicks(panel.search, "zzz")
     qtbot.waitUntil(lambda: names(panel) == [])
-    assert panel.search.isVisible() and panel.tree.isVisible()
+    assert panel.search.isVisible() and panel._no_hits.isVisible() and "called so" in panel._no_hits.text()
+    panel.search.clear()
+    qtbot.waitUntil(panel.tree.isVisible)
 
 
 def test_an_empty_library_offers_the_one_thing_to_do(world, background, qtbot):

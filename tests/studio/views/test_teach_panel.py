@@ -69,11 +69,24 @@ def test_a_bad_file_is_a_sentence_that_stays_and_a_better_one_clears_it(teach, s
 
 
 def test_what_was_pasted_a_moment_ago_is_there_after_a_restart(teach, stocked):
-    teach.data.paste.setPlainText("written a moment before the end")
+    written = "written a moment before the end\n" * 10_000
+    teach.data.paste.setPlainText(written)
     teach.closing()
     again = TeachPanel(stocked.home, stocked.catalogue, stocked.queue_bridge, stocked.talk_bridge, stocked.settings)
-    assert again.data.paste.toPlainText() == "written a moment before the end"
+    assert again.data.paste.toPlainText() == written
     again.deleteLater()
+
+
+def test_what_was_pasted_stays_in_the_box_when_the_disk_is_full(teach, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    told = []
+    monkeypatch.setattr("studio.views.teach_data.write_text", full)
+    teach.data.failed.connect(told.append)
+    teach.data.paste.setPlainText("not kept yet")
+    teach.data.keep_paste()
+    assert len(told) == 1 and "disk" in str(told[0]).lower() and teach.data.paste.toPlainText() == "not kept yet"
 
 
 def test_another_share_held_back_is_counted_anew(teach, stocked):
