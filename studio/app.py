@@ -406,6 +406,7 @@ class Studio(QObject):
             self._closed_behind.emit()
 
     def _end(self) -> None:
+        gc.unfreeze()
         self.app.removeTranslator(self._qt_words)
         self.window.end()
         self.ended.emit()

@@ -139,7 +139,7 @@ class Adapted(Shelves):
         stamp = (stack.version, torch.is_grad_enabled(), self.training)
         known = self._programs.get(key)
         if known is None or known[:3] != stamp or known[4].moved():
-            if away(self):
+            if any(held[key] is not None and held[key].is_meta for held, key in self._places(stack.heard())) and away(self):
                 return lambda x, args, kwargs: self._fetched(stack, x, args, kwargs)
             with torch.no_grad():          # or gradient checkpointing would count what only the decision computes
                 program = build(self, stack, learning=stamp[1])
@@ -157,13 +157,16 @@ class Adapted(Shelves):
         return 0 if torch.is_grad_enabled() or self.site.kind != "linear" else rows * self.site.columns
 
     def _basis(self, names: Iterable[str]) -> Basis:
-        """What programs of these adapters are made of: their tensors and, unless it is packed, the layer's own weight and bias."""
+        return Basis(self._places(names), torch.is_grad_enabled())
+
+    def _places(self, names: Iterable[str]) -> list[tuple[dict[str, Any], str]]:
+        """Of what programs of these adapters are made of: their tensors and, unless it is packed, the layer's own weight and bias."""
         places = [(self.bare._parameters, key) for key in ("weight", "bias") if not self.packed and key in self.bare._parameters]
         for name in names:
             if name in self.tenants:
                 shared = self.tenants[name].shared
                 places += [*self.places(name).values(), *((shared, key) for key in shared)]
-        return Basis(places, torch.is_grad_enabled())
+        return places
 
     def _forget_programs(self) -> None:
         self._programs.clear()
