@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.errors import BadAdapter, WrongBase
 from engine.checkpoint.keys import file_key, sort_by_site
+from engine.checkpoint.large_pages import read_into
 from engine.checkpoint.pickle_reader import read_pickled_tensors
 from engine.checkpoint.report import LoadReport
 from engine.law import Method, Site, Tensors, TensorSpec, taken
@@ -39,7 +40,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     whole = torch.empty(max((t.end for t in header.tensors.values()), default=0), dtype=torch.uint8)
     with open(path, "rb") as file:
         file.seek(header.data_start)
-        if file.readinto(whole.numpy()) != whole.numel():
+        if read_into(file, whole) != whole.numel():
             raise BadAdapter(f"The adapter {folder.name} changed while it was read.", do="Try again.")
     if len(kinds) == 1:
         parts = whole.view(_DTYPES[kinds.pop()]).split([entry.numel for entry in header.tensors.values()])
