@@ -13,6 +13,7 @@ from engine.checkpoint.large_pages import LARGE, read_into
 @pytest.fixture
 def asked(monkeypatch):
     found = []
+    monkeypatch.setattr(large_pages, "_ready", True)
     monkeypatch.setattr(large_pages, "_asker", lambda: lambda address, size: found.append((address, size)))
     return found
 
@@ -46,3 +47,5 @@ def test_only_whole_pages_are_asked_for_and_none_after_a_dear_one(monkeypatch, a
     room = block[start + 1:start + 4 * LARGE]                  # three whole pages, and parts of one before and after
     assert read_into(io.BytesIO(bytes(len(room))), room) == len(room) and not room.any()
     assert asked == [(block.data_ptr() + start + n * LARGE, LARGE) for n in range(1, 1 + pages)]
+    read_into(io.BytesIO(bytes(len(room))), room)
+    assert len(asked) == (6 if pages == 3 else 1)
