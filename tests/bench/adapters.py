@@ -6,8 +6,8 @@
     python -m tests.bench.adapters --table                  # writes the table into README.md from there
 
 CPU seconds (process time) of one thread unless said; each measure is a median of short rounds in which all take turns, so that a busy machine
-hits them alike. Before anything else nine tenths of the free memory are touched once: a virtual machine is only given its own at the first touch, which
-whoever happens to come first would pay for.
+hits them alike. Before anything else nine tenths of the free memory are touched once: a virtual machine is only given its own at the first
+touch, which whoever happens to come first would pay for.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def test_a_file_that_ends_early_is_told_by_the_number(asked):
 @pytest.mark.parametrize("seconds, pages", [(0.0001, 3), (0.01, 1)])
 def test_only_whole_pages_are_asked_for_and_none_after_a_dear_one(monkeypatch, asked, seconds, pages):
     clock = itertools.count(0, seconds)
-    monkeypatch.setattr(large_pages.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(large_pages.time, "thread_time", lambda: next(clock))
     block = torch.empty(5 * LARGE, dtype=torch.uint8)
     start = -block.data_ptr() % LARGE
     room = block[start + 1:start + 4 * LARGE]                  # three whole pages, and parts of one before and after
