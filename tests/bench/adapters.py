@@ -180,9 +180,10 @@ def handling(args) -> None:
     second: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         saved_adapter(args.model, folder)
-        for _ in range(3):                 # the second adapter there is only once a model; the last pair goes on
+        for _ in range(7):                 # the second adapter there is only once a model; the last pair goes on
             ours, theirs = (package.PeftModel.from_pretrained(loaded(args.model), folder, "a0") for package in (engine, peft))
             second.append(loads(ours, theirs, folder, 2))
+        row("load adapter number 2, the first of all in a process", *second[0])
         costs = {2: medians(second)} | {number: loads(ours, theirs, folder, number) for number in range(3, args.adapters + 1)}
         for number in (2, 10, 50, args.adapters):              # beside its neighbours: a single one may meet a machine that is busy elsewhere
             near = [costs[n] for n in (number - 1, number, number + 1) if number > 2 and n in costs] or [costs[number]]
