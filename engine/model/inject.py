@@ -143,8 +143,11 @@ def _tensors(tenant: Tenant, specs: Mapping[str, TensorSpec], layer: Adapted | R
     """One adapter's tensors at one layer: given ones as they are, the rest initialised."""
     method, weight = tenant.method, layer.like
     made = _made(specs, given, trainable, _dtype(weight, autocast), device, _here(weight))
+    starts = method.starts_from_base(tenant.config)
+    if not starts and BIAS not in specs:   # as with most: thousands of layers need not be asked further
+        return tenant, made
     fresh = frozenset(key for key in specs.keys() - given.keys() if not made[key].is_meta)
-    if fresh and (method.starts_from_base(tenant.config) or BIAS in fresh):
+    if fresh and (starts or BIAS in fresh):
         if weight.is_meta:
             return tenant._replace(fresh=fresh), made
         if any(tensor.is_meta for tensor in tenant.shared.values()):           # a file will bring it; see `engine.checkpoint.state`

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -100,7 +100,8 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig, held: Held | 
     wanted = _wanted(model, config)
     result, hits, closed_off, choose, past = Plan(), set(), [], _chooser(config, wanted), _read_past(model)
     for path, module in modules(model) if held is None else held:
-        closed_off += [path] if isinstance(module, Replaced) else []
+        if isinstance(module, Replaced):
+            closed_off.append(path)
         entry, reason = choose(path, module)
         if entry is None:
             result.reasons[path] = reason
@@ -113,7 +114,7 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig, held: Held | 
         if closed_off and (closed := next((whole for whole in closed_off if path.startswith(f"{whole}.")), None)):
             raise UnsupportedLayer(f"No adapter can sit on {path}.", f"Another adapter replaces {closed} as a whole.",
                                    "Leave it out of `target_modules`, or delete the other adapter first.")
-        if own := vars(module).get("remade") or next((make for kind, make in config.custom_modules.items() if isinstance(module, kind)), None):
+        if own := module.__dict__.get("remade") or config.custom_modules and _own(module, config.custom_modules):
             targets = [own(path, module, method, config)]
         else:
             targets = [whole_target(path, module, method.title)] if isinstance(method, Whole) else on_module(path, module, model)
@@ -148,6 +149,11 @@ def plan(model: nn.Module, method: Method, config: TargetedConfig, held: Held | 
     raise NoMatchingPeftModuleError(
         f"Target modules {config.target_modules} not found in the base model.", "The adapter would sit on no layer at all.",
         f"Did you mean {', '.join(near)}?" if near else "Check that the adapter was made for this model.")
+
+
+def _own(module: nn.Module, custom: Mapping[type[nn.Module], Callable[..., Target]]) -> Callable[..., Target] | None:
+    """What makes a target of a module that a program has layers of its own for."""
+    return next((make for kind, make in custom.items() if isinstance(module, kind)), None)
 
 
 def named_modules(model: nn.Module, config: TargetedConfig) -> list[str]:
