@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
 from PySide6.QtCore import QLibraryInfo, QLocale, QObject, QTimer, QTranslator, Qt, Signal
@@ -39,6 +38,7 @@ from studio.jobs.runner import Runner
 from studio.jobs.runner_process import ProcessRunner
 from studio.jobs.talk import ProcessTalk, Talk
 from studio.models.background import Background
+from studio.models.loading import loaded
 from studio.models.steps import Steps
 from studio.models.undo import UndoStack
 from studio.views import notify, theme
@@ -50,6 +50,8 @@ from studio.views.mix_panel import MixPanel
 from studio.views.parts import Panel
 
 log = logging.getLogger(__name__)
+
+LOOK = 0.002                               # seconds for which a step waits for a module that is being loaded
 
 
 class Studio(QObject):
@@ -137,7 +139,8 @@ class Studio(QObject):
     # there is much in it: Qt restyles all that is in a widget which moves.
 
     def _teach_panel(self) -> Iterator[None]:
-        yield from _loaded_beside("numpy")
+        while not loaded("numpy", LOOK):
+            yield
         from studio.views.teach_panel import TeachPanel
         yield
         panel = TeachPanel(self.home, self.catalogue, self.queue_bridge, self.talk_bridge, self.settings, in_steps=True)
@@ -411,15 +414,6 @@ class Studio(QObject):
         self.window.end()
         self.ended.emit()
         self.app.quit()
-
-
-def _loaded_beside(module: str) -> Iterator[None]:
-    """Steps until a module is there that would hold the window up if it were loaded in its thread."""
-    loading = threading.Thread(target=import_module, args=(module,), name=f"loading {module}")
-    loading.start()
-    while loading.is_alive():
-        loading.join(0.002)
-        yield
 
 
 def country() -> QLocale:

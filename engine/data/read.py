@@ -70,6 +70,7 @@ def read(path: Path | archive.Inside | str) -> Table:
 
 
 def passed(file: Path | archive.Inside, problem: BadData) -> str:
+    """The sentence about a file of several that is left out for this reason."""
     note = f"{file.name} was passed over: {' '.join(filter(None, (problem.what, problem.why)))}"
     return note
 

@@ -34,12 +34,6 @@ class Steps(QObject):
         self._timer.stop()
         getattr(self._work, "close", list)()
 
-    def finish(self) -> None:
-        """Do all that is left, now."""
-        self._timer.stop()
-        for _ in self._work:
-            pass
-
     def _turn(self) -> None:
         until = time.perf_counter() + SLICE
         for _ in self._work:

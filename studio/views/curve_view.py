@@ -16,11 +16,12 @@ from PySide6.QtWidgets import QAbstractItemView, QComboBox, QStackedWidget, QTab
 from studio.core.series import Series, Smooth
 from studio.core.text import number
 from studio.core.text import teach as words
+from studio.models.loading import loaded
 from studio.models.series_table import EVENT, LEARNED, UNSEEN, SeriesTable
 from studio.views import a11y, theme
 from studio.views.flow import Flow
 from studio.views.parts import Column, Row, button, text
-from studio.views.plot import loaded, quiet_plot
+from studio.views.plot import quiet_plot
 
 PLOT, TABLE, NOTHING = range(3)
 CALM_POINTS = 150                          # a thick, smooth line costs by its points, not by its length
@@ -234,7 +235,7 @@ class CurveView(QWidget):
         self._ticks.setData(spots)
 
     def _warm(self) -> None:
-        if loaded():
+        if loaded("pyqtgraph"):
             self._make_plot()
         else:
             QTimer.singleShot(REDRAW, self, self._warm)

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
-from threading import Thread
-
 from studio.core.text import local
 
 
-@cache
-def _loading() -> Thread:
-    thread = Thread(target=import_module, args=("pyqtgraph",), name="loading-plots")
-    thread.start()
-    return thread
-
-
-def loaded() -> bool:
-    """Whether pyqtgraph is there. It is loaded beside the window, which would stand still for a quarter of a second."""
-    return not _loading().is_alive()
-
-
 def quiet_plot():
-    """(pyqtgraph, a new plot). Whoever can wait asks `loaded` first."""
+    """(pyqtgraph, a new plot). It takes a quarter of a second to load: whoever can wait asks `loaded` first."""
     import pyqtgraph as pg
 
     class Axis(pg.AxisItem):

@@ -139,7 +139,7 @@ def change(app: QApplication, mode: str, text_size: float) -> Iterator[None]:
         mode = "dark" if app.styleHints().colorScheme() == Qt.ColorScheme.Dark else "light"
     if app.property("dressed") == [mode, text_size]:
         return
-    app.setProperty("dressed", [mode, text_size])
+    app.setProperty("dressed", None)       # neither, until it is done: another change may overtake this one
     QDir.setSearchPaths("icons", [str(ICONS)])
 
     def put_on() -> None:
@@ -152,6 +152,7 @@ def change(app: QApplication, mode: str, text_size: float) -> Iterator[None]:
     if not app.styleSheet():               # the first time (a style sheet hides the style's name)
         app.setStyle("Fusion")
     yield from dressing(app, put_on, lambda: changed.tell(_now))
+    app.setProperty("dressed", [mode, text_size])
 
 
 def look(widget: QWidget, looks: str) -> QWidget:

@@ -28,17 +28,10 @@ def test_it_does_everything_in_several_turns(qtbot):
     assert done == [0, 1, 2, 3, "tidy"] and len(turns) >= 4
 
 
-def test_it_can_be_finished_now(qapp):
-    steps, done = Steps(), []
-    steps.begin(work(done, 3))
-    steps.finish()
-    assert done == [0, 1, 2, "tidy"] and not steps.busy
-
-
-def test_new_work_takes_the_place_of_what_is_left(qapp):
+def test_new_work_takes_the_place_of_what_is_left(qtbot):
     steps, first, second = Steps(), [], []
     steps.begin(work(first, 3))
     next(steps._work)
     steps.begin(work(second, 1))
-    steps.finish()
+    qtbot.waitUntil(lambda: not steps.busy)
     assert first == [0, "tidy"] and second == [0, "tidy"]

@@ -91,6 +91,18 @@ def test_a_change_that_another_one_overtakes_leaves_nothing_behind(window, qapp)
     assert picture(window) == one
 
 
+def test_what_was_half_done_is_done_again(window, qapp):
+    half = theme.change(qapp, "dark", 1.0)
+    next(half)
+    half.close()
+    theme.apply(qapp, "dark", 1.0)
+    one = picture(window)
+    assert theme.tokens().name == "dark"
+    theme.apply(qapp, "light", 1.0)
+    theme.apply(qapp, "dark", 1.0)
+    assert picture(window) == one
+
+
 def test_a_widget_may_go_between_two_steps(window, qapp):
     steps = theme.change(qapp, "dark", 1.0)
     next(steps)
